@@ -1,1 +1,8 @@
-//! 
+//! The REST API of eswitchd: resource types, server, client.
+//!
+//! In: HTTP requests on listeners that the daemon hands over. Out: calls to a [`server::Daemon`],
+//! and its answers as JSON. Nothing here knows of kernels, guests or flows: what a resource *does*
+//! is the controller's business.
+
+pub mod resources;
+pub mod types;

@@ -1,0 +1,524 @@
+//! The resources of the REST API: `spec` is what the client wants, `status` what the daemon sees.
+//!
+//! These types are at once the wire format (JSON, snake_case), the stored intent and what the
+//! controller plans from: there is no second copy. `spec`s refuse unknown fields, so that a field
+//! of a later version is never ignored in silence; `status`es may grow.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::types::{Id, MacAddr, MacPrefix, Vid};
+
+/// A resource with its identity. `revision` grows with every change of the spec, over all
+/// resources of the daemon, and never repeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Resource<Spec, Status> {
+    /// The client's name for it.
+    pub id: Id,
+    /// The revision of the store in which the spec changed last; 0 for what was only discovered.
+    pub revision: u64,
+    /// What is wanted.
+    pub spec: Spec,
+    /// What is.
+    pub status: Status,
+}
+
+/// The body of a PUT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Desired<Spec> {
+    /// What is wanted.
+    pub spec: Spec,
+}
+
+/// The answer to a list request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct List<Item> {
+    /// The items, in order of id.
+    pub items: Vec<Item>,
+}
+
+// ---------------------------------------------------------------- networks
+
+/// One L2 segment, as the client and the daemon see it.
+pub type Network = Resource<NetworkSpec, NetworkStatus>;
+
+/// One L2 segment. MAC addresses are unique within a network, not across networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// How the network looks on the wire.
+    pub kind: NetworkKind,
+    /// The adapter it lives on; every adapter where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Id>,
+    /// Addresses that no guest may take, the gateway's for example.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved_macs: Vec<MacAddr>,
+    /// Where a frame to an unknown unicast address goes.
+    #[serde(default)]
+    pub unknown_unicast: UnknownUnicast,
+}
+
+/// How a network looks on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkKind {
+    /// Untagged on the uplink.
+    Flat,
+    /// Tagged on the uplink.
+    Vlan(VlanTag),
+    /// Never on the uplink: local ports only.
+    Isolated,
+}
+
+/// A VLAN tag on the uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VlanTag {
+    /// The VLAN identifier.
+    pub vid: Vid,
+    /// The tag protocol.
+    #[serde(default)]
+    pub proto: VlanProto,
+}
+
+/// The protocol of a VLAN tag.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+pub enum VlanProto {
+    /// IEEE 802.1Q, ethertype 0x8100.
+    #[default]
+    #[serde(rename = "802.1q")]
+    Dot1Q,
+    /// IEEE 802.1ad service tag, ethertype 0x88a8.
+    #[serde(rename = "802.1ad")]
+    Dot1Ad,
+}
+
+/// What happens to unicast frames whose destination is no local port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownUnicast {
+    /// To the uplink (in an isolated network, which has none: dropped).
+    #[default]
+    Uplink,
+    /// Dropped.
+    Drop,
+}
+
+/// What a network is at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkStatus {
+    /// The ports attached to it.
+    pub ports: Vec<Id>,
+    /// What holds and what does not.
+    pub conditions: Vec<Condition>,
+}
+
+// ---------------------------------------------------------------- ports
+
+/// The permission of one VF, as the client and the daemon see it.
+pub type Port = Resource<PortSpec, PortStatus>;
+
+/// The permission of one VF to take part in networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// The VF that the port is for.
+    pub function: PortFunction,
+    /// The networks it takes part in: at most one untagged, each other with its own guest tag.
+    pub attachments: Vec<Attachment>,
+    /// Addresses that the VF may always send from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub macs: Vec<MacAddr>,
+    /// Addresses of the guest's own choosing; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_macs: Option<GuestMacs>,
+    /// `down` passes nothing and keeps the port.
+    #[serde(default)]
+    pub admin_state: AdminState,
+}
+
+/// The VF that a port is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum PortFunction {
+    /// A function of a guest, by its device id in QEMU; the daemon finds what it stands on.
+    GuestVf {
+        /// The guest.
+        guest: Id,
+        /// The device id, as in `-device virtio-net-pci,id=vf0`.
+        device: String,
+    },
+    /// A VF of an adapter.
+    Vf {
+        /// The adapter.
+        adapter: Id,
+        /// The VF's index, from 0.
+        index: u16,
+    },
+    /// A representor of a software adapter.
+    Netdev {
+        /// The adapter.
+        adapter: Id,
+        /// The representor's name.
+        name: String,
+    },
+}
+
+/// One network that a port takes part in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// The network.
+    pub network: Id,
+    /// The 802.1Q tag under which the guest sends and receives; untagged where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<Vid>,
+}
+
+/// How far a guest may choose its own addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuestMacs {
+    /// At most so many at a time, 1 to 64.
+    pub max: u16,
+    /// Only addresses that begin with one of these; any where empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<MacPrefix>,
+}
+
+/// Whether a port passes frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminState {
+    /// As its attachments say.
+    #[default]
+    Up,
+    /// Nothing.
+    Down,
+}
+
+/// What a port is at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStatus {
+    /// What holds and what does not: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`.
+    pub conditions: Vec<Condition>,
+    /// The adapter that it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Id>,
+    /// The VF's index on that adapter, where it is a VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf: Option<u16>,
+    /// The representor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub representor: Option<Netdev>,
+    /// The addresses that it may send from now.
+    pub macs: Vec<MacAddr>,
+    /// What the guest asked for and does not get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedMac>,
+    /// Flows that this port is the reason for.
+    pub flows: FlowCounts,
+    /// Microseconds from the last guest event that changed this port to its flows' acknowledgement
+    /// by the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_to_programmed_us: Option<u64>,
+    /// How many guest events have changed this port's program since the daemon started.
+    pub events_programmed: u64,
+}
+
+/// An address that a guest asked for and does not get.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedMac {
+    /// The address.
+    pub mac: MacAddr,
+    /// Why not.
+    pub reason: String,
+}
+
+/// A netdev of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Netdev {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub ifindex: u32,
+}
+
+/// Flows by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowCounts {
+    /// In the adapter's hardware.
+    pub in_hw: u64,
+    /// Installed, in software only.
+    pub not_in_hw: u64,
+    /// Refused by the kernel.
+    pub refused: u64,
+    /// Wanted, and not answered by the kernel yet.
+    pub pending: u64,
+}
+
+// ---------------------------------------------------------------- guests
+
+/// A VM, as the client and the daemon see it.
+pub type Guest = Resource<GuestSpec, GuestStatus>;
+
+/// A VM, reached through its QMP socket. A guest whose socket is in the configured folder needs no
+/// PUT: it appears under its socket's file name without `.sock`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSpec {
+    /// Its QMP socket, an absolute path; `<folder>/<id>.sock` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<String>,
+    /// What its devices stand on, by device id, where the platform knows it: this is taken instead
+    /// of what QEMU's command line claims.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backings: BTreeMap<String, Backing>,
+}
+
+/// What a guest's device stands on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Backing {
+    /// A VF of an adapter.
+    Vf {
+        /// The adapter.
+        adapter: Id,
+        /// The VF's index, from 0.
+        index: u16,
+    },
+    /// A netdev, such as a tap.
+    Netdev {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// What a guest is at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestStatus {
+    /// What holds and what does not: `Connected`, `Trusted`.
+    pub conditions: Vec<Condition>,
+    /// Process id of its QEMU, from the socket's peer credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// QEMU's version, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<String>,
+    /// QEMU's run state: `running`, `paused`, `inmigrate` and so on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_state: Option<String>,
+    /// Its emulated PFs and VFs.
+    pub functions: Vec<GuestFunction>,
+}
+
+/// An emulated PF or a VF of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestFunction {
+    /// Device id in QEMU.
+    pub device: String,
+    /// The device id of its PF, where it is a VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pf: Option<String>,
+    /// Whether the guest has enabled it: its BARs have addresses.
+    pub enabled: bool,
+    /// The address in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Further unicast addresses that the guest listens to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unicast: Vec<MacAddr>,
+    /// VLANs that the guest listens to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vlans: Vec<u16>,
+    /// Whether it asks for every frame. Meaningless before `filter_known`.
+    pub promiscuous: bool,
+    /// Whether a driver has set the receive filter, so that the fields above are a request.
+    pub filter_known: bool,
+    /// What it stands on, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<Backing>,
+    /// Why the backing is not known or not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_problem: Option<String>,
+    /// The port that gives it its permission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Id>,
+}
+
+// ---------------------------------------------------------------- adapters
+
+/// One eswitch of the host. Found, not made: it has no spec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Adapter {
+    /// Its handle in a form safe in URLs: `pci-0000:03:00.0`, `netdevsim-netdevsim10`, `soft-lab`.
+    pub id: Id,
+    /// Its devlink handle, `pci/0000:03:00.0`, or `soft-NAME`.
+    pub handle: String,
+    /// The kernel driver's name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Its mode; absent while it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<EswitchMode>,
+    /// The switch id that its representors share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch_id: Option<String>,
+    /// The uplink: representor of the physical port, or the netdev named in the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<Netdev>,
+    /// Its VFs, or the representors of a software adapter.
+    pub vfs: Vec<AdapterVf>,
+    /// Its flows by state.
+    pub flows: FlowCounts,
+    /// Filters of other owners on its hooks: reported, never touched.
+    pub foreign_filters: u64,
+    /// What holds and what does not.
+    pub conditions: Vec<Condition>,
+}
+
+/// The mode of an eswitch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EswitchMode {
+    /// Per-VF settings on the PF; the NIC switches by MAC and VLAN.
+    Legacy,
+    /// A representor for each VF; flows decide.
+    Switchdev,
+    /// Plain netdevs as representors; flows in the kernel decide.
+    Software,
+}
+
+/// A VF of an adapter, or a representor of a software adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdapterVf {
+    /// The VF's index; absent on a software adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u16>,
+    /// The representor, in switchdev and software mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub representor: Option<Netdev>,
+    /// The settings in force, in legacy mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<VfSettings>,
+    /// The port that is bound to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Id>,
+}
+
+/// Settings of a VF on its PF in legacy mode, as the kernel reports them
+/// (`IFLA_VFINFO_LIST`, `include/uapi/linux/if_link.h`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VfSettings {
+    /// Administrative MAC address.
+    pub mac: MacAddr,
+    /// Port VLAN; 0 where there is none.
+    pub vlan: u16,
+    /// Protocol of the port VLAN.
+    pub vlan_proto: VlanProto,
+    /// Source MAC check; absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spoof_check: Option<bool>,
+    /// Link state; absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_state: Option<VfLinkState>,
+}
+
+/// Administrative link state of a VF (`IFLA_VF_LINK_STATE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VfLinkState {
+    /// Follows the physical port.
+    Auto,
+    /// Always up.
+    Enable,
+    /// Always down.
+    Disable,
+}
+
+// ---------------------------------------------------------------- flows
+
+/// One tc-flower rule that the daemon wants or has installed. Read only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flow {
+    /// The adapter.
+    pub adapter: Id,
+    /// The netdev on whose ingress hook it is.
+    pub netdev: String,
+    /// What it is there for, in a few words: `admission of 02:… `, `flood`, `default drop`.
+    pub purpose: String,
+    /// The port that is the reason for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Id>,
+    /// The network that is the reason for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Id>,
+    /// The rule in tc's syntax: it can be pasted after `tc filter add dev NETDEV`.
+    pub tc: String,
+    /// What has become of it.
+    pub state: FlowState,
+    /// The kernel's own words, where it refused the rule or its offload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What has become of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowState {
+    /// In the adapter's hardware.
+    InHw,
+    /// Installed, in software only.
+    NotInHw,
+    /// Refused by the kernel.
+    Refused,
+    /// Wanted, and not answered by the kernel yet.
+    Pending,
+}
+
+// ---------------------------------------------------------------- conditions
+
+/// One statement about a resource, in the manner of Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Condition {
+    /// What the statement is about: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`.
+    pub r#type: String,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people, with the kernel's own words where it has any.
+    pub message: String,
+    /// When `status` changed last, RFC 3339.
+    pub last_transition: String,
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// It holds in part: `Offloaded` with some flows in software.
+    Partial,
+    /// Not known.
+    Unknown,
+}

@@ -1,0 +1,257 @@
+//! Values that resources are made of: MAC addresses, prefixes of them, VLAN ids, resource ids.
+//!
+//! In: text from JSON. Out: checked values. A value of one of these types is valid wherever it is
+//! seen; nothing downstream checks again.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Why a text is not one of this module's values. The message names the text and what would do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidValue(String);
+
+/// A MAC address, written as `02:aa:bb:cc:00:01`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}$", example = "02:aa:bb:cc:00:01")]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// Whether a station may send from this address: neither a group address nor all zero.
+    pub fn is_station(&self) -> bool {
+        self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reads `count` colon-separated hexadecimal bytes; `None` when the text has another form.
+fn hex_bytes(text: &str) -> Option<Vec<u8>> {
+    text.split(':')
+        .map(|part| match part.len() {
+            2 if part.bytes().all(|b| b.is_ascii_hexdigit()) => u8::from_str_radix(part, 16).ok(),
+            _ => None,
+        })
+        .collect()
+}
+
+impl FromStr for MacAddr {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        hex_bytes(text).and_then(|bytes| bytes.try_into().ok()).map(MacAddr).ok_or_else(|| {
+            InvalidValue(format!(
+                "`{text}` is not a MAC address: write six hexadecimal bytes as in 02:aa:bb:cc:00:01"
+            ))
+        })
+    }
+}
+
+impl TryFrom<String> for MacAddr {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddr> for String {
+    fn from(mac: MacAddr) -> Self {
+        mac.to_string()
+    }
+}
+
+/// The first one to six bytes of a MAC address, written as `02:aa:bb`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){0,5}$", example = "02:aa:bb")]
+pub struct MacPrefix(Vec<u8>);
+
+impl MacPrefix {
+    /// Whether `mac` begins with this prefix.
+    pub fn contains(&self, mac: MacAddr) -> bool {
+        mac.0.starts_with(&self.0)
+    }
+}
+
+impl TryFrom<String> for MacPrefix {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        hex_bytes(&text).filter(|bytes| bytes.len() <= 6).map(MacPrefix).ok_or_else(|| {
+            InvalidValue(format!(
+                "`{text}` is not a MAC prefix: write one to six hexadecimal bytes as in 02:aa:bb"
+            ))
+        })
+    }
+}
+
+impl From<MacPrefix> for String {
+    fn from(prefix: MacPrefix) -> Self {
+        prefix.0.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
+    }
+}
+
+/// An IEEE 802.1Q VLAN identifier that a network can own: 1 to 4094.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(try_from = "u16", into = "u16")]
+#[schema(value_type = u16, minimum = 1, maximum = 4094, example = 100)]
+pub struct Vid(u16);
+
+impl Vid {
+    /// The identifier as a number, 1 to 4094.
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl TryFrom<u16> for Vid {
+    type Error = InvalidValue;
+
+    fn try_from(vid: u16) -> Result<Self, Self::Error> {
+        match vid {
+            1..=4094 => Ok(Vid(vid)),
+            _ => Err(InvalidValue(format!("{vid} is not a VLAN id: use 1 to 4094"))),
+        }
+    }
+}
+
+impl From<Vid> for u16 {
+    fn from(vid: Vid) -> Self {
+        vid.0
+    }
+}
+
+impl fmt::Display for Vid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The client's own name for a resource: 1 to 128 of `A-Z a-z 0-9 . _ : -`, not starting with a dot.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}$", example = "web-1")]
+pub struct Id(String);
+
+impl Id {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Id {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
+        if (1..=128).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.') {
+            Ok(Id(text))
+        } else {
+            Err(InvalidValue(format!(
+                "`{text}` is not an id: use 1 to 128 letters, digits or . _ : - and no leading dot"
+            )))
+        }
+    }
+}
+
+impl FromStr for Id {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.to_owned().try_into()
+    }
+}
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl std::borrow::Borrow<str> for Id {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_address_reads_back_what_it_prints() {
+        let mac: MacAddr = "02:AA:bb:cc:00:01".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:aa:bb:cc:00:01");
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+    }
+
+    #[test]
+    fn a_mac_address_of_another_form_is_refused_with_a_remedy() {
+        for text in
+            ["", "02:aa:bb:cc:00", "02:aa:bb:cc:00:01:02", "02-aa-bb-cc-00-01", "+2:aa:bb:cc:00:01"]
+        {
+            let error = text.parse::<MacAddr>().unwrap_err().to_string();
+            assert!(error.contains("02:aa:bb:cc:00:01"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn group_and_zero_addresses_are_no_stations() {
+        assert!(!MacAddr([1, 0, 0x5e, 0, 0, 1]).is_station());
+        assert!(!MacAddr([0; 6]).is_station());
+        assert!(MacAddr([2, 0, 0, 0, 0, 1]).is_station());
+    }
+
+    #[test]
+    fn a_prefix_contains_the_addresses_that_begin_with_it() {
+        let prefix = MacPrefix::try_from("02:aa".to_owned()).unwrap();
+        assert!(prefix.contains(MacAddr([2, 0xaa, 0, 0, 0, 1])));
+        assert!(!prefix.contains(MacAddr([2, 0xab, 0, 0, 0, 1])));
+    }
+
+    #[test]
+    fn vlan_ids_outside_1_to_4094_are_refused() {
+        assert!(Vid::try_from(0).is_err() && Vid::try_from(4095).is_err());
+        assert!(Vid::try_from(1).is_ok() && Vid::try_from(4094).is_ok());
+    }
+
+    #[test]
+    fn ids_are_safe_in_urls_and_file_names() {
+        for good in ["vm1", "pci-0000:03:00.0", "a_b.c"] {
+            assert!(good.parse::<Id>().is_ok(), "{good}");
+        }
+        for bad in ["", "..", ".hidden", "a/b", "a b", "é", &"x".repeat(129)] {
+            assert!(bad.parse::<Id>().is_err(), "{bad}");
+        }
+    }
+}
