@@ -4,5 +4,10 @@
 //! and its answers as JSON. Nothing here knows of kernels, guests or flows: what a resource *does*
 //! is the controller's business.
 
+pub mod error;
 pub mod resources;
+pub mod server;
 pub mod types;
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/eswitchd/api.sock";

@@ -1,0 +1,111 @@
+//! What the server asks of the daemon.
+//!
+//! In: checked ids, and specs that are valid by themselves (`validate` has passed). Out: resources,
+//! or an [`ApiError`]. An implementation may not block the thread, and answers a PUT or DELETE
+//! only when the change is durable.
+
+use std::future::Future;
+
+use crate::{
+    error::{ApiError, NotReady},
+    resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
+    types::Id,
+};
+
+/// What a PUT has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PutOutcome {
+    /// The resource is new.
+    Created,
+    /// The resource was there with another spec.
+    Updated,
+    /// The resource was there with this spec; nothing was stored, its revision stays.
+    Unchanged,
+}
+
+/// The answer to a PUT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Put<T> {
+    /// What it has done.
+    pub outcome: PutOutcome,
+    /// The resource as it is now.
+    pub resource: T,
+}
+
+/// Which flows are asked for: those that match every field that is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// The adapter they are on.
+    pub adapter: Option<Id>,
+    /// The port that is the reason for them.
+    pub port: Option<Id>,
+    /// The network that is the reason for them.
+    pub network: Option<Id>,
+}
+
+/// What stands behind the REST API. Lists are in order of id.
+pub trait Daemon: Send + Sync + 'static {
+    /// Creates or changes a network.
+    fn put_network(
+        &self,
+        id: Id,
+        spec: NetworkSpec,
+    ) -> impl Future<Output = Result<Put<Network>, ApiError>> + Send;
+
+    /// A network.
+    fn network(&self, id: &Id) -> impl Future<Output = Result<Network, ApiError>> + Send;
+
+    /// All networks.
+    fn networks(&self) -> impl Future<Output = Result<Vec<Network>, ApiError>> + Send;
+
+    /// Removes a network; [`ApiError::Conflict`] while ports are attached to it.
+    fn delete_network(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Creates or changes a port.
+    fn put_port(
+        &self,
+        id: Id,
+        spec: PortSpec,
+    ) -> impl Future<Output = Result<Put<Port>, ApiError>> + Send;
+
+    /// A port.
+    fn port(&self, id: &Id) -> impl Future<Output = Result<Port, ApiError>> + Send;
+
+    /// All ports.
+    fn ports(&self) -> impl Future<Output = Result<Vec<Port>, ApiError>> + Send;
+
+    /// Removes a port, and with it all that its VF may do.
+    fn delete_port(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Creates or changes a guest.
+    fn put_guest(
+        &self,
+        id: Id,
+        spec: GuestSpec,
+    ) -> impl Future<Output = Result<Put<Guest>, ApiError>> + Send;
+
+    /// A guest, whether it was PUT or found in the socket folder.
+    fn guest(&self, id: &Id) -> impl Future<Output = Result<Guest, ApiError>> + Send;
+
+    /// All guests, those that were PUT and those found in the socket folder.
+    fn guests(&self) -> impl Future<Output = Result<Vec<Guest>, ApiError>> + Send;
+
+    /// Forgets what was PUT for a guest. One whose socket is in the folder stays, as found.
+    fn delete_guest(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// All adapters.
+    fn adapters(&self) -> impl Future<Output = Result<Vec<Adapter>, ApiError>> + Send;
+
+    /// An adapter.
+    fn adapter(&self, id: &Id) -> impl Future<Output = Result<Adapter, ApiError>> + Send;
+
+    /// The flows that match `filter`, in order of adapter, netdev and rule.
+    fn flows(&self, filter: FlowFilter)
+    -> impl Future<Output = Result<Vec<Flow>, ApiError>> + Send;
+
+    /// Whether the daemon has converged once and does its work.
+    fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
+
+    /// All metrics in Prometheus' text format, version 0.0.4.
+    fn metrics(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
+}
