@@ -1,0 +1,284 @@
+//! The configuration file: TOML in, checked [`Config`] out.
+//!
+//! An error names the file, the line and the remedy. Nothing is read from elsewhere.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use api::types::Id;
+use serde::Deserialize;
+
+/// What the daemon is told at start.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Folder of the store; made if it is not there.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Where the API listens.
+    #[serde(default)]
+    pub api: ApiConfig,
+    /// Where guests are found.
+    #[serde(default)]
+    pub guests: GuestsConfig,
+    /// The adapters that the daemon may program. No other is touched.
+    #[serde(default, rename = "adapter")]
+    pub adapters: Vec<AdapterConfig>,
+}
+
+/// Where the API listens.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiConfig {
+    /// Unix socket; its folder must exist.
+    pub unix: Option<PathBuf>,
+    /// Permission bits of the Unix socket.
+    pub unix_mode: u32,
+    /// Loopback addresses for plain HTTP.
+    pub tcp: Vec<SocketAddr>,
+}
+
+/// Where guests are found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GuestsConfig {
+    /// Folder with one QMP socket a guest, `<guest id>.sock`; watched.
+    pub qmp_dir: Option<PathBuf>,
+}
+
+/// One adapter that the daemon may program.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterConfig {
+    /// Devlink handle of a NIC, `pci/0000:03:00.0`.
+    pub handle: Option<String>,
+    /// Name of a software adapter.
+    pub software: Option<String>,
+    /// The uplink netdev. A NIC in switchdev mode has its own; a software adapter without one has
+    /// local ports only.
+    pub uplink: Option<String>,
+    /// Names of a software adapter's representors; `*` stands for any text.
+    #[serde(default)]
+    pub representors: Vec<String>,
+    /// Whether the host itself uses the uplink.
+    #[serde(default)]
+    pub uplink_use: UplinkUse,
+}
+
+/// Whether the host itself uses the uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UplinkUse {
+    /// Frames to the uplink's own address pass to the host, and a flat network's broadcast is
+    /// delivered to the host as well.
+    #[default]
+    Shared,
+    /// Frames of networks that live here never reach the host.
+    Exclusive,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}; name another file with --config, or create this one")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}:{line}: {message}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+fn default_state_dir() -> PathBuf {
+    "/var/lib/eswitchd".into()
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        ApiConfig { unix: Some("/run/eswitchd/api.sock".into()), unix_mode: 0o660, tcp: Vec::new() }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of a configuration file; `path` is for error messages only.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+            path: path.into(),
+            line: error.span().map_or(1, |span| line_of(text, span.start)),
+            message: error.message().trim().replace('\n', "; "),
+        })?;
+        config.check(text).map_err(|(line, message)| ConfigError::Invalid {
+            path: path.into(),
+            line,
+            message,
+        })?;
+        Ok(config)
+    }
+
+    /// What the types cannot say. The error is a line and a message.
+    fn check(&self, text: &str) -> Result<(), (usize, String)> {
+        for address in &self.api.tcp {
+            if !address.ip().is_loopback() {
+                return Err((
+                    line_containing(text, &address.to_string()),
+                    format!(
+                        "api.tcp: {address} is not a loopback address, and this listener has no \
+                         authentication; use 127.0.0.1 or [::1]"
+                    ),
+                ));
+            }
+        }
+        if let Some(dir) = &self.guests.qmp_dir
+            && !dir.is_absolute()
+        {
+            return Err((
+                line_containing(text, "qmp_dir"),
+                format!("guests.qmp_dir: `{}` is not absolute; write the whole path", dir.display()),
+            ));
+        }
+        let mut ids = BTreeSet::new();
+        let headers = lines_with(text, "[[adapter]]");
+        for (index, adapter) in self.adapters.iter().enumerate() {
+            let line = headers.get(index).copied().unwrap_or(1);
+            let id = adapter.check().map_err(|message| (line, message))?;
+            if !ids.insert(id.clone()) {
+                return Err((line, format!("adapter `{id}` is there twice; keep one")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AdapterConfig {
+    /// The adapter's URL-safe id: `pci-0000:03:00.0`, `soft-lab`.
+    ///
+    /// # Errors
+    /// Says what is wrong with the entry and what would be right.
+    pub fn check(&self) -> Result<Id, String> {
+        let text = match (&self.handle, &self.software) {
+            (Some(handle), None) => {
+                if !self.representors.is_empty() {
+                    return Err("`representors` is for software adapters; a NIC's are found over \
+                                devlink: remove it"
+                        .into());
+                }
+                match handle.split_once('/') {
+                    Some((bus, device)) if !bus.is_empty() && !device.is_empty() => {
+                        format!("{bus}-{device}")
+                    }
+                    _ => {
+                        return Err(format!(
+                            "`{handle}` is not a devlink handle; write BUS/DEVICE as `devlink dev` \
+                             prints it, pci/0000:03:00.0 for example"
+                        ));
+                    }
+                }
+            }
+            (None, Some(name)) => {
+                if self.representors.is_empty() {
+                    return Err(format!(
+                        "software adapter `{name}` has no representors; name its netdevs, \
+                         representors = [\"tap*\"] for example"
+                    ));
+                }
+                format!("soft-{name}")
+            }
+            _ => {
+                return Err("an adapter is either handle = \"pci/…\" or software = \"NAME\": give \
+                            exactly one of the two"
+                    .into());
+            }
+        };
+        text.parse().map_err(|error| format!("{error}"))
+    }
+}
+
+/// The line, from 1, of a byte offset.
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|b| *b == b'\n').count()
+}
+
+/// The lines, from 1, whose text begins with `needle`.
+fn lines_with(text: &str, needle: &str) -> Vec<usize> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| line.trim_start().starts_with(needle))
+        .map(|(index, _)| index + 1)
+        .collect()
+}
+
+/// The first line that contains `needle`, from 1; 1 if none does.
+fn line_containing(text: &str, needle: &str) -> usize {
+    text.lines().position(|line| line.contains(needle)).map_or(1, |index| index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("/etc/eswitchd.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults_and_no_adapter() {
+        let config = parse("").unwrap();
+        assert_eq!(config.api.unix.as_deref(), Some(Path::new("/run/eswitchd/api.sock")));
+        assert!(config.adapters.is_empty());
+    }
+
+    #[test]
+    fn adapters_get_ids_that_are_safe_in_urls() {
+        let config = parse(
+            "[[adapter]]\nhandle = \"pci/0000:03:00.0\"\n\n\
+             [[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"tap*\"]\n",
+        )
+        .unwrap();
+        let ids: Vec<String> =
+            config.adapters.iter().map(|a| a.check().unwrap().to_string()).collect();
+        assert_eq!(ids, ["pci-0000:03:00.0", "soft-lab"]);
+    }
+
+    #[test]
+    fn a_wrong_configuration_names_file_line_and_remedy() {
+        let cases = [
+            ("state_dir = 7\n", "/etc/eswitchd.toml:1:", "string"),
+            ("\n[apy]\n", "/etc/eswitchd.toml:2:", "expected one of"),
+            ("[api]\ntcp = [\"0.0.0.0:1\"]\n", "/etc/eswitchd.toml:2:", "use 127.0.0.1"),
+            ("[guests]\nqmp_dir = \"qmp\"\n", "/etc/eswitchd.toml:2:", "whole path"),
+            ("\n\n[[adapter]]\n", "/etc/eswitchd.toml:3:", "exactly one"),
+            ("[[adapter]]\nhandle = \"mlx\"\n", "/etc/eswitchd.toml:1:", "BUS/DEVICE"),
+            ("[[adapter]]\nsoftware = \"x\"\n", "/etc/eswitchd.toml:1:", "representors ="),
+            (
+                "[[adapter]]\nhandle = \"a/b\"\n[[adapter]]\nhandle = \"a/b\"\n",
+                "/etc/eswitchd.toml:3:",
+                "keep one",
+            ),
+        ];
+        for (text, place, remedy) in cases {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with(place) && error.contains(remedy), "{text:?}: {error}");
+        }
+    }
+}

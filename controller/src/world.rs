@@ -1,0 +1,160 @@
+//! What is there: adapters and guests as the observers saw them last.
+//!
+//! In: whole snapshots from `observe/` (never "do this", always "this is how it looks now").
+//! Out: what `plan/` reads. Nothing here does I/O, and nothing here is believed merely because a
+//! guest or a QEMU said it: a [`GuestFunction`] carries requests, not permissions.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use api::{
+    resources::{EswitchMode, VfSettings},
+    types::{Id, MacAddr},
+};
+use tc_flows::Ifindex;
+
+/// Everything that the observers have seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct World {
+    /// The host's adapters, by URL-safe id.
+    pub adapters: BTreeMap<Id, AdapterView>,
+    /// The guests, by id.
+    pub guests: BTreeMap<Id, GuestView>,
+}
+
+/// A netdev of the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetdevView {
+    /// Its interface index; a netdev that comes back has another.
+    pub ifindex: Ifindex,
+    /// Its name.
+    pub name: String,
+    /// Its own address; absent for devices without one.
+    pub mac: Option<MacAddr>,
+}
+
+/// One eswitch of the host, configured and, where `mode` is there, present.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AdapterView {
+    /// The devlink handle, `netdevsim/netdevsim10`, or `soft-NAME`.
+    pub handle: String,
+    /// The kernel driver's name.
+    pub driver: Option<String>,
+    /// Its mode; absent while the adapter is not there.
+    pub mode: Option<EswitchMode>,
+    /// The id that its representors share, in hexadecimal.
+    pub switch_id: Option<String>,
+    /// The uplink in switchdev and software mode.
+    pub uplink: Option<NetdevView>,
+    /// The PF's netdev in legacy mode, on which VF settings are made.
+    pub pf: Option<NetdevView>,
+    /// Its VFs by index.
+    pub vfs: BTreeMap<u16, VfView>,
+    /// The representors of a software adapter, by name.
+    pub representors: BTreeMap<String, NetdevView>,
+    /// What could not be read, in the kernel's words.
+    pub problems: Vec<String>,
+}
+
+/// A VF as the host sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VfView {
+    /// Its representor, in switchdev mode.
+    pub representor: Option<NetdevView>,
+    /// Its settings on the PF, in legacy mode.
+    pub settings: Option<VfSettings>,
+}
+
+/// A guest, as its QMP socket and the host's kernel show it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestView {
+    /// The state of the connection.
+    pub connection: Connection,
+    /// Process id of the QEMU, from the socket's peer credentials.
+    pub pid: Option<u32>,
+    /// QEMU's version, as it says.
+    pub qemu: Option<String>,
+    /// QEMU's run state, `running`, `paused`, `inmigrate` and so on.
+    pub run_state: Option<String>,
+    /// Emulated PFs and their VFs, by device id.
+    pub functions: BTreeMap<String, GuestFunction>,
+}
+
+/// The state of a guest's QMP connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Connection {
+    /// Not connected yet.
+    #[default]
+    Connecting,
+    /// Connected, inventory complete.
+    Connected,
+    /// The socket failed but QEMU is still there (or may be): what was seen last still stands.
+    Interrupted {
+        /// What went wrong, for people.
+        reason: String,
+    },
+    /// The peer does not behave as QEMU does. What was seen last still stands, nothing new is taken.
+    Misbehaving {
+        /// What it did.
+        reason: String,
+    },
+    /// QEMU is gone: the guest has no functions any more.
+    Gone,
+}
+
+/// An emulated PF or a VF of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFunction {
+    /// Device id of the PF, where this is a VF.
+    pub pf: Option<String>,
+    /// Whether the guest has enabled it: its BARs have addresses.
+    pub enabled: bool,
+    /// What the guest asks to receive; absent until a driver has set it.
+    pub filter: Option<RxFilter>,
+    /// What it stands on.
+    pub backing: BackingView,
+}
+
+/// What a guest's driver asks to receive, from `query-rx-filter` (`qapi/net.json` of QEMU).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RxFilter {
+    /// The address in force.
+    pub main_mac: MacAddr,
+    /// Further unicast addresses; empty when the table overflowed.
+    pub unicast: Vec<MacAddr>,
+    /// Whether the unicast table overflowed, so that `unicast` says nothing.
+    pub unicast_overflow: bool,
+    /// VLANs it listens to.
+    pub vlans: Vec<u16>,
+    /// Whether it asks for every frame.
+    pub promiscuous: bool,
+}
+
+/// What a guest's function stands on, and whether that is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackingView {
+    /// A netdev of the host; the kernel confirms that this QEMU, and no other process, holds it.
+    Netdev {
+        /// Its name.
+        name: String,
+    },
+    /// A VF of a device; the kernel confirms that this QEMU holds its vDPA device.
+    Vf {
+        /// Devlink-style handle of the PF, `pci/0000:03:00.0`.
+        handle: String,
+        /// The VF's index.
+        index: u16,
+    },
+    /// Not known, not supported or not believed.
+    Unknown {
+        /// Why, and what to do about it.
+        reason: String,
+    },
+}
+
+/// Why an observer looked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cause {
+    /// When the first event that this look answers was read off its socket; absent when the look
+    /// came by itself.
+    pub event_read: Option<Instant>,
+}
