@@ -4,4 +4,5 @@
 //! program, `apply` brings the kernel there, and what came of it goes back to the API.
 
 pub mod config;
+pub mod observe;
 pub mod world;

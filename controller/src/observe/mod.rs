@@ -1,0 +1,3 @@
+//! The observers: each turns one source into snapshots, and decides nothing.
+
+pub mod guest;
