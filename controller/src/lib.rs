@@ -4,5 +4,6 @@
 //! program, `apply` brings the kernel there, and what came of it goes back to the API.
 
 pub mod config;
+pub mod eswitch;
 pub mod observe;
 pub mod world;
