@@ -1,3 +1,4 @@
 //! The observers: each turns one source into snapshots, and decides nothing.
 
 pub mod guest;
+pub mod host;
