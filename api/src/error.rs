@@ -68,11 +68,12 @@ impl fmt::Display for ResourceRef {
     }
 }
 
-/// What is wrong with a specification: which field, what, and what would be right.
+/// What is wrong with a specification or parameter: which field, what, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {detail}; {remedy}")]
 pub struct InvalidField {
-    /// The field from the root of the request body, as in `spec.attachments[1].tag`.
+    /// The field from the root of the request body, as in `spec.attachments[1].tag`, or the name
+    /// of a parameter.
     pub field: String,
     /// What is wrong.
     pub detail: String,
@@ -105,9 +106,12 @@ pub enum ApiError {
         /// The path that was asked for.
         path: String,
     },
-    /// The request is not well formed, or asks for what cannot be.
+    /// The specification is not well formed, or asks for what cannot be.
     #[error("{0}")]
     Invalid(#[from] InvalidField),
+    /// The path or the query has a value that is none, or a parameter that is unknown.
+    #[error("{0}")]
+    Parameter(InvalidField),
     /// The request's body is not JSON, or is none.
     #[error("{detail}")]
     Malformed {
@@ -144,6 +148,12 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The request's body did not arrive in time.
+    #[error("the body did not arrive within {limit:?}")]
+    SlowRequest {
+        /// How long the body may take to arrive.
+        limit: Duration,
+    },
     /// The request took too long, and was given up.
     #[error("the request took longer than {limit:?}")]
     Timeout {
@@ -173,7 +183,7 @@ pub struct NotReady {
 
 /// An error as the client sees it: problem details, RFC 9457.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
-#[error("{title}: {detail}")]
+#[error("{detail}")]
 pub struct Problem {
     /// What kind of problem it is, a URI reference that never changes: `/problems/not-found`.
     #[serde(rename = "type")]
@@ -185,7 +195,8 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong with this very request.
     pub detail: String,
-    /// The field that is wrong, from the root of the request body: `spec.attachments[1].tag`.
+    /// What is wrong: a field, from the root of the request body (`spec.attachments[1].tag`), or a
+    /// parameter of the path or query (`id`, `adapter`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// What to do about it.
@@ -200,4 +211,170 @@ pub struct Problem {
     /// Seconds after which to try again; in the header `Retry-After`, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<u64>,
+}
+
+impl ApiError {
+    /// This error as the client sees it. The one place that chooses statuses.
+    pub fn problem(&self) -> Problem {
+        let problem = |status, slug: &str, title: &str, remedy: &str| Problem {
+            kind: format!("/problems/{slug}"),
+            title: title.to_owned(),
+            status,
+            detail: self.to_string(),
+            field: None,
+            remedy: Some(remedy.to_owned()),
+            blockers: Vec::new(),
+            reasons: Vec::new(),
+            retry_after: None,
+        };
+        match self {
+            Self::Malformed { .. } => problem(
+                400,
+                "malformed",
+                "Malformed request",
+                "send one JSON object as the body, as /openapi.json describes it",
+            ),
+            Self::Parameter(InvalidField { field, detail, remedy }) => Problem {
+                field: Some(field.clone()),
+                detail: detail.clone(),
+                ..problem(400, "bad-parameter", "Bad parameter in the path or query", remedy)
+            },
+            Self::NotFound { kind, .. } => problem(
+                404,
+                "not-found",
+                "No such resource",
+                &format!("GET /v1/{} lists what there is", kind.plural()),
+            ),
+            Self::NoRoute { .. } => {
+                problem(404, "no-route", "No such path", "/openapi.json lists all paths")
+            }
+            Self::Method { .. } => problem(
+                405,
+                "method-not-allowed",
+                "No such method here",
+                "use a method that the header Allow names",
+            ),
+            Self::SlowRequest { .. } => problem(
+                408,
+                "slow-request",
+                "Request arrived too slowly",
+                "send the whole body at once; nothing was changed",
+            ),
+            Self::Conflict { blockers, remedy, .. } => Problem {
+                blockers: blockers.iter().map(ToString::to_string).collect(),
+                ..problem(409, "conflict", "Contradicts what there is", remedy)
+            },
+            Self::TooLarge { .. } => problem(
+                413,
+                "too-large",
+                "Request too large",
+                "send less in one request; nothing was changed",
+            ),
+            Self::MediaType { .. } => problem(
+                415,
+                "media-type",
+                "Not JSON",
+                "send JSON with `Content-Type: application/json` (curl: --json)",
+            ),
+            Self::Invalid(InvalidField { field, detail, remedy }) => Problem {
+                field: Some(field.clone()),
+                detail: detail.clone(),
+                ..problem(422, "invalid", "Invalid specification", remedy)
+            },
+            Self::Internal(_) => problem(
+                500,
+                "internal",
+                "Defect of the daemon",
+                "the daemon's log says more; please report it",
+            ),
+            Self::Store(_) => problem(
+                500,
+                "store-failed",
+                "Store failed",
+                "the daemon's log says more; whether the change is stored is not known: repeat it",
+            ),
+            Self::Overloaded { retry_after, .. } => Problem {
+                retry_after: Some(whole_seconds(*retry_after)),
+                ..problem(
+                    503,
+                    "overloaded",
+                    "Too much to do",
+                    "try again after retry_after seconds; nothing was changed",
+                )
+            },
+            Self::NotReady(NotReady { reasons }) => Problem {
+                reasons: reasons.clone(),
+                ..problem(503, "not-ready", "Not ready", "wait, or see to the reasons")
+            },
+            Self::Timeout { .. } => problem(
+                504,
+                "timeout",
+                "Took too long",
+                "a change may have been made nevertheless: repeat it, which is safe",
+            ),
+            Self::StoreFull(_) => problem(
+                507,
+                "store-full",
+                "Store full",
+                "make room on the file system of the state folder; nothing was changed",
+            ),
+        }
+    }
+}
+
+/// A duration in seconds, rounded up, and at least one: what `Retry-After` can say.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0 || duration.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full_disk() -> Cause {
+        Box::new(std::io::Error::other("No space left on device"))
+    }
+
+    #[test]
+    fn a_conflict_lists_everything_that_stands_in_the_way() {
+        let port = |id: &str| ResourceRef { kind: ResourceKind::Port, id: id.parse().unwrap() };
+        let problem = ApiError::Conflict {
+            detail: "network `blue` has 2 ports".into(),
+            blockers: vec![port("a"), port("b")],
+            remedy: "detach them first".into(),
+        }
+        .problem();
+        assert_eq!(problem.status, 409);
+        assert_eq!(problem.blockers, ["ports/a", "ports/b"]);
+        assert_eq!(problem.remedy.as_deref(), Some("detach them first"));
+    }
+
+    #[test]
+    fn causes_inside_the_daemon_are_not_told_to_clients() {
+        for error in [
+            ApiError::Store(full_disk()),
+            ApiError::StoreFull(full_disk()),
+            ApiError::Internal(full_disk()),
+        ] {
+            let told = serde_json::to_string(&error.problem()).unwrap();
+            assert!(!told.contains("No space left"), "{told}");
+            assert!(error.source().is_some(), "the log has the cause of {error}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_and_never_zero() {
+        for (millis, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2)] {
+            assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
+        }
+    }
+
+    #[test]
+    fn a_problem_reads_back_what_it_writes_and_omits_what_it_has_not() {
+        let problem = ApiError::NoRoute { path: "/v2".into() }.problem();
+        let json = serde_json::to_value(&problem).unwrap();
+        assert_eq!(json["type"], "/problems/no-route");
+        assert!(json.get("field").is_none() && json.get("blockers").is_none());
+        assert_eq!(serde_json::from_value::<Problem>(json).unwrap(), problem);
+    }
 }

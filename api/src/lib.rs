@@ -8,6 +8,7 @@ pub mod error;
 pub mod resources;
 pub mod server;
 pub mod types;
+pub mod validate;
 
 /// Where the daemon listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/eswitchd/api.sock";

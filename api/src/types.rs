@@ -86,6 +86,11 @@ impl MacPrefix {
     pub fn contains(&self, mac: MacAddr) -> bool {
         mac.0.starts_with(&self.0)
     }
+
+    /// Whether any address that begins with this prefix can be a station's.
+    pub fn has_stations(&self) -> bool {
+        self.0.first().is_none_or(|first| first & 1 == 0) && self.0 != [0; 6]
+    }
 }
 
 impl TryFrom<String> for MacPrefix {

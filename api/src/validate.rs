@@ -1,0 +1,385 @@
+//! What a specification must fulfil beyond its types.
+//!
+//! In: a spec as it was read. Out: nothing, or the first field that is wrong and what would be
+//! right. Pure: whether a spec agrees with *other* resources is the daemon's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    error::InvalidField,
+    resources::{Attachment, Backing, GuestMacs, GuestSpec, NetworkSpec, PortFunction, PortSpec},
+    types::MacAddr,
+};
+
+/// The most reserved addresses of a network.
+pub const RESERVED_MACS_MAX: usize = 64;
+/// The most attachments of a port.
+pub const ATTACHMENTS_MAX: usize = 64;
+/// The most fixed addresses of a port.
+pub const MACS_MAX: usize = 64;
+/// The most addresses that a guest may choose for a port.
+pub const GUEST_MACS_MAX: u16 = 64;
+/// The most prefixes to choose from.
+pub const MAC_PREFIXES_MAX: usize = 64;
+/// The longest device id, in bytes.
+pub const DEVICE_LEN_MAX: usize = 128;
+/// The longest netdev name, in bytes: `IFNAMSIZ` without its NUL (`include/uapi/linux/if.h`).
+pub const NETDEV_LEN_MAX: usize = 15;
+/// The longest path of a Unix socket, in bytes: `sun_path` without its NUL
+/// (`include/uapi/linux/un.h`).
+pub const SOCKET_PATH_LEN_MAX: usize = 107;
+/// The most explicit backings of a guest.
+pub const BACKINGS_MAX: usize = 256;
+
+fn invalid(
+    field: impl Into<String>,
+    detail: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Result<(), InvalidField> {
+    Err(InvalidField { field: field.into(), detail: detail.into(), remedy: remedy.into() })
+}
+
+fn at_most(field: &str, count: usize, max: usize) -> Result<(), InvalidField> {
+    match count <= max {
+        true => Ok(()),
+        false => invalid(field, format!("has {count} entries"), format!("use at most {max}")),
+    }
+}
+
+impl NetworkSpec {
+    /// Checks everything about this spec that needs no knowledge of other resources.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        at_most("spec.reserved_macs", self.reserved_macs.len(), RESERVED_MACS_MAX)?;
+        stations("spec.reserved_macs", &self.reserved_macs)
+    }
+}
+
+impl PortSpec {
+    /// Checks everything about this spec that needs no knowledge of other resources.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        match &self.function {
+            PortFunction::GuestVf { device, .. } => {
+                device_id("spec.function.guest_vf.device", device)?;
+            }
+            PortFunction::Netdev { name, .. } => netdev_name("spec.function.netdev.name", name)?,
+            PortFunction::Vf { .. } => {}
+        }
+        at_most("spec.attachments", self.attachments.len(), ATTACHMENTS_MAX)?;
+        attachments(&self.attachments)?;
+        at_most("spec.macs", self.macs.len(), MACS_MAX)?;
+        stations("spec.macs", &self.macs)?;
+        distinct("spec.macs", &self.macs)?;
+        self.guest_macs.as_ref().map_or(Ok(()), guest_macs)
+    }
+}
+
+impl GuestSpec {
+    /// Checks everything about this spec that needs no knowledge of other resources.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        if let Some(path) = &self.qmp {
+            socket_path("spec.qmp", path)?;
+        }
+        at_most("spec.backings", self.backings.len(), BACKINGS_MAX)?;
+        self.backings.iter().try_for_each(|(device, backing)| {
+            device_id("spec.backings", device)?;
+            match backing {
+                Backing::Netdev { name } => {
+                    netdev_name(&format!("spec.backings.{device}.netdev.name"), name)
+                }
+                Backing::Vf { .. } => Ok(()),
+            }
+        })?;
+        distinct_backings(&self.backings)
+    }
+}
+
+fn attachments(attachments: &[Attachment]) -> Result<(), InvalidField> {
+    let mut networks = BTreeSet::new();
+    let mut tags = BTreeSet::new();
+    for (index, attachment) in attachments.iter().enumerate() {
+        if !networks.insert(&attachment.network) {
+            return invalid(
+                format!("spec.attachments[{index}].network"),
+                format!("attaches network `{}` a second time", attachment.network),
+                "attach each network at most once",
+            );
+        }
+        if !tags.insert(attachment.tag) {
+            let (detail, remedy) = match attachment.tag {
+                Some(tag) => (
+                    format!("uses tag {tag} a second time"),
+                    "give each tagged attachment a tag of its own",
+                ),
+                None => (
+                    "is a second untagged attachment".to_owned(),
+                    "leave at most one attachment untagged and give the others a tag",
+                ),
+            };
+            return invalid(format!("spec.attachments[{index}].tag"), detail, remedy);
+        }
+    }
+    Ok(())
+}
+
+fn guest_macs(choice: &GuestMacs) -> Result<(), InvalidField> {
+    if !(1..=GUEST_MACS_MAX).contains(&choice.max) {
+        return invalid(
+            "spec.guest_macs.max",
+            format!("is {}", choice.max),
+            format!("use 1 to {GUEST_MACS_MAX}, or leave guest_macs out to allow none"),
+        );
+    }
+    at_most("spec.guest_macs.allow", choice.allow.len(), MAC_PREFIXES_MAX)?;
+    match choice.allow.iter().position(|prefix| !prefix.has_stations()) {
+        None => Ok(()),
+        Some(index) => invalid(
+            format!("spec.guest_macs.allow[{index}]"),
+            "no station's address begins like this",
+            "use a prefix whose first byte is even, as in 02:aa",
+        ),
+    }
+}
+
+fn stations(field: &str, macs: &[MacAddr]) -> Result<(), InvalidField> {
+    match macs.iter().position(|mac| !mac.is_station()) {
+        None => Ok(()),
+        Some(index) => invalid(
+            format!("{field}[{index}]"),
+            format!("{} is no station's address", macs[index]),
+            "use an address whose first byte is even and that is not all zero",
+        ),
+    }
+}
+
+fn distinct(field: &str, macs: &[MacAddr]) -> Result<(), InvalidField> {
+    let mut seen = BTreeSet::new();
+    match macs.iter().position(|mac| !seen.insert(mac)) {
+        None => Ok(()),
+        Some(index) => invalid(
+            format!("{field}[{index}]"),
+            format!("{} is there a second time", macs[index]),
+            "name each address once",
+        ),
+    }
+}
+
+fn distinct_backings(backings: &BTreeMap<String, Backing>) -> Result<(), InvalidField> {
+    let mut seen = BTreeMap::new();
+    for (device, backing) in backings {
+        if let Some(other) = seen.insert(backing, device) {
+            return invalid(
+                format!("spec.backings.{device}"),
+                format!("stands on the same backing as device `{other}`"),
+                "give each device a backing of its own",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// QEMU's rule for ids (`util/id.c`, `id_wellformed`), and a bound.
+fn device_id(field: &str, device: &str) -> Result<(), InvalidField> {
+    let well_formed = device.starts_with(|c: char| c.is_ascii_alphabetic())
+        && device.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    match well_formed && device.len() <= DEVICE_LEN_MAX {
+        true => Ok(()),
+        false => invalid(
+            field,
+            format!("`{}` is no device id of QEMU", shortened(device)),
+            format!(
+                "use the id of the -device option: a letter, then letters, digits or - . _, \
+                 at most {DEVICE_LEN_MAX} in all"
+            ),
+        ),
+    }
+}
+
+/// The kernel's rule for names (`net/core/dev.c`, `dev_valid_name`), without control characters.
+fn netdev_name(field: &str, name: &str) -> Result<(), InvalidField> {
+    let valid = (1..=NETDEV_LEN_MAX).contains(&name.len())
+        && !matches!(name, "." | "..")
+        && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control());
+    match valid {
+        true => Ok(()),
+        false => invalid(
+            field,
+            format!("`{}` is no netdev's name", shortened(name)),
+            format!("use 1 to {NETDEV_LEN_MAX} bytes without spaces, `/` and `:`"),
+        ),
+    }
+}
+
+fn socket_path(field: &str, path: &str) -> Result<(), InvalidField> {
+    let remedy =
+        format!("use an absolute path of at most {SOCKET_PATH_LEN_MAX} bytes, as in /run/vm1.sock");
+    if !path.starts_with('/') {
+        invalid(field, format!("`{}` is not an absolute path", shortened(path)), remedy)
+    } else if path.len() > SOCKET_PATH_LEN_MAX {
+        let detail = format!("is {} bytes long: no Unix socket's path can be", path.len());
+        invalid(field, detail, remedy)
+    } else if path.contains('\0') {
+        invalid(field, "contains a NUL byte", remedy)
+    } else {
+        Ok(())
+    }
+}
+
+/// A text of the client's, short enough to be said back.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(64) {
+        None => text.escape_debug().to_string(),
+        Some((end, _)) => format!("{}…", text[..end].escape_debug()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn network(spec: Value) -> Result<(), InvalidField> {
+        serde_json::from_value::<NetworkSpec>(spec).unwrap().validate()
+    }
+
+    /// A good port with `change` over it.
+    fn port(change: Value) -> Result<(), InvalidField> {
+        let mut spec = json!({
+            "function": {"guest_vf": {"guest": "vm1", "device": "vf0"}},
+            "attachments": [{"network": "blue"}, {"network": "red", "tag": 20}],
+            "macs": ["02:00:00:00:00:01"],
+            "guest_macs": {"max": 4, "allow": ["02:aa"]},
+        });
+        spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        serde_json::from_value::<PortSpec>(spec).unwrap().validate()
+    }
+
+    fn guest(spec: Value) -> Result<(), InvalidField> {
+        serde_json::from_value::<GuestSpec>(spec).unwrap().validate()
+    }
+
+    #[track_caller]
+    fn refused(outcome: Result<(), InvalidField>, field: &str, remedy: &str) {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.field, field);
+        assert!(error.remedy.contains(remedy), "{error}");
+    }
+
+    fn macs(count: usize) -> Vec<String> {
+        (1..=count).map(|n| MacAddr([2, 0, 0, 0, 1, n as u8]).to_string()).collect()
+    }
+
+    fn attached(count: usize) -> Vec<Value> {
+        (1..=count).map(|n| json!({"network": format!("n{n}"), "tag": n})).collect()
+    }
+
+    #[test]
+    fn good_specs_pass() {
+        assert_eq!(network(json!({"kind": "flat", "reserved_macs": macs(64)})), Ok(()));
+        assert_eq!(port(json!({})), Ok(()));
+        assert_eq!(port(json!({"attachments": [], "macs": macs(64)})), Ok(()));
+        assert_eq!(port(json!({"attachments": attached(64)})), Ok(()));
+        let backings = json!({"vf0": {"vf": {"adapter": "a", "index": 0}},
+                              "vf1": {"netdev": {"name": "tap0"}}});
+        assert_eq!(guest(json!({"qmp": "/run/vm1.sock", "backings": backings})), Ok(()));
+        assert_eq!(guest(json!({})), Ok(()));
+    }
+
+    #[test]
+    fn reserved_addresses_are_few_and_stations() {
+        let spec = |macs| json!({"kind": "flat", "reserved_macs": macs});
+        refused(network(spec(macs(65))), "spec.reserved_macs", "at most 64");
+        let group = vec!["02:00:00:00:00:01".to_owned(), "ff:ff:ff:ff:ff:ff".to_owned()];
+        refused(network(spec(group)), "spec.reserved_macs[1]", "even");
+    }
+
+    #[test]
+    fn a_port_attaches_each_network_once_and_each_tag_once() {
+        let attachments = |list: Value| port(json!({"attachments": list}));
+        refused(
+            attachments(json!([{"network": "blue"}, {"network": "blue", "tag": 3}])),
+            "spec.attachments[1].network",
+            "once",
+        );
+        refused(
+            attachments(json!([{"network": "a"}, {"network": "b"}])),
+            "spec.attachments[1].tag",
+            "untagged",
+        );
+        refused(
+            attachments(
+                json!([{"network": "a"}, {"network": "b", "tag": 7}, {"network": "c", "tag": 7}]),
+            ),
+            "spec.attachments[2].tag",
+            "tag of its own",
+        );
+        refused(attachments(attached(65).into()), "spec.attachments", "at most 64");
+    }
+
+    #[test]
+    fn a_ports_addresses_are_few_distinct_stations() {
+        refused(port(json!({"macs": macs(65)})), "spec.macs", "at most 64");
+        refused(port(json!({"macs": ["00:00:00:00:00:00"]})), "spec.macs[0]", "not all zero");
+        let twice = json!({"macs": ["02:00:00:00:00:0a", "02:00:00:00:00:0A"]});
+        refused(port(twice), "spec.macs[1]", "once");
+    }
+
+    #[test]
+    fn a_guests_choice_is_bounded_and_possible() {
+        for max in [0, 65] {
+            refused(port(json!({"guest_macs": {"max": max}})), "spec.guest_macs.max", "1 to 64");
+        }
+        let group = json!({"guest_macs": {"max": 1, "allow": ["02", "01:00:5e"]}});
+        refused(port(group), "spec.guest_macs.allow[1]", "even");
+        let many = json!({"guest_macs": {"max": 1, "allow": vec!["02"; 65]}});
+        refused(port(many), "spec.guest_macs.allow", "at most 64");
+    }
+
+    #[test]
+    fn devices_are_named_as_qemu_names_them() {
+        for bad in ["", "0vf", "vf 0", "vf/0", &"v".repeat(129)] {
+            let function = json!({"function": {"guest_vf": {"guest": "vm1", "device": bad}}});
+            refused(port(function), "spec.function.guest_vf.device", "-device");
+            let backings = json!({"backings": {bad: {"netdev": {"name": "tap0"}}}});
+            refused(guest(backings), "spec.backings", "-device");
+        }
+    }
+
+    #[test]
+    fn netdevs_are_named_as_the_kernel_names_them() {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\u{0}b", "sixteen-bytes-xx"] {
+            let function = json!({"function": {"netdev": {"adapter": "soft-a", "name": bad}}});
+            refused(port(function), "spec.function.netdev.name", "1 to 15");
+            let backings = json!({"backings": {"vf0": {"netdev": {"name": bad}}}});
+            refused(guest(backings), "spec.backings.vf0.netdev.name", "1 to 15");
+        }
+    }
+
+    #[test]
+    fn a_qmp_socket_is_an_absolute_path_that_a_socket_can_have() {
+        let long = format!("/{}", "x".repeat(107));
+        for bad in ["", "vm1.sock", "/run/\u{0}", &long] {
+            refused(guest(json!({"qmp": bad})), "spec.qmp", "absolute path of at most 107");
+        }
+        assert_eq!(guest(json!({"qmp": &long[..107]})), Ok(()));
+    }
+
+    #[test]
+    fn a_guests_devices_have_few_backings_and_each_its_own() {
+        let vfs = |count: usize| -> serde_json::Map<String, Value> {
+            let vf = |n| (format!("vf{n}"), json!({"vf": {"adapter": "a", "index": n}}));
+            (0..count).map(vf).collect()
+        };
+        assert_eq!(guest(json!({"backings": vfs(256)})), Ok(()));
+        refused(guest(json!({"backings": vfs(257)})), "spec.backings", "at most 256");
+        let tap = json!({"netdev": {"name": "tap0"}});
+        let shared = json!({"backings": {"vf0": tap, "vf1": tap}});
+        refused(guest(shared), "spec.backings.vf1", "of its own");
+    }
+
+    #[test]
+    fn what_is_said_back_is_short() {
+        let error = guest(json!({"qmp": "é".repeat(100_000)})).unwrap_err();
+        assert!(error.detail.len() < 300, "{}", error.detail.len());
+    }
+}
