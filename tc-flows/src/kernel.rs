@@ -1,0 +1,154 @@
+//! What the rest of the crate's users need of a kernel, and in which words it answers.
+//!
+//! In go single changes, out comes exactly one outcome for each, and dumps. Two rooms implement
+//! it: [`crate::NetlinkKernel`] for the real one, [`crate::FakeKernel`] in memory.
+
+use std::io;
+
+use crate::diff::Op;
+use crate::ident::{ChainId, Handle, Hook, Prio};
+use crate::rule::Rule;
+
+/// Why the conversation with the kernel failed as a whole. What it says about a single rule is an
+/// [`Outcome`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket could not be made, or broke.
+    #[error("netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel refused a request that is not about one rule.
+    #[error("{request}: {}{}", io::Error::from_raw_os_error(*errno), .message.as_deref().map(|m| format!(" ({m})")).unwrap_or_default())]
+    Refused {
+        /// What was asked for.
+        request: &'static str,
+        /// The kernel's error number, positive.
+        errno: i32,
+        /// The kernel's extended ack.
+        message: Option<String>,
+    },
+    /// The kernel did not answer in time.
+    #[error("{request}: no answer from the kernel")]
+    NoAnswer {
+        /// What was asked for.
+        request: &'static str,
+    },
+}
+
+/// A result whose error is this crate's.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How much the kernel is asked to tell about each change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only failures: the fastest way. Whether a rule got into hardware is seen by a dump.
+    Fast,
+    /// Whether each rule got into hardware, and the driver's words where it did not.
+    Told,
+}
+
+/// What became of one change. One for each, always.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Installed; whether in hardware was not asked ([`Mode::Fast`]).
+    Installed,
+    /// Installed, in hardware too.
+    InHw,
+    /// Installed in software only.
+    NotInHw {
+        /// The driver's words, where it had any.
+        reason: Option<String>,
+    },
+    /// Gone, or was not there in the first place.
+    Deleted,
+    /// Not carried out.
+    Refused {
+        /// The kernel's error number, positive.
+        errno: i32,
+        /// The kernel's extended ack.
+        message: Option<String>,
+    },
+    /// Not known: look again by a dump.
+    Unknown,
+}
+
+impl Outcome {
+    /// Whether the change took effect.
+    pub const fn is_done(&self) -> bool {
+        matches!(
+            self,
+            Outcome::Installed | Outcome::InHw | Outcome::NotInHw { .. } | Outcome::Deleted
+        )
+    }
+}
+
+/// Whether an installed rule is executed by hardware.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HwState {
+    /// Yes.
+    InHw,
+    /// No, with the driver's words where they are known.
+    NotInHw(Option<String>),
+    /// Installed by a change that did not ask.
+    NotAsked,
+}
+
+/// Where a rule stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleLocation {
+    /// The hook.
+    pub hook: Hook,
+    /// The chain.
+    pub chain: ChainId,
+    /// The priority.
+    pub prio: Prio,
+    /// The ethertype in the kernel's `tcm_info`, host order.
+    pub protocol: u16,
+}
+
+/// A filter that another owner installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// The chain, as the kernel numbers it.
+    pub chain: u32,
+    /// The priority.
+    pub prio: u16,
+    /// The ethertype in the kernel's `tcm_info`, host order.
+    pub protocol: u16,
+    /// The filter's handle.
+    pub handle: Handle,
+    /// The kind of classifier: `flower`, `bpf`, …
+    pub kind: String,
+}
+
+/// What stands at one hook.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dump {
+    /// Rules with the owner's cookie that are what their cookie says.
+    pub own: Vec<(Rule, Handle, HwState)>,
+    /// Rules with the owner's cookie that this build cannot read, or that are not what their
+    /// cookie says (a destination that vanished): to be deleted.
+    pub unreadable_own: Vec<(RuleLocation, Handle)>,
+    /// Everybody else's filters: to be left alone.
+    pub foreign: Vec<Foreign>,
+    /// Whether the interface has a clsact or ingress qdisc.
+    pub hook_present: bool,
+}
+
+/// A kernel that holds flower rules for one owner.
+pub trait Kernel {
+    /// Makes the hook's qdisc (clsact). One that exists is left as it is.
+    ///
+    /// # Errors
+    /// Where the kernel refuses (no such interface) or does not answer.
+    fn ensure_hook(&mut self, hook: Hook) -> Result<()>;
+
+    /// Carries out changes in this order, each on its own: one that is refused does not stop those
+    /// behind it. A deletion of a rule that is not there counts as [`Outcome::Deleted`].
+    fn apply(&mut self, ops: &[Op], mode: Mode) -> Vec<Outcome>;
+
+    /// Everything at this hook. A hook without a qdisc, or whose interface is gone, is empty.
+    ///
+    /// # Errors
+    /// Where the kernel refuses or does not answer.
+    fn dump(&mut self, hook: Hook) -> Result<Dump>;
+}

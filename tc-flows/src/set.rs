@@ -1,0 +1,273 @@
+//! A set of rules that a kernel can hold together and whose meaning does not depend on the order
+//! in which it was installed.
+//!
+//! In come rules one by one; refused are those under which one prio would hold two protocols
+//! (`tc_new_tfilter` in net/sched/cls_api.c answers "Protocol mismatch"), one identity twice, or
+//! two rules that could both match one frame (within a prio flower asks the masks in the order of
+//! their creation, `fl_classify` over `head->masks` in net/sched/cls_flower.c, and no dump shows
+//! that order). Nothing here knows what is installed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::ident::{Hook, Prio};
+use crate::key::Fields;
+use crate::rule::{Rule, RuleId, Slot};
+
+/// Why a rule cannot join a set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Clash {
+    /// The prio holds rules of another protocol.
+    #[error("prio {prio} holds protocol {held:#06x}, the rule has {offered:#06x}: {rule:?}")]
+    Protocol {
+        /// The rule that was refused.
+        rule: Box<RuleId>,
+        /// Its prio.
+        prio: Prio,
+        /// Protocol of the rules there.
+        held: u16,
+        /// Protocol of the rule that was refused.
+        offered: u16,
+    },
+    /// The set holds a rule of this identity.
+    #[error("the set already holds {0:?}")]
+    Duplicate(Box<RuleId>),
+    /// A rule with other masks in that prio could match the same frame.
+    #[error("{rule:?} and {with:?} could match one frame and share a prio")]
+    Overlap {
+        /// The rule that was refused.
+        rule: Box<RuleId>,
+        /// The rule that it overlaps.
+        with: Box<RuleId>,
+    },
+}
+
+/// An ordered set of rules, by identity: hook, then chain, then prio.
+#[derive(Clone, Debug, Default)]
+pub struct RuleSet {
+    rules: BTreeMap<RuleId, Rule>,
+    prios: HashMap<Slot, PrioIndex>,
+}
+
+/// What the overlap check needs to know about one prio.
+#[derive(Clone, Debug)]
+struct PrioIndex {
+    protocol: u16,
+    shapes: Vec<ShapeIndex>,
+}
+
+/// The rules of one mask shape in one prio. Among themselves they cannot overlap: same bits looked
+/// at, different values.
+#[derive(Clone, Debug)]
+struct ShapeIndex {
+    shape: Fields,
+    rules: usize,
+    /// For every set of bits that this shape has in common with another one of the prio: how many
+    /// rules show each value there. A rule of that other shape overlaps exactly those that show
+    /// its own value.
+    seen_through: HashMap<Fields, HashMap<Fields, usize>>,
+}
+
+impl RuleSet {
+    /// The empty set.
+    pub fn new() -> RuleSet {
+        RuleSet::default()
+    }
+
+    /// Adds a rule.
+    ///
+    /// Costs O(log n) while a prio holds rules of one mask shape, and as many look-ups more as it
+    /// holds other shapes.
+    ///
+    /// # Errors
+    /// Where the rule cannot stand beside those already there; the set is then unchanged.
+    pub fn insert(&mut self, rule: Rule) -> Result<(), Clash> {
+        let id = rule.id();
+        if self.rules.contains_key(id) {
+            return Err(Clash::Duplicate(Box::new(id.clone())));
+        }
+        let fields = id.matching().fields();
+        let shape = fields.shape();
+        let slot = id.slot();
+        if let Some(prio) = self.prios.get(&slot) {
+            if prio.protocol != id.matching().protocol() {
+                return Err(Clash::Protocol {
+                    rule: Box::new(id.clone()),
+                    prio: slot.prio,
+                    held: prio.protocol,
+                    offered: id.matching().protocol(),
+                });
+            }
+            if let Some(with) = self.overlapping(prio, slot, fields, &shape) {
+                return Err(Clash::Overlap {
+                    rule: Box::new(id.clone()),
+                    with: Box::new(with.clone()),
+                });
+            }
+        }
+        let protocol = id.matching().protocol();
+        let prio =
+            self.prios.entry(slot).or_insert_with(|| PrioIndex { protocol, shapes: Vec::new() });
+        let at = match prio.shapes.iter().position(|known| known.shape == shape) {
+            Some(at) => at,
+            None => prio.add_shape(shape, slot, &self.rules),
+        };
+        prio.shapes[at].count(fields);
+        self.rules.insert(id.clone(), rule);
+        Ok(())
+    }
+
+    /// Takes a rule out.
+    pub fn remove(&mut self, id: &RuleId) -> Option<Rule> {
+        let rule = self.rules.remove(id)?;
+        let fields = id.matching().fields();
+        let shape = fields.shape();
+        if let Some(prio) = self.prios.get_mut(&id.slot()) {
+            if let Some(at) = prio.shapes.iter().position(|known| known.shape == shape) {
+                prio.shapes[at].discount(fields);
+                if prio.shapes[at].rules == 0 {
+                    prio.shapes.swap_remove(at);
+                }
+            }
+            if prio.shapes.is_empty() {
+                self.prios.remove(&id.slot());
+            }
+        }
+        Some(rule)
+    }
+
+    /// The rule of this identity.
+    pub fn get(&self, id: &RuleId) -> Option<&Rule> {
+        self.rules.get(id)
+    }
+
+    /// Whether the set holds a rule of this identity.
+    pub fn contains(&self, id: &RuleId) -> bool {
+        self.rules.contains_key(id)
+    }
+
+    /// All rules, in order of identity.
+    pub fn iter(&self) -> std::collections::btree_map::Values<'_, RuleId, Rule> {
+        self.rules.values()
+    }
+
+    /// The rules of one hook, in order of chain and prio.
+    pub fn of_hook(&self, hook: Hook) -> impl Iterator<Item = &Rule> {
+        self.rules
+            .range(RuleId::first_of(hook)..)
+            .map(|(_, rule)| rule)
+            .take_while(move |rule| rule.hook() == hook)
+    }
+
+    /// How many rules.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether there is no rule.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    fn overlapping(
+        &self,
+        prio: &PrioIndex,
+        slot: Slot,
+        fields: &Fields,
+        shape: &Fields,
+    ) -> Option<&RuleId> {
+        let clashes = prio.shapes.iter().filter(|other| other.shape != *shape).any(|other| {
+            let common = other.shape.common(shape);
+            match other.seen_through.get(&common) {
+                Some(values) => values.contains_key(&fields.projected(&common)),
+                // First rule of its shape here: `other` was never looked at through these bits.
+                None => rules_of(&self.rules, slot, &other.shape).any(|rule| {
+                    rule.matching().fields().projected(&common) == fields.projected(&common)
+                }),
+            }
+        });
+        if !clashes {
+            return None;
+        }
+        self.rules
+            .range(RuleId::first_of_slot(slot)..)
+            .map(|(id, _)| id)
+            .take_while(|id| id.slot() == slot)
+            .find(|id| {
+                let theirs = id.matching().fields();
+                let common = theirs.shape().common(shape);
+                theirs.shape() != *shape && theirs.projected(&common) == fields.projected(&common)
+            })
+    }
+}
+
+fn rules_of<'r>(
+    rules: &'r BTreeMap<RuleId, Rule>,
+    slot: Slot,
+    shape: &'r Fields,
+) -> impl Iterator<Item = &'r RuleId> {
+    rules
+        .range(RuleId::first_of_slot(slot)..)
+        .map(|(id, _)| id)
+        .take_while(move |id| id.slot() == slot)
+        .filter(move |id| id.matching().fields().shape() == *shape)
+}
+
+impl PrioIndex {
+    /// Makes room for a further shape, and lets it and the others see each other.
+    fn add_shape(&mut self, shape: Fields, slot: Slot, rules: &BTreeMap<RuleId, Rule>) -> usize {
+        let mut new = ShapeIndex { shape, rules: 0, seen_through: HashMap::new() };
+        for other in &mut self.shapes {
+            let common = other.shape.common(&new.shape);
+            new.seen_through.entry(common.clone()).or_default();
+            let shape = &other.shape;
+            other.seen_through.entry(common).or_insert_with_key(|common| {
+                let mut values = HashMap::new();
+                for id in rules_of(rules, slot, shape) {
+                    *values.entry(id.matching().fields().projected(common)).or_insert(0) += 1;
+                }
+                values
+            });
+        }
+        self.shapes.push(new);
+        self.shapes.len() - 1
+    }
+}
+
+impl ShapeIndex {
+    fn count(&mut self, fields: &Fields) {
+        self.rules += 1;
+        for (common, values) in &mut self.seen_through {
+            *values.entry(fields.projected(common)).or_insert(0) += 1;
+        }
+    }
+
+    fn discount(&mut self, fields: &Fields) {
+        self.rules -= 1;
+        for (common, values) in &mut self.seen_through {
+            let value = fields.projected(common);
+            if let Some(count) = values.get_mut(&value) {
+                *count -= 1;
+                if *count == 0 {
+                    values.remove(&value);
+                }
+            }
+        }
+    }
+}
+
+impl PartialEq for RuleSet {
+    fn eq(&self, other: &RuleSet) -> bool {
+        self.rules == other.rules
+    }
+}
+
+impl Eq for RuleSet {}
+
+impl<'s> IntoIterator for &'s RuleSet {
+    type Item = &'s Rule;
+    type IntoIter = std::collections::btree_map::Values<'s, RuleId, Rule>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
