@@ -7,3 +7,6 @@ pub mod config;
 pub mod eswitch;
 pub mod observe;
 pub mod world;
+pub mod intent;
+pub mod plan;
+pub mod store;

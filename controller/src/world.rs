@@ -10,6 +10,7 @@ use api::{
     resources::{EswitchMode, VfSettings},
     types::{Id, MacAddr},
 };
+use serde::{Deserialize, Serialize};
 use tc_flows::Ifindex;
 
 /// Everything that the observers have seen.
@@ -64,10 +65,12 @@ pub struct VfView {
     pub settings: Option<VfSettings>,
 }
 
-/// A guest, as its QMP socket and the host's kernel show it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A guest, as its QMP socket and the host's kernel show it. What was seen last is stored, so that
+/// a daemon that restarts plans for its guests before it has found them again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestView {
     /// The state of the connection.
+    #[serde(skip)]
     pub connection: Connection,
     /// Process id of the QEMU, from the socket's peer credentials.
     pub pid: Option<u32>,
@@ -102,7 +105,7 @@ pub enum Connection {
 }
 
 /// An emulated PF or a VF of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestFunction {
     /// Device id of the PF, where this is a VF.
     pub pf: Option<String>,
@@ -115,7 +118,7 @@ pub struct GuestFunction {
 }
 
 /// What a guest's driver asks to receive, from `query-rx-filter` (`qapi/net.json` of QEMU).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RxFilter {
     /// The address in force.
     pub main_mac: MacAddr,
@@ -130,7 +133,7 @@ pub struct RxFilter {
 }
 
 /// What a guest's function stands on, and whether that is believed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum BackingView {
     /// A netdev of the host; the kernel confirms that this QEMU, and no other process, holds it.
     Netdev {

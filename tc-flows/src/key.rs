@@ -705,6 +705,13 @@ impl Match {
         Match { protocol: tpid.ethertype(), fields }
     }
 
+    /// Frames with at least two tags, the outer and the one after it of these kinds.
+    pub fn double_tagged(outer: VlanTpid, inner: VlanTpid) -> Match {
+        let fields =
+            Fields::none().with_exact(KeyId::VlanEthType, &inner.ethertype().to_be_bytes());
+        Match { protocol: outer.ethertype(), fields }
+    }
+
     /// Of those, frames from this source address only.
     #[must_use]
     pub fn src(self, mac: Mac) -> Match {

@@ -1,0 +1,161 @@
+//! What is wanted: the resources that clients have put, with what must outlive a restart beside
+//! them.
+//!
+//! In: committed changes from `store/`. Out: what `plan/` reads. Nothing here is validated again;
+//! `eswitchd-api` checked it before it was stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::{GuestSpec, NetworkSpec, PortSpec},
+    types::{Id, MacAddr},
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything that clients want.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Intent {
+    /// The revision of the last committed change.
+    pub revision: u64,
+    /// Networks by id.
+    pub networks: BTreeMap<Id, Stored<NetworkSpec>>,
+    /// Ports by id.
+    pub ports: BTreeMap<Id, Stored<PortSpec>>,
+    /// Guests that were put (others are only discovered).
+    pub guests: BTreeMap<Id, Stored<GuestSpec>>,
+}
+
+/// A spec as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored<Spec> {
+    /// The revision that created it: who came first.
+    pub created: u64,
+    /// The revision that changed it last.
+    pub revision: u64,
+    /// A small number of its own, kept while it exists: networks take their chain numbers from it.
+    pub number: u32,
+    /// What is wanted.
+    pub spec: Spec,
+}
+
+/// Which port holds which address in which network. First come keeps it, across restarts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claims(pub BTreeMap<(Id, MacAddr), Id>);
+
+impl Claims {
+    /// The port that holds `mac` in `network`.
+    pub fn holder(&self, network: &Id, mac: MacAddr) -> Option<&Id> {
+        self.0.get(&(network.clone(), mac))
+    }
+
+    /// The addresses that `port` holds in any network.
+    pub fn of_port<'a>(&'a self, port: &'a Id) -> impl Iterator<Item = MacAddr> + 'a {
+        let held: BTreeSet<MacAddr> =
+            self.0.iter().filter(|(_, p)| *p == port).map(|((_, mac), _)| *mac).collect();
+        held.into_iter()
+    }
+}
+
+/// One change that a client asks for; `None` deletes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Of a network.
+    Network(Id, Option<NetworkSpec>),
+    /// Of a port.
+    Port(Id, Option<PortSpec>),
+    /// Of a guest.
+    Guest(Id, Option<GuestSpec>),
+}
+
+/// What a change did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// There was no such resource before.
+    Created,
+    /// The resource has another spec now.
+    Updated,
+    /// The resource already had this spec; the revision did not move.
+    Unchanged,
+    /// The resource is gone.
+    Deleted,
+    /// There was nothing to delete.
+    Absent,
+}
+
+impl Intent {
+    /// Makes a change. A resource keeps what it got at creation; the revision moves only when
+    /// something changed.
+    pub fn apply(&mut self, change: Change) -> Effect {
+        let revision = self.revision + 1;
+        let effect = match change {
+            Change::Network(id, spec) => put(&mut self.networks, id, spec, revision),
+            Change::Port(id, spec) => put(&mut self.ports, id, spec, revision),
+            Change::Guest(id, spec) => put(&mut self.guests, id, spec, revision),
+        };
+        if matches!(effect, Effect::Created | Effect::Updated | Effect::Deleted) {
+            self.revision = revision;
+        }
+        effect
+    }
+}
+
+fn put<Spec: PartialEq>(
+    table: &mut BTreeMap<Id, Stored<Spec>>,
+    id: Id,
+    spec: Option<Spec>,
+    revision: u64,
+) -> Effect {
+    let Some(spec) = spec else {
+        return if table.remove(&id).is_some() { Effect::Deleted } else { Effect::Absent };
+    };
+    match table.get_mut(&id) {
+        Some(stored) if stored.spec == spec => Effect::Unchanged,
+        Some(stored) => {
+            stored.spec = spec;
+            stored.revision = revision;
+            Effect::Updated
+        }
+        None => {
+            let used: BTreeSet<u32> = table.values().map(|stored| stored.number).collect();
+            let number = (1..).find(|number| !used.contains(number)).unwrap_or(u32::MAX);
+            table.insert(id, Stored { created: revision, revision, number, spec });
+            Effect::Created
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> Id {
+        text.parse().unwrap()
+    }
+
+    fn guest(qmp: &str) -> Option<GuestSpec> {
+        Some(GuestSpec { qmp: Some(qmp.into()), ..GuestSpec::default() })
+    }
+
+    #[test]
+    fn the_same_spec_twice_moves_no_revision() {
+        let mut intent = Intent::default();
+        assert_eq!(intent.apply(Change::Guest(id("a"), guest("/q"))), Effect::Created);
+        assert_eq!(intent.apply(Change::Guest(id("a"), guest("/q"))), Effect::Unchanged);
+        assert_eq!(intent.revision, 1);
+        assert_eq!(intent.apply(Change::Guest(id("a"), guest("/r"))), Effect::Updated);
+        assert_eq!((intent.revision, intent.guests[&id("a")].created), (2, 1));
+    }
+
+    #[test]
+    fn a_number_stays_while_its_resource_exists_and_is_free_again_after() {
+        let mut intent = Intent::default();
+        for name in ["a", "b", "c"] {
+            intent.apply(Change::Guest(id(name), guest("/q")));
+        }
+        intent.apply(Change::Guest(id("a"), None));
+        assert_eq!(intent.guests[&id("b")].number, 2);
+        intent.apply(Change::Guest(id("d"), guest("/q")));
+        assert_eq!(intent.guests[&id("d")].number, 1);
+        assert_eq!(intent.apply(Change::Guest(id("a"), None)), Effect::Absent);
+    }
+}

@@ -1,0 +1,221 @@
+//! Second stage, the policy: which addresses each port may send from.
+//!
+//! A guest only asks. An address is admitted when it is fixed in the port's spec, or within what
+//! the spec lets the guest choose; never when it is no station address, the adapter's own,
+//! reserved in one of the port's networks, or held there by another port. First come keeps it. A
+//! refused request takes nothing away that was admitted before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::{PortFunction, PortSpec, RefusedMac},
+    types::{Id, MacAddr},
+};
+
+use super::{Finding, bind::{Bindings, Place}};
+use crate::{
+    intent::{Claims, Intent},
+    world::{RxFilter, World},
+};
+
+/// The outcome of this stage.
+#[derive(Debug, Default)]
+pub struct Admissions {
+    /// What each port that stands somewhere may send from.
+    pub ports: BTreeMap<Id, Admission>,
+    /// Who holds which address now.
+    pub claims: Claims,
+}
+
+/// What a port may send from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Admitted addresses, fixed ones first.
+    pub macs: Vec<MacAddr>,
+    /// What the guest asked for and does not get.
+    pub refused: Vec<RefusedMac>,
+    /// Another port holds an address that this one needs.
+    pub conflict: Option<Finding>,
+}
+
+/// Decides for every port. A port that stands nowhere keeps what it held only while that is its
+/// own by spec; what a guest chose is free again once its function is gone.
+pub fn admit(world: &World, intent: &Intent, bindings: &Bindings, held: &Claims) -> Admissions {
+    let mut ports: Vec<_> = intent.ports.iter().collect();
+    ports.sort_by_key(|(id, port)| (port.created, *id));
+
+    let wishes: Vec<Wish<'_>> = ports
+        .into_iter()
+        .map(|(id, port)| {
+            let place = bindings.ports.get(id).and_then(|place| place.as_ref().ok());
+            Wish { id, spec: &port.spec, place, filter: filter_of(world, &port.spec, place) }
+        })
+        .collect();
+
+    // Those who held an address and still want it come before those who ask for it now.
+    let mut admissions = Admissions::default();
+    for wish in &wishes {
+        let wanted: BTreeSet<MacAddr> = wish.fixed().chain(wish.chosen()).collect();
+        for mac in held.of_port(wish.id).filter(|mac| wanted.contains(mac)) {
+            for network in wish.networks().filter(|n| held.holder(n, mac) == Some(wish.id)) {
+                admissions.claims.0.insert((network.clone(), mac), wish.id.clone());
+            }
+        }
+    }
+    for wish in &wishes {
+        let admission = wish.decide(world, intent, held, &mut admissions.claims);
+        admissions.ports.insert(wish.id.clone(), admission);
+    }
+    admissions
+}
+
+/// What the guest's driver asks for, where the port is a guest's and the guest may choose.
+fn filter_of<'w>(
+    world: &'w World,
+    spec: &PortSpec,
+    place: Option<&Place>,
+) -> Option<&'w RxFilter> {
+    place?;
+    let PortFunction::GuestVf { guest, device } = &spec.function else { return None };
+    world.guests.get(guest)?.functions.get(device)?.filter.as_ref()
+}
+
+/// A port and what it wants.
+struct Wish<'a> {
+    id: &'a Id,
+    spec: &'a PortSpec,
+    place: Option<&'a Place>,
+    filter: Option<&'a RxFilter>,
+}
+
+impl<'a> Wish<'a> {
+    fn networks(&self) -> impl Iterator<Item = &'a Id> {
+        self.spec.attachments.iter().map(|attachment| &attachment.network)
+    }
+
+    /// The addresses of the spec.
+    fn fixed(&self) -> impl Iterator<Item = MacAddr> + use<'a> {
+        self.spec.macs.iter().copied()
+    }
+
+    /// The addresses that the guest asks for beyond those, the one in force first.
+    fn chosen(&self) -> impl Iterator<Item = MacAddr> + use<'a> {
+        let fixed = &self.spec.macs;
+        let filter = self.filter;
+        filter
+            .map(|filter| filter.main_mac)
+            .into_iter()
+            .chain(filter.into_iter().flat_map(|filter| filter.unicast.iter().copied()))
+            .filter(move |mac| !fixed.contains(mac))
+    }
+
+    fn decide(
+        &self,
+        world: &World,
+        intent: &Intent,
+        held: &Claims,
+        claims: &mut Claims,
+    ) -> Admission {
+        let mut admission = Admission::default();
+        for mac in self.fixed() {
+            match self.take(intent, claims, mac) {
+                Ok(()) => admission.macs.push(mac),
+                Err(holder) => {
+                    admission.conflict.get_or_insert_with(|| {
+                        Finding::new(
+                            "MacTaken",
+                            format!(
+                                "{mac} is held by port `{holder}` in the same network; give one of \
+                                 the two another address"
+                            ),
+                        )
+                    });
+                }
+            }
+        }
+        let max = self.spec.guest_macs.as_ref().map_or(0, |choice| usize::from(choice.max));
+        let mut chosen: Vec<MacAddr> = Vec::new();
+        for mac in self.chosen() {
+            if chosen.contains(&mac) || admission.refused.iter().any(|refused| refused.mac == mac) {
+                continue;
+            }
+            let verdict = self.permitted(world, intent, mac).and_then(|()| {
+                if chosen.len() >= max {
+                    return Err(format!("the port's limit of {max} guest addresses is reached"));
+                }
+                self.take(intent, claims, mac).map_err(|holder| {
+                    admission.conflict.get_or_insert_with(|| {
+                        Finding::new(
+                            "MacTaken",
+                            format!("the guest asked for {mac}, which port `{holder}` holds"),
+                        )
+                    });
+                    format!("port `{holder}` holds it in the same network")
+                })
+            });
+            match verdict {
+                Ok(()) => chosen.push(mac),
+                Err(reason) => admission.refused.push(RefusedMac { mac, reason }),
+            }
+        }
+        if !admission.refused.is_empty() {
+            let kept: Vec<MacAddr> = held
+                .of_port(self.id)
+                .filter(|mac| !admission.macs.contains(mac) && !chosen.contains(mac))
+                .take(max.saturating_sub(chosen.len()))
+                .collect();
+            for mac in kept {
+                if self.permitted(world, intent, mac).is_ok()
+                    && self.take(intent, claims, mac).is_ok()
+                {
+                    chosen.push(mac);
+                }
+            }
+        }
+        admission.macs.extend(chosen);
+        admission
+    }
+
+    /// Claims `mac` in all of the port's networks, or in none: the error is the port in the way.
+    fn take(&self, intent: &Intent, claims: &mut Claims, mac: MacAddr) -> Result<(), Id> {
+        let networks = || self.networks().filter(|id| intent.networks.contains_key(*id));
+        for network in networks() {
+            if let Some(holder) = claims.holder(network, mac)
+                && holder != self.id
+            {
+                return Err(holder.clone());
+            }
+        }
+        for network in networks() {
+            claims.0.insert((network.clone(), mac), self.id.clone());
+        }
+        Ok(())
+    }
+
+    /// Whether the guest may choose `mac` at all. The error says why not.
+    fn permitted(&self, world: &World, intent: &Intent, mac: MacAddr) -> Result<(), String> {
+        let Some(choice) = &self.spec.guest_macs else {
+            return Err("the port allows no addresses of the guest's choosing (guest_macs)".into());
+        };
+        if !mac.is_station() {
+            return Err("it is a group address or zero".into());
+        }
+        if !choice.allow.is_empty() && !choice.allow.iter().any(|prefix| prefix.contains(mac)) {
+            return Err("it is outside the port's allowed prefixes (guest_macs.allow)".into());
+        }
+        let reserved = |network: &&Id| {
+            intent.networks.get(*network).is_some_and(|n| n.spec.reserved_macs.contains(&mac))
+        };
+        if let Some(network) = self.networks().find(reserved) {
+            return Err(format!("network `{network}` reserves it"));
+        }
+        let adapters = self.place.and_then(|place| world.adapters.get(&place.adapter));
+        let own = |adapter: &crate::world::AdapterView| {
+            [&adapter.uplink, &adapter.pf].into_iter().flatten().any(|n| n.mac == Some(mac))
+        };
+        if adapters.is_some_and(own) {
+            return Err("it is the adapter's own address".into());
+        }
+        Ok(())
+    }
+}

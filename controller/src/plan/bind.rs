@@ -1,0 +1,278 @@
+//! First stage: on which VF or representor each port stands.
+//!
+//! A guest's function counts only while it is enabled and what it stands on is known and
+//! confirmed. One place carries one port: the port that was created first keeps it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::{Backing, EswitchMode, PortFunction},
+    types::Id,
+};
+
+use super::Finding;
+use crate::{
+    intent::Intent,
+    world::{AdapterView, BackingView, Connection, GuestFunction, GuestView, NetdevView, World},
+};
+
+/// Where a port stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The adapter.
+    pub adapter: Id,
+    /// The VF's index; absent on a software adapter.
+    pub vf: Option<u16>,
+    /// The representor; absent in legacy mode.
+    pub representor: Option<NetdevView>,
+}
+
+/// The outcome of this stage.
+#[derive(Debug, Default)]
+pub struct Bindings {
+    /// Where each port stands, or why nowhere.
+    pub ports: BTreeMap<Id, Result<Place, Finding>>,
+}
+
+/// Finds the place of every port.
+pub fn bind(world: &World, intent: &Intent) -> Bindings {
+    let contested = contested_backings(world, intent);
+    let mut taken: BTreeMap<(Id, Spot), Id> = BTreeMap::new();
+    let mut ports: Vec<_> = intent.ports.iter().collect();
+    ports.sort_by_key(|(id, port)| (port.created, *id));
+
+    let mut bindings = Bindings::default();
+    for (id, port) in ports {
+        let place = place(world, intent, &contested, &port.spec.function).and_then(|place| {
+            match taken.get(&(place.adapter.clone(), Spot::of(&place))) {
+                Some(first) => Err(Finding::new(
+                    "PlaceTaken",
+                    format!(
+                        "port `{first}`, which was created first, stands on the same {}; delete \
+                         one of the two ports",
+                        Spot::of(&place)
+                    ),
+                )),
+                None => Ok(place),
+            }
+        });
+        if let Ok(place) = &place {
+            taken.insert((place.adapter.clone(), Spot::of(place)), id.clone());
+        }
+        bindings.ports.insert(id.clone(), place);
+    }
+    bindings
+}
+
+/// What exactly one port may stand on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Spot {
+    Vf(u16),
+    Netdev(String),
+}
+
+impl Spot {
+    fn of(place: &Place) -> Self {
+        match (place.vf, &place.representor) {
+            (Some(index), _) => Spot::Vf(index),
+            (None, Some(netdev)) => Spot::Netdev(netdev.name.clone()),
+            (None, None) => Spot::Netdev(String::new()),
+        }
+    }
+}
+
+impl std::fmt::Display for Spot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Spot::Vf(index) => write!(f, "VF {index}"),
+            Spot::Netdev(name) => write!(f, "netdev `{name}`"),
+        }
+    }
+}
+
+/// Backings that more than one guest's function stands on: nobody can say whose frames those are.
+fn contested_backings(world: &World, intent: &Intent) -> BTreeSet<BackingView> {
+    let mut seen = BTreeSet::new();
+    let mut contested = BTreeSet::new();
+    for (id, guest) in &world.guests {
+        for (device, function) in &guest.functions {
+            let backing = backing_of(intent, id, device, function);
+            if !matches!(backing, BackingView::Unknown { .. }) && !seen.insert(backing.clone()) {
+                contested.insert(backing);
+            }
+        }
+    }
+    contested
+}
+
+/// What a function stands on: what the platform said, else what was found.
+fn backing_of(intent: &Intent, guest: &Id, device: &str, function: &GuestFunction) -> BackingView {
+    let named = intent.guests.get(guest).and_then(|guest| guest.spec.backings.get(device));
+    match named {
+        Some(Backing::Netdev { name }) => BackingView::Netdev { name: name.clone() },
+        Some(Backing::Vf { adapter, index }) => {
+            // An adapter's id is its handle with the first `/` written as `-`.
+            BackingView::Vf { handle: adapter.as_str().replacen('-', "/", 1), index: *index }
+        }
+        None => function.backing.clone(),
+    }
+}
+
+fn place(
+    world: &World,
+    intent: &Intent,
+    contested: &BTreeSet<BackingView>,
+    function: &PortFunction,
+) -> Result<Place, Finding> {
+    match function {
+        PortFunction::GuestVf { guest, device } => {
+            let function = enabled_function(world, guest, device)?;
+            let backing = backing_of(intent, guest, device, function);
+            if contested.contains(&backing) {
+                return Err(Finding::new(
+                    "BackingContested",
+                    format!(
+                        "more than one guest function stands on the backing of `{device}` of guest \
+                         `{guest}`; give each function a backing of its own"
+                    ),
+                ));
+            }
+            match backing {
+                BackingView::Netdev { name } => by_netdev_name(world, &name),
+                BackingView::Vf { handle, index } => by_handle(world, &handle, index),
+                BackingView::Unknown { reason } => Err(Finding::new("BackingUnknown", reason)),
+            }
+        }
+        PortFunction::Vf { adapter, index } => {
+            let view = present(world, adapter)?;
+            by_index(adapter, view, *index)
+        }
+        PortFunction::Netdev { adapter, name } => {
+            let view = present(world, adapter)?;
+            view.representors.get(name).map(|netdev| on_netdev(adapter, netdev)).ok_or_else(|| {
+                Finding::new(
+                    "NetdevMissing",
+                    format!(
+                        "software adapter `{adapter}` has no representor `{name}`; create the \
+                         netdev, or add its name to the adapter's `representors`"
+                    ),
+                )
+            })
+        }
+    }
+}
+
+/// The guest's function, if the guest has enabled it.
+fn enabled_function<'w>(
+    world: &'w World,
+    guest: &Id,
+    device: &str,
+) -> Result<&'w GuestFunction, Finding> {
+    let unseen = || {
+        Finding::new(
+            "GuestNotSeen",
+            format!(
+                "guest `{guest}` is not there; start it with a QMP socket in the configured \
+                 folder, or name its socket with PUT /v1/guests/{guest}"
+            ),
+        )
+    };
+    let view: &GuestView = world.guests.get(guest).ok_or_else(unseen)?;
+    if view.connection == Connection::Gone {
+        return Err(unseen());
+    }
+    if view.functions.is_empty() && view.connection == Connection::Connecting {
+        return Err(Finding::new(
+            "GuestConnecting",
+            format!("guest `{guest}` has not answered yet"),
+        ));
+    }
+    let function = view.functions.get(device).ok_or_else(|| {
+        Finding::new(
+            "DeviceMissing",
+            format!(
+                "guest `{guest}` has no device `{device}` that is an emulated PF or a VF of one; \
+                 it has: {}",
+                if view.functions.is_empty() {
+                    "none".to_owned()
+                } else {
+                    view.functions.keys().cloned().collect::<Vec<_>>().join(", ")
+                }
+            ),
+        )
+    })?;
+    if function.enabled {
+        Ok(function)
+    } else {
+        Err(Finding::new(
+            "VfDisabled",
+            format!("the guest has not enabled `{device}` (sriov_numvfs in the guest)"),
+        ))
+    }
+}
+
+fn present<'w>(world: &'w World, adapter: &Id) -> Result<&'w AdapterView, Finding> {
+    match world.adapters.get(adapter) {
+        Some(view) if view.mode.is_some() => Ok(view),
+        Some(view) => Err(Finding::new(
+            "AdapterMissing",
+            format!("adapter `{adapter}` is not there: {}", view.problems.join("; ")),
+        )),
+        None => Err(Finding::new(
+            "AdapterUnknown",
+            format!("no adapter `{adapter}` is configured; add an [[adapter]] for it"),
+        )),
+    }
+}
+
+fn by_index(adapter: &Id, view: &AdapterView, index: u16) -> Result<Place, Finding> {
+    let vf = view.vfs.get(&index).ok_or_else(|| {
+        Finding::new(
+            "VfMissing",
+            format!("adapter `{adapter}` has no VF {index}; create VFs with sriov_numvfs"),
+        )
+    })?;
+    if view.mode != Some(EswitchMode::Legacy) && vf.representor.is_none() {
+        return Err(Finding::new(
+            "RepresentorMissing",
+            format!("VF {index} of adapter `{adapter}` has no representor"),
+        ));
+    }
+    Ok(Place { adapter: adapter.clone(), vf: Some(index), representor: vf.representor.clone() })
+}
+
+fn by_handle(world: &World, handle: &str, index: u16) -> Result<Place, Finding> {
+    let found = world.adapters.iter().find(|(_, view)| view.handle == handle);
+    match found {
+        Some((adapter, _)) => {
+            let view = present(world, adapter)?;
+            by_index(adapter, view, index)
+        }
+        None => Err(Finding::new(
+            "AdapterUnknown",
+            format!("it stands on VF {index} of `{handle}`, which no [[adapter]] names; add one"),
+        )),
+    }
+}
+
+fn by_netdev_name(world: &World, name: &str) -> Result<Place, Finding> {
+    world
+        .adapters
+        .iter()
+        .find_map(|(adapter, view)| {
+            view.representors.get(name).map(|netdev| on_netdev(adapter, netdev))
+        })
+        .ok_or_else(|| {
+            Finding::new(
+                "NetdevNotManaged",
+                format!(
+                    "it stands on netdev `{name}`, which is no representor of a configured \
+                     software adapter; add its name to the adapter's `representors`"
+                ),
+            )
+        })
+}
+
+fn on_netdev(adapter: &Id, netdev: &NetdevView) -> Place {
+    Place { adapter: adapter.clone(), vf: None, representor: Some(netdev.clone()) }
+}

@@ -1,0 +1,129 @@
+//! The planner: `(World, Intent, Claims) → Plan`, and nothing else.
+//!
+//! Pure: no I/O, no clock, no randomness, stable order. The same inputs give the same plan byte
+//! for byte. It runs as a list of stages, each a file:
+//!
+//! 1. [`bind`]: on which VF or representor each port stands;
+//! 2. [`admit`]: which addresses each port may send from (the policy);
+//! 3. [`switchdev`]: the flows of an adapter with representors;
+//!    [`legacy`]: the VF settings of an adapter without.
+
+pub mod admit;
+pub mod bind;
+pub mod legacy;
+pub mod switchdev;
+
+use std::collections::BTreeMap;
+
+use api::{
+    resources::{EswitchMode, RefusedMac},
+    types::{Id, MacAddr},
+};
+
+use crate::{
+    config::UplinkUse,
+    intent::{Claims, Intent},
+    world::World,
+};
+
+/// What the configuration says of each adapter, as far as planning needs it.
+pub type AdapterPolicies = BTreeMap<Id, UplinkUse>;
+
+/// Everything that should be, and why what is wanted cannot be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// What each adapter should hold, for adapters that are there.
+    pub programs: BTreeMap<Id, Program>,
+    /// What became of each port.
+    pub ports: BTreeMap<Id, PortPlan>,
+    /// What stands in the way of a network.
+    pub networks: BTreeMap<Id, Vec<Finding>>,
+    /// Who holds which address, after this plan.
+    pub claims: Claims,
+}
+
+/// What an adapter should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// Flows on representors and uplink.
+    Flows(switchdev::FlowProgram),
+    /// Settings of VFs.
+    VfSettings(legacy::LegacyProgram),
+}
+
+/// What became of a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPlan {
+    /// Where it stands, or why nowhere.
+    pub place: Result<bind::Place, Finding>,
+    /// The addresses that it may send from.
+    pub macs: Vec<MacAddr>,
+    /// What its guest asked for and does not get.
+    pub refused: Vec<RefusedMac>,
+    /// Another port holds what this one needs.
+    pub conflict: Option<Finding>,
+    /// Wishes that this adapter or mode cannot fulfil.
+    pub unmet: Vec<Finding>,
+}
+
+/// A reason for programs and a sentence for people, as conditions carry them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// One word.
+    pub reason: &'static str,
+    /// What is so, and what to do about it.
+    pub message: String,
+}
+
+impl Finding {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Finding { reason, message: message.into() }
+    }
+}
+
+/// Plans everything.
+pub fn plan(
+    world: &World,
+    intent: &Intent,
+    claims: &Claims,
+    policies: &AdapterPolicies,
+) -> Plan {
+    let bindings = bind::bind(world, intent);
+    let admissions = admit::admit(world, intent, &bindings, claims);
+
+    let mut plan = Plan { claims: admissions.claims, ..Plan::default() };
+    for (id, place) in bindings.ports {
+        let admission = admissions.ports.get(&id).cloned().unwrap_or_default();
+        plan.ports.insert(
+            id,
+            PortPlan {
+                place,
+                macs: admission.macs,
+                refused: admission.refused,
+                conflict: admission.conflict,
+                unmet: Vec::new(),
+            },
+        );
+    }
+    for (id, adapter) in &world.adapters {
+        let program = match adapter.mode {
+            None => continue,
+            Some(EswitchMode::Legacy) => {
+                Program::VfSettings(legacy::program(id, adapter, intent, &mut plan.ports))
+            }
+            Some(EswitchMode::Switchdev | EswitchMode::Software) => {
+                let uplink_use = policies.get(id).copied().unwrap_or_default();
+                Program::Flows(switchdev::program(
+                    id,
+                    adapter,
+                    uplink_use,
+                    intent,
+                    &mut plan.ports,
+                    &mut plan.networks,
+                ))
+            }
+        };
+        plan.programs.insert(id.clone(), program);
+    }
+    plan
+}
