@@ -216,6 +216,15 @@ pub struct Problem {
 impl ApiError {
     /// This error as the client sees it. The one place that chooses statuses.
     pub fn problem(&self) -> Problem {
+        let mut problem = self.whole_problem();
+        shorten(&mut problem.detail);
+        if let Some(field) = &mut problem.field {
+            shorten(field);
+        }
+        problem
+    }
+
+    fn whole_problem(&self) -> Problem {
         let problem = |status, slug: &str, title: &str, remedy: &str| Problem {
             kind: format!("/problems/{slug}"),
             title: title.to_owned(),
@@ -322,6 +331,14 @@ impl ApiError {
     }
 }
 
+/// Cuts a text that may quote the client, so that the answer to a large request is not large.
+fn shorten(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(400) {
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
 /// A duration in seconds, rounded up, and at least one: what `Retry-After` can say.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0 || duration.is_zero())
@@ -360,6 +377,12 @@ mod tests {
             assert!(!told.contains("No space left"), "{told}");
             assert!(error.source().is_some(), "the log has the cause of {error}");
         }
+    }
+
+    #[test]
+    fn an_answer_to_a_large_request_is_not_large() {
+        let problem = ApiError::NoRoute { path: "é".repeat(100_000) }.problem();
+        assert_eq!(problem.detail.chars().count(), 401);
     }
 
     #[test]

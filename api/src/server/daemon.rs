@@ -23,6 +23,17 @@ pub enum PutOutcome {
     Unchanged,
 }
 
+impl PutOutcome {
+    /// In a word, as in the header `Eswitchd-Outcome`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
 /// The answer to a PUT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Put<T> {

@@ -3,6 +3,88 @@
 //! In: HTTP requests. Out: calls to a [`Daemon`] and its answers. Every request is bounded in
 //! size, time and number here; nothing here knows what a resource does.
 
+mod bounds;
 mod daemon;
+pub(crate) mod declared;
+mod example;
+mod listen;
+mod openapi;
+pub(crate) mod reply;
+pub(crate) mod request;
+mod route;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, body::Bytes, http::Uri};
 
 pub use daemon::{Daemon, FlowFilter, Put, PutOutcome};
+pub use listen::{Bound, ConnectionLimits, Listeners, ServeError, UnixListenSpec, serve};
+
+use crate::error::ApiError;
+
+/// How much a request may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest body, in bytes.
+    pub body_bytes: usize,
+    /// How long a body may take to arrive.
+    pub body_time: Duration,
+    /// How long a request may take in all.
+    pub request_time: Duration,
+    /// How many requests under `/v1` may be under way; the next is answered with 503.
+    pub requests: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 1 << 20,
+            body_time: Duration::from_secs(10),
+            request_time: Duration::from_secs(30),
+            requests: 256,
+        }
+    }
+}
+
+/// What every handler sees.
+struct App<D> {
+    daemon: Arc<D>,
+    limits: Limits,
+    document: Bytes,
+}
+
+impl<D> Clone for App<D> {
+    fn clone(&self) -> Self {
+        Self {
+            daemon: Arc::clone(&self.daemon),
+            limits: self.limits,
+            document: self.document.clone(),
+        }
+    }
+}
+
+/// The whole REST API over `daemon`, with the default [`Limits`].
+pub fn router<D: Daemon>(daemon: Arc<D>) -> Router {
+    router_with(daemon, Limits::default())
+}
+
+/// The whole REST API over `daemon`.
+pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
+    let slots = bounds::slots(limits.requests);
+    let table = route::table::<D>();
+    let document = openapi::text(table.iter().map(|route| (route.path, &route.item)));
+    let routes = table.into_iter().fold(Router::new(), |router, route| {
+        // Probes and metrics answer under load, too: that is when they are needed.
+        let methods = match route.path.starts_with("/v1/") {
+            true => bounds::in_slots(route.methods, &slots),
+            false => route.methods,
+        };
+        router.route(route.path, methods)
+    });
+    let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
+    bounds::answering_panics(bounded).with_state(App { daemon, limits, document: document.into() })
+}
+
+async fn no_route(uri: Uri) -> ApiError {
+    ApiError::NoRoute { path: uri.path().to_owned() }
+}

@@ -1,0 +1,82 @@
+//! What bounds requests: their number, their time, and the damage of a panic.
+//!
+//! In: routes. Out: the same routes, which now always answer, and soon.
+
+use std::{any::Any, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{
+        HeaderValue,
+        header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
+    },
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::MethodRouter,
+};
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::error::ApiError;
+
+/// When to come back after being shed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Room for `count` requests at a time.
+pub(super) fn slots(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count))
+}
+
+/// Answers 503 at once where there is no free slot.
+pub(super) fn in_slots<S: Clone + Send + Sync + 'static>(
+    methods: MethodRouter<S>,
+    slots: &Arc<Semaphore>,
+) -> MethodRouter<S> {
+    methods.layer(from_fn_with_state(Arc::clone(slots), take_slot))
+}
+
+async fn take_slot(State(slots): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match slots.try_acquire() {
+        Ok(_slot) => next.run(request).await,
+        Err(_) => {
+            let detail = "as many requests are under way as the daemon takes".to_owned();
+            ApiError::Overloaded { detail, retry_after: RETRY_AFTER }.into_response()
+        }
+    }
+}
+
+/// Answers 504 where the daemon does not answer within `limit`.
+pub(super) fn in_time<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    limit: Duration,
+) -> Router<S> {
+    routes.layer(from_fn(move |request: Request, next: Next| async move {
+        tokio::time::timeout(limit, next.run(request))
+            .await
+            .unwrap_or_else(|_| ApiError::Timeout { limit }.into_response())
+    }))
+}
+
+/// Answers 500 where a handler panics, and marks every answer as neither to be cached (a status is
+/// old at once) nor to be taken for something else than it says.
+pub(super) fn answering_panics<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(
+        |request: Request, next: Next| async move {
+            let mut response = next.run(request).await;
+            let headers = response.headers_mut();
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            response
+        },
+    ))
+}
+
+fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    let message = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    ApiError::Internal(format!("a handler panicked: {message}").into()).into_response()
+}

@@ -1,0 +1,89 @@
+//! What the resources that clients declare have in common.
+//!
+//! In: a kind of spec. Out: the [`Daemon`]'s methods for it, so that each handler stands once for
+//! networks, ports and guests.
+
+use std::future::Future;
+
+use serde::{Serialize, de::DeserializeOwned};
+use utoipa::ToSchema;
+
+use super::{Daemon, Put};
+use crate::{
+    error::{ApiError, InvalidField, ResourceKind},
+    resources::{
+        GuestSpec, GuestStatus, NetworkSpec, NetworkStatus, PortSpec, PortStatus, Resource,
+    },
+    types::Id,
+};
+
+/// A spec that clients PUT.
+pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'static {
+    /// What the daemon says about it.
+    type Status: Serialize + DeserializeOwned + ToSchema + Send + 'static;
+
+    /// Its kind.
+    const KIND: ResourceKind;
+
+    fn validate(&self) -> Result<(), InvalidField>;
+
+    fn put<D: Daemon>(
+        self,
+        daemon: &D,
+        id: Id,
+    ) -> impl Future<Output = Result<Put<Resource<Self, Self::Status>>, ApiError>> + Send;
+
+    fn get<D: Daemon>(
+        daemon: &D,
+        id: &Id,
+    ) -> impl Future<Output = Result<Resource<Self, Self::Status>, ApiError>> + Send;
+
+    fn list<D: Daemon>(
+        daemon: &D,
+    ) -> impl Future<Output = Result<Vec<Resource<Self, Self::Status>>, ApiError>> + Send;
+
+    fn delete<D: Daemon>(daemon: &D, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+}
+
+macro_rules! declared {
+    ($spec:ident, $status:ident, $kind:ident, $put:ident, $get:ident, $list:ident, $delete:ident) => {
+        impl Declared for $spec {
+            type Status = $status;
+
+            const KIND: ResourceKind = ResourceKind::$kind;
+
+            fn validate(&self) -> Result<(), InvalidField> {
+                $spec::validate(self)
+            }
+
+            async fn put<D: Daemon>(
+                self,
+                daemon: &D,
+                id: Id,
+            ) -> Result<Put<Resource<$spec, $status>>, ApiError> {
+                daemon.$put(id, self).await
+            }
+
+            async fn get<D: Daemon>(
+                daemon: &D,
+                id: &Id,
+            ) -> Result<Resource<$spec, $status>, ApiError> {
+                daemon.$get(id).await
+            }
+
+            async fn list<D: Daemon>(
+                daemon: &D,
+            ) -> Result<Vec<Resource<$spec, $status>>, ApiError> {
+                daemon.$list().await
+            }
+
+            async fn delete<D: Daemon>(daemon: &D, id: &Id) -> Result<(), ApiError> {
+                daemon.$delete(id).await
+            }
+        }
+    };
+}
+
+declared!(NetworkSpec, NetworkStatus, Network, put_network, network, networks, delete_network);
+declared!(PortSpec, PortStatus, Port, put_port, port, ports, delete_port);
+declared!(GuestSpec, GuestStatus, Guest, put_guest, guest, guests, delete_guest);

@@ -1,0 +1,132 @@
+//! Examples for the OpenAPI document, as values of the very types.
+//!
+//! In: nothing. Out: specs and resources that a reader of the document meets: one VM whose guest
+//! VF takes part in a VLAN.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::declared::Declared;
+use crate::{
+    error::ResourceKind,
+    resources::{Adapter, Flow},
+};
+
+/// An example as JSON, which by passing through its type is known to be one.
+fn checked<T: DeserializeOwned + serde::Serialize>(value: Value) -> Value {
+    #[expect(clippy::expect_used, reason = "constant input, read by the document's test")]
+    let typed: T = serde_json::from_value(value).expect("an example of its type");
+    #[expect(clippy::expect_used, reason = "these types have string keys only")]
+    serde_json::to_value(typed).expect("a value that JSON can say")
+}
+
+fn condition(r#type: &str, status: &str, reason: &str, message: &str) -> Value {
+    json!({"type": r#type, "status": status, "reason": reason, "message": message,
+           "last_transition": "2026-11-22T15:04:05Z"})
+}
+
+/// The example's id of a kind.
+pub(super) fn id(kind: ResourceKind) -> &'static str {
+    match kind {
+        ResourceKind::Network => "blue",
+        ResourceKind::Port => "web-1",
+        ResourceKind::Guest => "vm1",
+        ResourceKind::Adapter => "pci-0000:03:00.0",
+    }
+}
+
+/// A spec of each kind.
+pub(super) fn spec<Spec: Declared>() -> Value {
+    checked::<Spec>(match Spec::KIND {
+        ResourceKind::Network => json!({
+            "kind": {"vlan": {"vid": 100}},
+            "reserved_macs": ["02:00:5e:00:00:01"],
+        }),
+        ResourceKind::Port => json!({
+            "function": {"guest_vf": {"guest": "vm1", "device": "vf0"}},
+            "attachments": [{"network": "blue"}, {"network": "storage", "tag": 20}],
+            "guest_macs": {"max": 4, "allow": ["02:aa"]},
+        }),
+        ResourceKind::Guest | ResourceKind::Adapter => json!({
+            "qmp": "/run/eswitchd/qmp/vm1.sock",
+            "backings": {"vf0": {"vf": {"adapter": "pci-0000:03:00.0", "index": 0}}},
+        }),
+    })
+}
+
+/// A status of each kind.
+pub(super) fn status<Spec: Declared>() -> Value {
+    checked::<Spec::Status>(match Spec::KIND {
+        ResourceKind::Network => json!({
+            "ports": ["web-1"],
+            "conditions": [condition("Programmed", "True", "Installed", "all flows are installed")],
+        }),
+        ResourceKind::Port => json!({
+            "conditions": [
+                condition("Bound", "True", "Backed", "guest VF vf0 of vm1 stands on VF 0"),
+                condition("Programmed", "True", "Installed", "12 of 12 flows are installed"),
+                condition("Offloaded", "True", "InHardware", "12 of 12 flows are in hardware"),
+            ],
+            "adapter": "pci-0000:03:00.0",
+            "vf": 0,
+            "representor": {"name": "enp3s0f0npf0vf0", "ifindex": 14},
+            "macs": ["02:aa:bb:cc:00:01"],
+            "flows": {"in_hw": 12, "not_in_hw": 0, "refused": 0, "pending": 0},
+            "event_to_programmed_us": 740,
+            "events_programmed": 3,
+        }),
+        ResourceKind::Guest | ResourceKind::Adapter => json!({
+            "conditions": [condition("Connected", "True", "Greeted", "QMP is connected")],
+            "pid": 4711,
+            "qemu": "11.1.3",
+            "run_state": "running",
+            "functions": [
+                {"device": "pf0", "enabled": true, "mac": "52:54:00:12:34:56",
+                 "promiscuous": false, "filter_known": true},
+                {"device": "vf0", "pf": "pf0", "enabled": true, "mac": "02:aa:bb:cc:00:01",
+                 "promiscuous": false, "filter_known": true, "port": "web-1",
+                 "backing": {"vf": {"adapter": "pci-0000:03:00.0", "index": 0}}},
+            ],
+        }),
+    })
+}
+
+/// A resource of each kind.
+pub(super) fn resource<Spec: Declared>() -> Value {
+    json!({"id": id(Spec::KIND), "revision": 42, "spec": spec::<Spec>(),
+           "status": status::<Spec>()})
+}
+
+/// An adapter.
+pub(super) fn adapter() -> Value {
+    checked::<Adapter>(json!({
+        "id": id(ResourceKind::Adapter),
+        "handle": "pci/0000:03:00.0",
+        "driver": "mlx5_core",
+        "mode": "switchdev",
+        "switch_id": "1a2b3c0003ebc208",
+        "uplink": {"name": "enp3s0f0np0", "ifindex": 4},
+        "vfs": [
+            {"index": 0, "representor": {"name": "enp3s0f0npf0vf0", "ifindex": 14},
+             "port": "web-1"},
+            {"index": 1, "representor": {"name": "enp3s0f0npf0vf1", "ifindex": 15}},
+        ],
+        "flows": {"in_hw": 15, "not_in_hw": 0, "refused": 0, "pending": 0},
+        "foreign_filters": 0,
+        "conditions": [condition("Programmed", "True", "Installed", "all flows are installed")],
+    }))
+}
+
+/// A flow.
+pub(super) fn flow() -> Value {
+    checked::<Flow>(json!({
+        "adapter": id(ResourceKind::Adapter),
+        "netdev": "enp3s0f0npf0vf0",
+        "purpose": "admission of 02:aa:bb:cc:00:01",
+        "port": "web-1",
+        "network": "blue",
+        "tc": "ingress chain 0 prio 2 protocol all flower src_mac 02:aa:bb:cc:00:01 \
+               action goto chain 1",
+        "state": "in_hw",
+    }))
+}

@@ -1,0 +1,471 @@
+//! The OpenAPI 3.1 document.
+//!
+//! In: the resource types, examples of them, and [`ApiError`]s as samples of what can go wrong.
+//! Out: a description of each route, which stands beside the route itself, and the whole document.
+//! Schemas come from the types: nothing is described twice.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ComponentsBuilder, ContentBuilder, HeaderBuilder, HttpMethod, InfoBuilder, LicenseBuilder,
+        ObjectBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder, Ref, RefOr, Required,
+        Response, ResponseBuilder, Schema, Type,
+        example::{Example, ExampleBuilder},
+        path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItemBuilder},
+        request_body::RequestBodyBuilder,
+        schema::ArrayBuilder,
+        tag::TagBuilder,
+    },
+};
+
+use super::{Limits, declared::Declared, example, route::METRICS_MEDIA_TYPE};
+use crate::{
+    error::{
+        ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
+    },
+    resources::{Adapter, Desired, Flow, GuestSpec, NetworkSpec, PortSpec, Resource},
+    types::Id,
+};
+
+const JSON: &str = "application/json";
+
+const DESCRIPTION: &str = "\
+Declarative resources: `spec` is what the client wants, `status` what the daemon sees. PUT and \
+DELETE are idempotent and answer when the change is durable; when the switch has followed, the \
+status says so.
+
+Every error is problem details (RFC 9457) with a `type` that never changes and, where there is \
+one, the `field` that is wrong and the `remedy`. Any path may also answer `method-not-allowed` \
+(405) and any other path `no-route` (404). Unknown fields and unknown query parameters are refused. \
+What is not HTTP at all, or has headers that are too many or too large, is answered by a bare 400 \
+or 431.";
+
+// ---------------------------------------------------------------- the document
+
+/// The whole document over the paths of the routes, as JSON for people and programs.
+pub(super) fn text<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> String {
+    #[expect(clippy::expect_used, reason = "constant input, read by the document's test")]
+    let text = document(paths).to_pretty_json().expect("a document that JSON can say");
+    text + "\n"
+}
+
+fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> OpenApi {
+    let tag = |name: &str, description: &str| {
+        TagBuilder::new().name(name).description(Some(description)).build()
+    };
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("eswitchd")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some(DESCRIPTION))
+                .license(Some(
+                    LicenseBuilder::new()
+                        .name("Apache-2.0 OR MIT")
+                        .identifier(Some("Apache-2.0 OR MIT"))
+                        .build(),
+                ))
+                .build(),
+        )
+        .paths(
+            paths
+                .fold(PathsBuilder::new(), |built, (path, item)| built.path(path, item.clone()))
+                .build(),
+        )
+        .components(Some(ComponentsBuilder::new().schemas_from_iter(schemas()).build()))
+        .tags(Some([
+            tag("networks", "L2 segments."),
+            tag("ports", "Permissions of VFs to take part in networks."),
+            tag("guests", "VMs, reached through their QMP sockets."),
+            tag("adapters", "Eswitches of the host: found, not made."),
+            tag("flows", "The tc-flower rules that the daemon wants or has installed."),
+            tag("daemon", "The daemon itself: health, metrics, this document."),
+        ]))
+        .build()
+}
+
+fn schemas() -> BTreeMap<String, RefOr<Schema>> {
+    let mut schemas = Vec::new();
+    declared_schemas::<NetworkSpec>(&mut schemas);
+    declared_schemas::<PortSpec>(&mut schemas);
+    declared_schemas::<GuestSpec>(&mut schemas);
+    found_schemas::<Adapter>(&mut schemas);
+    found_schemas::<Flow>(&mut schemas);
+    found_schemas::<Problem>(&mut schemas);
+    schemas.into_iter().collect()
+}
+
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+fn found_schemas<T: ToSchema>(schemas: &mut Schemas) {
+    schemas.push((T::name().into_owned(), T::schema()));
+    T::schemas(schemas);
+}
+
+fn declared_schemas<Spec: Declared>(schemas: &mut Schemas) {
+    found_schemas::<Spec>(schemas);
+    found_schemas::<Spec::Status>(schemas);
+    let name = resource_name(Spec::KIND);
+    schemas.push((name.to_owned(), Resource::<Spec, Spec::Status>::schema()));
+    schemas.push((format!("Desired{name}"), Desired::<Spec>::schema()));
+    found_schemas::<Id>(schemas);
+}
+
+fn resource_name(kind: ResourceKind) -> &'static str {
+    match kind {
+        ResourceKind::Network => "Network",
+        ResourceKind::Port => "Port",
+        ResourceKind::Guest => "Guest",
+        ResourceKind::Adapter => "Adapter",
+    }
+}
+
+fn component(name: &str) -> Ref {
+    Ref::from_schema_name(name)
+}
+
+// ---------------------------------------------------------------- the routes
+
+/// GET of all resources of a kind.
+pub(super) fn many<Spec: Declared>() -> PathItem {
+    let kind = Spec::KIND;
+    let operation = operation(kind.plural(), &format!("list_{}", kind.plural()))
+        .summary(Some(format!("All {}, in order of id", kind.plural())));
+    let list = list(resource_name(kind), example::resource::<Spec>());
+    get(with_problems(operation.response("200", list), reading(vec![])))
+}
+
+/// GET, PUT and DELETE of a resource.
+pub(super) fn one<Spec: Declared>() -> PathItem {
+    let kind = Spec::KIND;
+    let name = resource_name(kind);
+    let named = |verb: &str| {
+        operation(kind.plural(), &format!("{verb}_{kind}"))
+            .parameter(id_parameter(example::id(kind)))
+    };
+    let resource = |description: &str, outcome: &[&str]| {
+        let response = json_response(description, component(name), example::resource::<Spec>())
+            .header("ETag", etag());
+        match outcome {
+            [] => response.build(),
+            words => response.header("Eswitchd-Outcome", one_of(words)).build(),
+        }
+    };
+
+    let get = named("get")
+        .summary(Some(format!("A {kind}, its spec and its status")))
+        .response("200", resource("It.", &[]));
+    let put = named("put")
+        .summary(Some(format!("Create a {kind}, or change its spec")))
+        .description(Some(
+            "Idempotent: with the spec that is there already, nothing is stored and the revision \
+             stays. Answers when the change is durable.",
+        ))
+        .request_body(Some(
+            RequestBodyBuilder::new()
+                .description(Some("What is wanted."))
+                .required(Some(Required::True))
+                .content(
+                    JSON,
+                    ContentBuilder::new()
+                        .schema(Some(component(&format!("Desired{name}"))))
+                        .example(Some(json!({ "spec": example::spec::<Spec>() })))
+                        .build(),
+                )
+                .build(),
+        ))
+        .response("200", resource("It was there.", &["updated", "unchanged"]))
+        .response("201", resource("It is new.", &["created"]));
+    let delete = named("delete")
+        .summary(Some(format!("Remove a {kind}")))
+        .response("204", ResponseBuilder::new().description("It is gone."));
+
+    PathItemBuilder::new()
+        .operation(
+            HttpMethod::Get,
+            with_problems(get, reading(vec![not_found(kind, "no-such-id")])),
+        )
+        .operation(
+            HttpMethod::Put,
+            with_problems(
+                put,
+                [reading(vec![]), writing(), body_problems(), vec![contradiction(kind)]].concat(),
+            ),
+        )
+        .operation(
+            HttpMethod::Delete,
+            with_problems(
+                delete,
+                [reading(vec![not_found(kind, "no-such-id")]), writing(), vec![still_needed(kind)]]
+                    .concat(),
+            ),
+        )
+        .build()
+}
+
+/// GET of all adapters.
+pub(super) fn adapters() -> PathItem {
+    let operation = operation("adapters", "list_adapters")
+        .summary(Some("All adapters, in order of id"))
+        .response("200", list("Adapter", example::adapter()));
+    get(with_problems(operation, reading(vec![])))
+}
+
+/// GET of an adapter.
+pub(super) fn adapter() -> PathItem {
+    let kind = ResourceKind::Adapter;
+    let operation = operation("adapters", "get_adapter")
+        .summary(Some("An adapter"))
+        .parameter(id_parameter(example::id(kind)))
+        .response("200", json_response("It.", component("Adapter"), example::adapter()).build());
+    get(with_problems(operation, reading(vec![not_found(kind, "pci-0000:99:00.0")])))
+}
+
+/// GET of flows.
+pub(super) fn flows() -> PathItem {
+    let filter = |name: &str, description: &str, kind| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(description))
+            .schema(Some(component("Id")))
+            .example(Some(example::id(kind).into()))
+            .build()
+    };
+    let operation = operation("flows", "list_flows")
+        .summary(Some("Flows, all or those that match every filter"))
+        .description(Some("A filter that names what is not there matches nothing."))
+        .parameter(filter("adapter", "Only on this adapter.", ResourceKind::Adapter))
+        .parameter(filter("port", "Only because of this port.", ResourceKind::Port))
+        .parameter(filter("network", "Only because of this network.", ResourceKind::Network))
+        .response("200", list("Flow", example::flow()));
+    get(with_problems(operation, reading(vec![])))
+}
+
+/// Liveness.
+pub(super) fn healthz() -> PathItem {
+    get(operation("daemon", "health")
+        .summary(Some("Whether the process answers"))
+        .response("200", text_response("It does.", "text/plain; charset=utf-8", "ok\n")))
+}
+
+/// Readiness.
+pub(super) fn readyz() -> PathItem {
+    let reasons = vec!["no look at the host has been finished yet".to_owned()];
+    let operation = operation("daemon", "readiness")
+        .summary(Some("Whether the daemon does its work"))
+        .response("200", text_response("It does.", "text/plain; charset=utf-8", "ready\n"));
+    get(with_problems(
+        operation,
+        vec![ApiError::NotReady(NotReady { reasons }).problem(), timeout(), internal()],
+    ))
+}
+
+/// Metrics.
+pub(super) fn metrics() -> PathItem {
+    let sample = "# HELP eswitchd_guests_connected Guests whose QMP socket answers.\n\
+                  # TYPE eswitchd_guests_connected gauge\n\
+                  eswitchd_guests_connected 2\n";
+    let operation = operation("daemon", "metrics")
+        .summary(Some("Metrics in Prometheus' text format"))
+        .response("200", text_response("All metrics.", METRICS_MEDIA_TYPE, sample));
+    get(with_problems(operation, vec![timeout(), internal()]))
+}
+
+/// This document.
+pub(super) fn openapi_json() -> PathItem {
+    let schema = ObjectBuilder::new().schema_type(Type::Object).build();
+    let sample = json!({"openapi": "3.1.0", "info": {"title": "eswitchd"}, "paths": {}});
+    get(operation("daemon", "openapi")
+        .summary(Some("This document"))
+        .response("200", json_response("OpenAPI 3.1.", schema, sample).build()))
+}
+
+// ---------------------------------------------------------------- parts of operations
+
+fn operation(tag: &str, id: &str) -> OperationBuilder {
+    OperationBuilder::new().tag(tag).operation_id(Some(id))
+}
+
+fn get(operation: OperationBuilder) -> PathItem {
+    PathItemBuilder::new().operation(HttpMethod::Get, operation).build()
+}
+
+fn id_parameter(example: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name("id")
+        .parameter_in(ParameterIn::Path)
+        .required(Required::True)
+        .description(Some("The client's name for it."))
+        .schema(Some(component("Id")))
+        .example(Some(example.into()))
+        .build()
+}
+
+fn json_response(
+    description: &str,
+    schema: impl Into<RefOr<Schema>>,
+    example: Value,
+) -> ResponseBuilder {
+    let content = ContentBuilder::new().schema(Some(schema)).example(Some(example)).build();
+    ResponseBuilder::new().description(description).content(JSON, content)
+}
+
+fn text_response(description: &str, media_type: &str, example: &str) -> Response {
+    let schema = ObjectBuilder::new().schema_type(Type::String).build();
+    let content = ContentBuilder::new().schema(Some(schema)).example(Some(example.into())).build();
+    ResponseBuilder::new().description(description).content(media_type, content).build()
+}
+
+fn list(item: &str, example: Value) -> Response {
+    let items = ArrayBuilder::new().items(component(item)).build();
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property("items", items)
+        .required("items")
+        .build();
+    json_response("The list.", schema, json!({ "items": [example] })).build()
+}
+
+fn etag() -> utoipa::openapi::Header {
+    HeaderBuilder::new()
+        .description(Some(
+            "The revision of the spec, in quotes. The status has none and changes at any time.",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).pattern(Some("^\"[0-9]+\"$"))))
+        .example(Some("\"42\"".into()))
+        .build()
+}
+
+fn one_of(words: &[&str]) -> utoipa::openapi::Header {
+    HeaderBuilder::new()
+        .description(Some("What the request has done."))
+        .schema(Some(
+            ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.to_vec())),
+        ))
+        .build()
+}
+
+// ---------------------------------------------------------------- problems
+
+/// Adds a response for each status among the problems, with each problem as an example.
+fn with_problems(operation: OperationBuilder, problems: Vec<Problem>) -> OperationBuilder {
+    let mut by_status = BTreeMap::<u16, Vec<Problem>>::new();
+    for problem in problems {
+        by_status.entry(problem.status).or_default().push(problem);
+    }
+    by_status.into_iter().fold(operation, |operation, (status, problems)| {
+        operation.response(status.to_string(), problem_response(&problems))
+    })
+}
+
+fn problem_response(problems: &[Problem]) -> Response {
+    let titles: Vec<_> = problems.iter().map(|problem| problem.title.as_str()).collect();
+    let content = ContentBuilder::new()
+        .schema(Some(component(&Problem::name())))
+        .examples_from_iter(problems.iter().map(problem_example))
+        .build();
+    let response = ResponseBuilder::new()
+        .description(titles.join(", or: "))
+        .content(PROBLEM_MEDIA_TYPE, content);
+    match problems.iter().any(|problem| problem.retry_after.is_some()) {
+        false => response.build(),
+        true => response.header("Retry-After", seconds()).build(),
+    }
+}
+
+fn problem_example(problem: &Problem) -> (String, Example) {
+    let name = problem.kind.rsplit('/').next().unwrap_or_default();
+    let example =
+        ExampleBuilder::new().summary(problem.title.as_str()).value(Some(json!(problem))).build();
+    (name.to_owned(), example)
+}
+
+fn seconds() -> utoipa::openapi::Header {
+    HeaderBuilder::new()
+        .description(Some("Seconds after which to try again."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1))))
+        .build()
+}
+
+/// What any request under `/v1` can meet, and `more`.
+fn reading(more: Vec<Problem>) -> Vec<Problem> {
+    let unknown = ApiError::Parameter(InvalidField {
+        field: "colour".into(),
+        detail: "no such query parameter".into(),
+        remedy: "leave it out".into(),
+    });
+    let shed = ApiError::Overloaded {
+        detail: "as many requests are under way as the daemon takes".into(),
+        retry_after: Duration::from_secs(1),
+    };
+    [vec![unknown.problem(), shed.problem(), timeout(), internal()], more].concat()
+}
+
+/// What any request that changes something can meet.
+fn writing() -> Vec<Problem> {
+    vec![ApiError::Store(cause()).problem(), ApiError::StoreFull(cause()).problem()]
+}
+
+/// What any request with a body can meet.
+fn body_problems() -> Vec<Problem> {
+    let limits = Limits::default();
+    [
+        ApiError::Malformed { detail: "the body is empty".into() },
+        ApiError::SlowRequest { limit: limits.body_time },
+        ApiError::TooLarge { limit_bytes: limits.body_bytes },
+        ApiError::MediaType { found: "application/x-www-form-urlencoded".into() },
+        ApiError::Invalid(InvalidField {
+            field: "spec.colour".into(),
+            detail: "unknown field `colour`".into(),
+            remedy: "leave it out".into(),
+        }),
+    ]
+    .iter()
+    .map(ApiError::problem)
+    .collect()
+}
+
+fn not_found(kind: ResourceKind, id: &str) -> Problem {
+    ApiError::NotFound { kind, id: example_id(id) }.problem()
+}
+
+fn contradiction(kind: ResourceKind) -> Problem {
+    ApiError::Conflict {
+        detail: "another resource claims the same".into(),
+        blockers: vec![ResourceRef { kind, id: example_id("other") }],
+        remedy: "change or delete the other one first".into(),
+    }
+    .problem()
+}
+
+fn still_needed(kind: ResourceKind) -> Problem {
+    let port = ResourceRef { kind: ResourceKind::Port, id: example_id("web-1") };
+    ApiError::Conflict {
+        detail: format!("a port still depends on this {kind}"),
+        blockers: vec![port],
+        remedy: "detach or delete it first".into(),
+    }
+    .problem()
+}
+
+fn timeout() -> Problem {
+    ApiError::Timeout { limit: Limits::default().request_time }.problem()
+}
+
+fn internal() -> Problem {
+    ApiError::Internal(cause()).problem()
+}
+
+fn cause() -> crate::error::Cause {
+    "an example".into()
+}
+
+#[expect(clippy::expect_used, reason = "constant input, read by the document's test")]
+fn example_id(id: &str) -> Id {
+    id.parse().expect("an id")
+}

@@ -1,0 +1,246 @@
+//! Reading requests: ids, queries, bodies.
+//!
+//! In: parts of a request, of any shape. Out: checked values, or an [`ApiError`] that names the
+//! field. Nothing is ignored: what is not understood is refused.
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{HeaderMap, header::CONTENT_TYPE, request::Parts},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::{App, Daemon, FlowFilter, Limits, declared::Declared};
+use crate::{
+    error::{ApiError, InvalidField},
+    resources::Desired,
+    types::Id,
+};
+
+fn parameter(field: &str, detail: impl Into<String>, remedy: impl Into<String>) -> ApiError {
+    let field = field.to_owned();
+    ApiError::Parameter(InvalidField { field, detail: detail.into(), remedy: remedy.into() })
+}
+
+fn id_parameter(field: &str, text: String) -> Result<Id, ApiError> {
+    Id::try_from(text).map_err(|error| {
+        let (detail, remedy) = split_remedy(&error.to_string());
+        parameter(field, detail, remedy)
+    })
+}
+
+/// The `{id}` of a path.
+pub(super) struct PathId(pub(super) Id);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| parameter("id", error.body_text(), "percent-encode UTF-8 text"))?;
+        id_parameter("id", text).map(PathId)
+    }
+}
+
+/// Proof that a request has no query. A parameter of a later version (`dry_run`) that was ignored
+/// in silence would do what the client did not ask for.
+pub(super) struct NoQuery;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match query(parts)?.first() {
+            None => Ok(NoQuery),
+            Some((key, _)) => Err(parameter(key, "no such query parameter", "leave the query out")),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for FlowFilter {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut filter = FlowFilter::default();
+        for (key, value) in query(parts)? {
+            let place = match key.as_str() {
+                "adapter" => &mut filter.adapter,
+                "port" => &mut filter.port,
+                "network" => &mut filter.network,
+                _ => {
+                    let remedy = "use adapter, port or network";
+                    return Err(parameter(&key, "no such query parameter", remedy));
+                }
+            };
+            if place.replace(id_parameter(&key, value)?).is_some() {
+                return Err(parameter(&key, "is there twice", "name each parameter once"));
+            }
+        }
+        Ok(filter)
+    }
+}
+
+fn query(parts: &Parts) -> Result<Vec<(String, String)>, ApiError> {
+    let Query(pairs) = Query::try_from_uri(&parts.uri)
+        .map_err(|error| parameter("query", error.body_text(), "write name=value&name=value"))?;
+    Ok(pairs)
+}
+
+/// The spec of a PUT, valid by itself.
+pub(super) struct SpecBody<Spec>(pub(super) Spec);
+
+impl<Spec: Declared, D: Daemon> FromRequest<App<D>> for SpecBody<Spec> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = whole_body(request.into_body(), &app.limits).await?;
+        let Desired { spec } = json::<Desired<Spec>>(&bytes)?;
+        spec.validate()?;
+        Ok(SpecBody(spec))
+    }
+}
+
+/// No content type counts as JSON: that is how `curl -T file` sends one.
+fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let found = String::from_utf8_lossy(value.as_bytes());
+    let media_type = found.split(';').next().unwrap_or_default().trim();
+    match media_type.eq_ignore_ascii_case("application/json") {
+        true => Ok(()),
+        false => Err(ApiError::MediaType { found: media_type.to_owned() }),
+    }
+}
+
+async fn whole_body(body: Body, limits: &Limits) -> Result<Vec<u8>, ApiError> {
+    let read = Limited::new(body, limits.body_bytes).collect();
+    match tokio::time::timeout(limits.body_time, read).await {
+        Err(_) => Err(ApiError::SlowRequest { limit: limits.body_time }),
+        Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ApiError::TooLarge { limit_bytes: limits.body_bytes })
+        }
+        Ok(Err(error)) => {
+            Err(ApiError::Malformed { detail: format!("the body did not arrive whole: {error}") })
+        }
+    }
+}
+
+/// Reads a JSON object; errors name the field.
+pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let malformed = |detail: String| ApiError::Malformed { detail };
+    match bytes.trim_ascii_start().first() {
+        None => return Err(malformed("the body is empty".to_owned())),
+        // serde would take an array for a struct's fields in their order.
+        Some(b'[') => return Err(malformed("the body is an array".to_owned())),
+        Some(_) => {}
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let error = error.into_inner();
+        if !error.is_data() {
+            return malformed(format!("the body is not JSON: {error}"));
+        }
+        let message = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let (detail, remedy) = split_remedy(message.strip_suffix(&place).unwrap_or(&message));
+        match path.as_str() {
+            "." if detail.starts_with("invalid type") => malformed(format!("the body: {detail}")),
+            "." => InvalidField { field: "spec".to_owned(), detail, remedy }.into(),
+            _ => InvalidField { field: path, detail, remedy }.into(),
+        }
+    })?;
+    deserializer.end().map_err(|error| malformed(format!("after the JSON object: {error}")))?;
+    Ok(value)
+}
+
+/// Splits serde's messages and those of [`crate::types`] into what is wrong and what is right.
+fn split_remedy(message: &str) -> (String, String) {
+    if let Some((detail, expected)) = message.rsplit_once(", expected ") {
+        (detail.to_owned(), format!("expected {expected}"))
+    } else if message.starts_with("missing field") {
+        (message.to_owned(), "add it".to_owned())
+    } else if message.starts_with("duplicate field") {
+        (message.to_owned(), "name it once".to_owned())
+    } else if let Some((detail, remedy)) = message.rsplit_once(": ") {
+        (detail.to_owned(), remedy.to_owned())
+    } else {
+        (message.to_owned(), "/openapi.json describes what is accepted".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::{GuestSpec, NetworkSpec, PortSpec};
+
+    fn problem<Spec: Declared>(body: &str) -> crate::error::Problem {
+        json::<Desired<Spec>>(body.as_bytes()).map(|_| ()).unwrap_err().problem()
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_what_would_be_right() {
+        let of_network = problem::<NetworkSpec>;
+        let of_port = problem::<PortSpec>;
+        for (problem, field, detail, remedy) in [
+            (
+                of_network(r#"{"spec": {"kind": {"vlan": {"vid": 4095}}}}"#),
+                "spec.kind.vlan.vid",
+                "4095 is not a VLAN id",
+                "use 1 to 4094",
+            ),
+            (
+                of_network(r#"{"spec": {"kind": "flat", "colour": 1}}"#),
+                "spec.colour",
+                "unknown field `colour`",
+                "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`",
+            ),
+            (of_network(r#"{"spec": {}}"#), "spec", "missing field `kind`", "add it"),
+            (of_network("{}"), "spec", "missing field `spec`", "add it"),
+            (
+                of_network(r#"{"spec": {"kind": "flat", "kind": "flat"}}"#),
+                "spec.kind",
+                "duplicate field `kind`",
+                "name it once",
+            ),
+            (
+                of_port(
+                    r#"{"spec": {"function": {"vf": {"adapter": "a", "index": 0}},
+                        "attachments": [{"network": "a"}, {"network": "b", "tag": "x"}]}}"#,
+                ),
+                "spec.attachments[1].tag",
+                "invalid type: string \"x\"",
+                "expected u16",
+            ),
+            (
+                of_port(r#"{"spec": {"function": {"vf": {"adapter": "a/b", "index": 0}}}}"#),
+                "spec.function.vf.adapter",
+                "`a/b` is not an id",
+                "use 1 to 128 letters, digits or . _ : - and no leading dot",
+            ),
+            (
+                problem::<GuestSpec>(
+                    r#"{"spec": {"backings": {"vf0": {"tap": {"name": "tap0"}}}}}"#,
+                ),
+                "spec.backings.vf0.tap",
+                "unknown variant `tap`",
+                "expected `vf` or `netdev`",
+            ),
+        ] {
+            assert_eq!(problem.status, 422, "{problem:?}");
+            assert_eq!(problem.field.as_deref(), Some(field));
+            assert_eq!(problem.detail, detail);
+            assert_eq!(problem.remedy.as_deref(), Some(remedy));
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_malformed() {
+        for body in ["", " ", "[]", r#"[{"kind": "flat"}]"#, "5", "null", "{", "{} {}", "\u{0}"] {
+            assert!([400].contains(&problem::<GuestSpec>(body).status), "{body}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The table of routes: path, handlers and their description stand together.
+//!
+//! In: nothing. Out: all routes of the API. A handler reads its request by extractors, asks the
+//! daemon one thing, and writes the answer; it decides nothing.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get},
+};
+use utoipa::openapi::PathItem;
+
+use super::{
+    App, Daemon, FlowFilter,
+    declared::Declared,
+    openapi, reply,
+    request::{NoQuery, PathId, SpecBody},
+};
+use crate::{
+    error::ApiError,
+    resources::{Adapter, Flow, GuestSpec, List, NetworkSpec, PortSpec},
+};
+
+/// The media type of Prometheus' text format.
+pub(super) const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A path, what answers there, and how that is described.
+pub(super) struct Route<D> {
+    pub(super) path: &'static str,
+    pub(super) methods: MethodRouter<App<D>>,
+    pub(super) item: PathItem,
+}
+
+/// All routes.
+pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
+    let route = |path, methods: MethodRouter<App<D>>, item| Route {
+        path,
+        methods: methods.fallback(no_method),
+        item,
+    };
+    vec![
+        route("/v1/networks", get(list::<NetworkSpec, D>), openapi::many::<NetworkSpec>()),
+        route("/v1/networks/{id}", single::<NetworkSpec, D>(), openapi::one::<NetworkSpec>()),
+        route("/v1/ports", get(list::<PortSpec, D>), openapi::many::<PortSpec>()),
+        route("/v1/ports/{id}", single::<PortSpec, D>(), openapi::one::<PortSpec>()),
+        route("/v1/guests", get(list::<GuestSpec, D>), openapi::many::<GuestSpec>()),
+        route("/v1/guests/{id}", single::<GuestSpec, D>(), openapi::one::<GuestSpec>()),
+        route("/v1/adapters", get(adapters::<D>), openapi::adapters()),
+        route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter()),
+        route("/v1/flows", get(flows::<D>), openapi::flows()),
+        route("/healthz", get(healthy), openapi::healthz()),
+        route("/readyz", get(ready::<D>), openapi::readyz()),
+        route("/metrics", get(metrics::<D>), openapi::metrics()),
+        route("/openapi.json", get(document::<D>), openapi::openapi_json()),
+    ]
+}
+
+fn single<Spec: Declared, D: Daemon>() -> MethodRouter<App<D>> {
+    get(read::<Spec, D>).put(put::<Spec, D>).delete(delete::<Spec, D>)
+}
+
+async fn list<Spec: Declared, D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+) -> Result<Response, ApiError> {
+    let items = Spec::list(&*app.daemon).await?;
+    Ok(Json(List { items }).into_response())
+}
+
+async fn read<Spec: Declared, D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    _: NoQuery,
+) -> Result<Response, ApiError> {
+    Spec::get(&*app.daemon, &id).await.map(|resource| reply::resource(&resource))
+}
+
+async fn put<Spec: Declared, D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    _: NoQuery,
+    SpecBody(spec): SpecBody<Spec>,
+) -> Result<Response, ApiError> {
+    spec.put(&*app.daemon, id).await.map(|put| reply::put(&put))
+}
+
+async fn delete<Spec: Declared, D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    _: NoQuery,
+) -> Result<StatusCode, ApiError> {
+    Spec::delete(&*app.daemon, &id).await.map(|()| StatusCode::NO_CONTENT)
+}
+
+async fn adapters<D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+) -> Result<Json<List<Adapter>>, ApiError> {
+    app.daemon.adapters().await.map(|items| Json(List { items }))
+}
+
+async fn adapter<D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    _: NoQuery,
+) -> Result<Json<Adapter>, ApiError> {
+    app.daemon.adapter(&id).await.map(Json)
+}
+
+async fn flows<D: Daemon>(
+    State(app): State<App<D>>,
+    filter: FlowFilter,
+) -> Result<Json<List<Flow>>, ApiError> {
+    app.daemon.flows(filter).await.map(|items| Json(List { items }))
+}
+
+async fn healthy() -> &'static str {
+    "ok\n"
+}
+
+async fn ready<D: Daemon>(State(app): State<App<D>>) -> Result<&'static str, ApiError> {
+    app.daemon.ready().await.map(|()| "ready\n").map_err(ApiError::NotReady)
+}
+
+async fn metrics<D: Daemon>(State(app): State<App<D>>) -> Result<Response, ApiError> {
+    let text = app.daemon.metrics().await?;
+    Ok(([(CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response())
+}
+
+async fn document<D: Daemon>(State(app): State<App<D>>) -> Response {
+    ([(CONTENT_TYPE, "application/json")], app.document).into_response()
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
+}
