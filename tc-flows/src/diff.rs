@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ident::Handle;
-use crate::kernel::{HwState, Outcome};
+use crate::ident::{Handle, Hook};
+use crate::kernel::{Dump, HwState, Outcome, RuleLocation};
 use crate::rule::{Rule, RuleId, Slot};
 use crate::set::RuleSet;
 
@@ -39,6 +39,11 @@ pub enum Op {
 }
 
 impl Op {
+    /// Takes out a rule of which only the place is known ([`crate::Dump::unreadable_own`]).
+    pub fn delete_at(location: RuleLocation, handle: Handle) -> Op {
+        Op::Delete { id: RuleId::at(location), handle }
+    }
+
     /// Identity of the rule that the change is about.
     pub const fn id(&self) -> &RuleId {
         match self {
@@ -72,6 +77,7 @@ pub struct InstalledRule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     rules: BTreeMap<RuleId, InstalledRule>,
+    unreadable: BTreeMap<(Slot, Handle), RuleLocation>,
     handles: BTreeMap<Slot, BTreeSet<u32>>,
 }
 
@@ -79,6 +85,30 @@ impl Installed {
     /// Nothing installed.
     pub fn new() -> Installed {
         Installed::default()
+    }
+
+    /// Notes what a dump shows of the owner: its rules, and those that must go because they cannot
+    /// be read.
+    pub fn adopt(&mut self, dump: &Dump) {
+        for (rule, handle, hw) in &dump.own {
+            self.insert(rule.clone(), *handle, hw.clone());
+        }
+        for (location, handle) in &dump.unreadable_own {
+            self.insert_unreadable(*location, *handle);
+        }
+    }
+
+    /// Notes a rule of which only the place is known: [`diff`] deletes it before all else.
+    pub fn insert_unreadable(&mut self, location: RuleLocation, handle: Handle) {
+        self.unreadable.insert((location.slot(), handle), location);
+        self.handles.entry(location.slot()).or_default().insert(handle.0);
+    }
+
+    /// Forgets everything at a hook: its qdisc or interface is gone, or a new dump follows.
+    pub fn remove_hook(&mut self, hook: Hook) {
+        self.rules.retain(|id, _| id.hook() != hook);
+        self.unreadable.retain(|(slot, _), _| slot.hook != hook);
+        self.handles.retain(|slot, _| slot.hook != hook);
     }
 
     /// Notes a rule, in the place of one with the same identity.
@@ -106,7 +136,12 @@ impl Installed {
             Outcome::InHw => HwState::InHw,
             Outcome::NotInHw { reason } => HwState::NotInHw(reason.clone()),
             Outcome::Deleted => {
-                self.remove(op.id());
+                let slot = op.id().slot();
+                if self.unreadable.remove(&(slot, op.handle())).is_some() {
+                    self.free(slot, op.handle());
+                } else {
+                    self.remove(op.id());
+                }
                 return;
             }
             Outcome::Refused { .. } | Outcome::Unknown => return,
@@ -131,9 +166,16 @@ impl Installed {
         self.rules.len()
     }
 
-    /// Whether there is no rule.
+    /// Whether nothing is installed.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.rules.is_empty() && self.unreadable.is_empty()
+    }
+
+    fn of_slot(&self, slot: Slot) -> impl Iterator<Item = &InstalledRule> {
+        self.rules
+            .range(RuleId::first_of_slot(slot)..)
+            .map(|(_, installed)| installed)
+            .take_while(move |installed| installed.rule.id().slot() == slot)
     }
 
     fn free(&mut self, slot: Slot, handle: Handle) {
@@ -147,7 +189,96 @@ impl Installed {
 }
 
 /// The changes that make `installed` into `wanted`: none where nothing differs.
+///
+/// Rules are added and replaced first, those of higher-numbered chains before those of lower ones;
+/// then rules are deleted, those of lower-numbered chains first. Where chain numbers rise along
+/// every path, no prefix of the changes leaves a goto without a rule at its destination, nor an
+/// admission without what it admits to. Rules that cannot be read go before all else. One exception: a prio that changes its protocol cannot
+/// hold old and new rules at once, so its old rules go just before the first new one comes.
+///
+/// A new rule takes the lowest handle of its prio that no installed rule has, not even one that is
+/// deleted by the same changes.
 pub fn diff(installed: &Installed, wanted: &RuleSet) -> Vec<Op> {
-    let _ = (installed, wanted);
-    Vec::new()
+    let mut come = Vec::new();
+    let mut go = Vec::new();
+    let mut olds = installed.rules.values().peekable();
+    let mut news = wanted.iter().peekable();
+    loop {
+        match (olds.peek(), news.peek()) {
+            (Some(old), Some(new)) if old.rule.id() == new.id() => {
+                if old.rule != **new {
+                    come.push((*new, Some(old.handle)));
+                }
+                olds.next();
+                news.next();
+            }
+            (Some(old), Some(new)) if old.rule.id() < new.id() => {
+                go.push(*old);
+                olds.next();
+            }
+            (_, Some(new)) => {
+                come.push((*new, None));
+                news.next();
+            }
+            (Some(old), None) => {
+                go.push(*old);
+                olds.next();
+            }
+            (None, None) => break,
+        }
+    }
+    // Stable: within a chain, over all hooks, the order of identity remains.
+    come.sort_by_key(|(rule, _)| std::cmp::Reverse(rule.chain()));
+    go.sort_by_key(|old| old.rule.chain());
+
+    let mut ops = Vec::with_capacity(installed.unreadable.len() + come.len() + go.len());
+    // They may have the keys of a rule that comes, which the kernel would then refuse.
+    let unreadable = installed.unreadable.iter();
+    ops.extend(unreadable.map(|((_, handle), location)| Op::delete_at(*location, *handle)));
+    let mut handles = BTreeMap::new();
+    let mut gone_early = BTreeSet::new();
+    for (rule, held) in come {
+        let slot = rule.id().slot();
+        if let Some(handle) = held {
+            ops.push(Op::Replace { rule: rule.clone(), handle });
+            continue;
+        }
+        let free = handles.entry(slot).or_insert_with(|| {
+            // First new rule of this prio: here its protocol may change.
+            let protocol = rule.id().matching().protocol();
+            let in_the_way = installed
+                .of_slot(slot)
+                .filter(|old| old.rule.id().matching().protocol() != protocol);
+            for old in in_the_way {
+                gone_early.insert(old.rule.id());
+                ops.push(Op::Delete { id: old.rule.id().clone(), handle: old.handle });
+            }
+            FreeHandles::of(installed.handles.get(&slot))
+        });
+        ops.push(Op::Add { rule: rule.clone(), handle: free.take() });
+    }
+    let late = go.into_iter().filter(|old| !gone_early.contains(old.rule.id()));
+    ops.extend(late.map(|old| Op::Delete { id: old.rule.id().clone(), handle: old.handle }));
+    ops
+}
+
+/// The unused handles of one prio, from 1 upwards.
+struct FreeHandles<'i> {
+    next: u32,
+    used: Option<&'i BTreeSet<u32>>,
+}
+
+impl<'i> FreeHandles<'i> {
+    const fn of(used: Option<&'i BTreeSet<u32>>) -> FreeHandles<'i> {
+        FreeHandles { next: 1, used }
+    }
+
+    fn take(&mut self) -> Handle {
+        while self.used.is_some_and(|used| used.contains(&self.next)) {
+            self.next += 1;
+        }
+        let handle = Handle(self.next);
+        self.next += 1;
+        handle
+    }
 }

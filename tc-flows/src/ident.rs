@@ -14,15 +14,6 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// The mask under which every bit of an address counts.
     pub const EXACT: Mac = Mac([0xff; 6]);
-
-    /// `value` with the bits outside `mask` cleared.
-    pub(crate) fn masked(self, mask: Mac) -> Mac {
-        let mut out = self.0;
-        for (byte, m) in out.iter_mut().zip(mask.0) {
-            *byte &= m;
-        }
-        Mac(out)
-    }
 }
 
 impl fmt::Display for Mac {

@@ -7,7 +7,7 @@ use std::io;
 
 use crate::diff::Op;
 use crate::ident::{ChainId, Handle, Hook, Prio};
-use crate::rule::Rule;
+use crate::rule::{Rule, RuleId, Slot};
 
 /// Why the conversation with the kernel failed as a whole. What it says about a single rule is an
 /// [`Outcome`].
@@ -103,6 +103,21 @@ pub struct RuleLocation {
     pub prio: Prio,
     /// The ethertype in the kernel's `tcm_info`, host order.
     pub protocol: u16,
+}
+
+impl RuleLocation {
+    pub(crate) const fn of(id: &RuleId) -> RuleLocation {
+        RuleLocation {
+            hook: id.hook(),
+            chain: id.chain(),
+            prio: id.prio(),
+            protocol: id.matching().protocol(),
+        }
+    }
+
+    pub(crate) const fn slot(&self) -> Slot {
+        Slot { hook: self.hook, chain: self.chain, prio: self.prio }
+    }
 }
 
 /// A filter that another owner installed.

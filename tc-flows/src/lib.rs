@@ -15,13 +15,18 @@
 //! | `kernel` | the trait that the real and the fake kernel share |
 
 mod diff;
+mod fake;
+mod frame;
 mod ident;
 mod kernel;
 mod key;
 mod rule;
 mod set;
+mod walk;
 
 pub use diff::{Installed, InstalledRule, Op, diff};
+pub use fake::FakeKernel;
+pub use frame::{Body, Frame, Layer4};
 pub use ident::{
     ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };
@@ -29,3 +34,4 @@ pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, R
 pub use key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
 pub use rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleError, RuleId};
 pub use set::{Clash, RuleSet};
+pub use walk::{GOTOS_MAX, Step, Walk, walk};

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ident::{ChainId, Hook, Ifindex, Prio, VlanId, VlanTpid, fmt_ethertype};
+use crate::kernel::RuleLocation;
 use crate::key::{Fields, Match};
 
 /// Most actions that one rule can hold (`TCA_ACT_MAX_PRIO`, include/uapi/linux/pkt_cls.h).
@@ -118,6 +119,12 @@ impl RuleId {
     /// Protocol, keys and masks.
     pub const fn matching(&self) -> &Match {
         &self.matching
+    }
+
+    /// An identity of which only the place is known.
+    pub(crate) const fn at(location: RuleLocation) -> RuleId {
+        let RuleLocation { hook, chain, prio, protocol } = location;
+        RuleId { hook, chain, prio, matching: Match::from_parts(protocol, Fields::none()) }
     }
 
     /// An identity that sorts before every other of this hook.
