@@ -4,12 +4,32 @@
 //! each setting, with its errno and its own words. devlink and ethtool are spoken here and nowhere
 //! else. Nothing here decides what a setting should be, and nothing here retries.
 
+pub(crate) mod devlink;
+mod ethtool;
+pub(crate) mod netlink;
+
+use std::{fmt, future::Future};
+
 use api::{
     resources::{VfLinkState, VlanProto},
     types::MacAddr,
 };
+use genetlink::GenetlinkHandle;
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressProtocol},
+    link::{
+        self as wire, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
+        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfVlanInfo, VlanProtocol,
+    },
+};
+use netlink_sys::AsyncSocket;
+use nix::errno::Errno;
+use rtnetlink::LinkUnspec;
 use tc_flows::Ifindex;
 
+use self::netlink::{Answer, flag};
 use crate::world::NetdevView;
 
 /// The kernel said no.
@@ -23,6 +43,14 @@ pub struct KernelRefusal {
     pub message: String,
     /// What was asked of it.
     pub what: String,
+}
+
+impl KernelRefusal {
+    /// Whether no answer came, so that the outcome is unknown.
+    pub fn is_lost(&self) -> bool {
+        [Errno::EPIPE, Errno::ETIMEDOUT, Errno::ENOBUFS, Errno::EPROTO]
+            .contains(&Errno::from_raw(self.errno))
+    }
 }
 
 /// Why the host cannot be looked at or changed at all.
@@ -39,6 +67,9 @@ pub enum EswitchError {
     /// The kernel refused a request.
     #[error(transparent)]
     Refused(#[from] KernelRefusal),
+    /// An adapter's configuration cannot be used; says what would be right.
+    #[error("{0}")]
+    Configuration(String),
 }
 
 /// Settings of a VF that should change; what is absent stays as it is.
@@ -78,41 +109,203 @@ pub enum VfSetting {
     LinkState,
 }
 
+impl fmt::Display for VfSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VfSetting::Mac => "MAC address",
+            VfSetting::Vlan => "VLAN",
+            VfSetting::SpoofCheck => "spoof check",
+            VfSetting::LinkState => "link state",
+        })
+    }
+}
+
 /// The connections through which the host is changed. A clone shares them.
 ///
-/// The sockets belong to the network namespace of the thread that calls [`EswitchHandle::open`].
+/// They live on a thread of their own, since the kernel works inside the sender's system call; the
+/// thread ends with the last clone. The sockets belong to the network namespace of the thread that
+/// calls [`EswitchHandle::open`].
 #[derive(Debug, Clone)]
-pub struct EswitchHandle {}
+pub struct EswitchHandle {
+    route: rtnetlink::Handle,
+    generic: GenetlinkHandle,
+}
 
 impl EswitchHandle {
-    /// Opens the connections; must run inside a tokio runtime, on which they live.
+    /// Opens the connections.
     ///
     /// # Errors
-    /// When a netlink socket cannot be opened.
+    /// When a netlink socket or the thread cannot be had.
     pub fn open() -> Result<EswitchHandle, EswitchError> {
-        Ok(EswitchHandle {})
+        netlink::on_own_thread("eswitch", || {
+            let (route_work, route) = route_connection()?;
+            let (generic_work, generic) = generic_connection()?;
+            let work = async {
+                tokio::join!(route_work, generic_work);
+            };
+            Ok((work, EswitchHandle { route, generic }))
+        })
     }
 
-    /// Makes a representor (or an uplink) ready to carry flows: no IPv6 address of its own, TC
-    /// offload on where the device can, link up. Promiscuous mode is not touched.
+    /// Makes a representor ready to carry flows: no IPv6 address of its own (the host would talk on
+    /// it otherwise), TC offload on where the device can, link up. Promiscuous mode is not touched.
+    /// Not for an uplink, which may carry the host's own IPv6: see [`Self::prepare_uplink`].
     ///
     /// # Errors
     /// The first step that the kernel refused; the steps before it are done.
     pub async fn prepare_representor(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
-        let _ = netdev;
-        Ok(())
+        self.keep_ipv6_off(netdev).await?;
+        self.prepare_uplink(netdev).await?;
+        let message = LinkUnspec::new_with_index(netdev.ifindex.get()).up().build();
+        self.set_link(&format!("set {} up", netdev.name), message).await
+    }
+
+    /// Makes an uplink ready to carry flows: TC offload on where the device can. Its addresses and
+    /// its link state are the host's.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn prepare_uplink(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
+        ethtool::switch_tc_offload_on(&self.generic, netdev.ifindex).await.map_err(|refusal| {
+            KernelRefusal { what: format!("{} of {}", refusal.what, netdev.name), ..refusal }
+        })
     }
 
     /// Writes settings of VF number `vf` of the PF `pf`, each in a message of its own, so that one
     /// refusal does not hide the rest. Answers in the order MAC, VLAN, spoof check, link state,
     /// for those that `change` names.
+    ///
+    /// A driver may accept a setting and ignore it: what is in force is what the next snapshot of
+    /// `observe::host` shows.
     pub async fn set_vf(
         &self,
         pf: Ifindex,
         vf: u16,
         change: &VfChange,
     ) -> Vec<(VfSetting, Result<(), KernelRefusal>)> {
-        let _ = (pf, vf, change);
-        Vec::new()
+        let mut answers = Vec::new();
+        for (setting, info) in vf_infos(vf, change) {
+            let what = format!("set the {setting} of VF {vf}");
+            let list = LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]);
+            let message = LinkUnspec::new_with_index(pf.get()).append_extra_attribute(list).build();
+            answers.push((setting, self.set_link(&what, message).await));
+        }
+        answers
     }
+
+    /// Sees to it that the netdev never makes itself an IPv6 address, and takes away one that it
+    /// made when it came up earlier. A netdev without IPv6 needs nothing.
+    async fn keep_ipv6_off(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let message = LinkUnspec::new_with_index(netdev.ifindex.get())
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+                mode,
+            ])]))
+            .build();
+        let what = format!("set addr_gen_mode none on {}", netdev.name);
+        match self.set_link(&what, message).await {
+            Err(refusal) if refusal.errno == Errno::EAFNOSUPPORT as i32 => return Ok(()),
+            other => other?,
+        }
+        let what = format!("read the IPv6 addresses of {}", netdev.name);
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.index = netdev.ifindex.get();
+        let dump = flag::REQUEST | flag::DUMP;
+        let answer = self.ask(&what, RouteNetlinkMessage::GetAddress(message), dump).await?;
+        for reply in answer.messages {
+            let RouteNetlinkMessage::NewAddress(address) = reply else { continue };
+            let made_by_kernel = AddressAttribute::Protocol(AddressProtocol::LinkLocal);
+            if address.header.index == netdev.ifindex.get()
+                && address.attributes.contains(&made_by_kernel)
+            {
+                let what = format!("take the link-local address off {}", netdev.name);
+                let ask = RouteNetlinkMessage::DelAddress(address);
+                self.ask(&what, ask, flag::REQUEST | flag::ACK).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_link(&self, what: &str, message: LinkMessage) -> Result<(), KernelRefusal> {
+        let ask = RouteNetlinkMessage::SetLink(message);
+        self.ask(what, ask, flag::REQUEST | flag::ACK).await.map(drop)
+    }
+
+    async fn ask(
+        &self,
+        what: &str,
+        ask: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Answer<RouteNetlinkMessage>, KernelRefusal> {
+        let mut request = NetlinkMessage::from(ask);
+        request.header.flags = flags;
+        let replies = self
+            .route
+            .clone()
+            .request(request)
+            .map_err(|error| netlink::lost(what, Errno::EPIPE, &error.to_string()))?;
+        netlink::answer(what, replies).await
+    }
+}
+
+/// The settings that a change names, as rtnetlink takes them.
+fn vf_infos(vf: u16, change: &VfChange) -> Vec<(VfSetting, VfInfo)> {
+    let id = u32::from(vf);
+    let mac = change.mac.map(|mac| VfInfo::Mac(VfInfoMac::new(id, &mac.0)));
+    let vlan = change.vlan.map(|vlan| {
+        let proto = match vlan.proto {
+            VlanProto::Dot1Q => VlanProtocol::Ieee8021Q,
+            VlanProto::Dot1Ad => VlanProtocol::Ieee8021Ad,
+        };
+        let info = VfVlanInfo::new(id, u32::from(vlan.vid), u32::from(vlan.qos), proto);
+        VfInfo::VlanList(vec![wire::VfVlan::Info(info)])
+    });
+    let spoof_check =
+        change.spoof_check.map(|on| VfInfo::SpoofCheck(VfInfoSpoofCheck::new(id, on)));
+    let link_state = change.link_state.map(|state| {
+        let state = match state {
+            VfLinkState::Auto => wire::VfLinkState::Auto,
+            VfLinkState::Enable => wire::VfLinkState::Enable,
+            VfLinkState::Disable => wire::VfLinkState::Disable,
+        };
+        VfInfo::LinkState(VfInfoLinkState::new(id, state))
+    });
+    [
+        (VfSetting::Mac, mac),
+        (VfSetting::Vlan, vlan),
+        (VfSetting::SpoofCheck, spoof_check),
+        (VfSetting::LinkState, link_state),
+    ]
+    .into_iter()
+    .filter_map(|(setting, info)| Some((setting, info?)))
+    .collect()
+}
+
+/// An rtnetlink connection that tells the kernel's words, and what drives it.
+fn route_connection() -> Result<(impl Future<Output = ()>, rtnetlink::Handle), EswitchError> {
+    let failed = |source| EswitchError::Socket { what: "cannot open an rtnetlink socket", source };
+    // Strict checking makes the kernel filter a dump by what the request names.
+    let (mut connection, handle, _) =
+        rtnetlink::new_connection_with_strict_check().map_err(failed)?;
+    let socket = connection.socket_mut().socket_mut();
+    socket.set_ext_ack(true).map_err(failed)?;
+    socket.set_cap_ack(true).map_err(failed)?;
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
+    Ok((connection, handle))
+}
+
+/// A generic netlink connection that tells the kernel's words, and what drives it.
+pub(crate) fn generic_connection()
+-> Result<(impl Future<Output = ()>, GenetlinkHandle), EswitchError> {
+    let failed =
+        |source| EswitchError::Socket { what: "cannot open a generic netlink socket", source };
+    let (mut connection, handle, _) = genetlink::new_connection().map_err(failed)?;
+    let socket = connection.socket_mut().socket_mut();
+    socket.set_ext_ack(true).map_err(failed)?;
+    socket.set_cap_ack(true).map_err(failed)?;
+    connection.set_forward_ack(true);
+    connection.set_forward_done(true);
+    Ok((connection, handle))
 }

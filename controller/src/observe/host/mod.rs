@@ -3,13 +3,60 @@
 //! In: the configured adapters, kernel notifications (which only say "look again"). Out: whole
 //! snapshots of every adapter, sent when one differs from the last. Nothing here changes the host.
 
-use std::collections::BTreeMap;
+mod doorbell;
+mod link;
+mod pattern;
+mod view;
+
+use std::{
+    collections::BTreeMap,
+    future::pending,
+    io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::types::Id;
-use tokio::sync::mpsc;
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use nix::errno::Errno;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::AdapterConfig, eswitch::EswitchError, world::AdapterView};
+use self::{
+    doorbell::Doorbell,
+    link::Links,
+    view::{Adapter, Eswitch, Facts},
+};
+use crate::{
+    config::AdapterConfig,
+    eswitch::{
+        EswitchError, KernelRefusal,
+        devlink::{Devlink, DevlinkName},
+        generic_connection,
+        netlink::on_own_thread,
+    },
+    world::AdapterView,
+};
+
+/// How long after the first notification the look begins: one change of the host sends several,
+/// and a look in the middle of them would have to be repeated.
+const SETTLE: Duration = Duration::from_millis(3);
+/// A flood of notifications takes at most one part in this many plus one of a core: between two
+/// looks lies that many times what the last one took.
+const REST_FACTOR: u32 = 4;
+/// The eswitch mode changes without a notification, and so do VF settings that a driver changes by
+/// itself: this is how long such a change can go unseen. A look costs a few milliseconds.
+const AUDIT_PERIOD: Duration = Duration::from_secs(10);
+/// How long to wait after a look that failed as a whole.
+const RETRY: Duration = Duration::from_secs(1);
+/// `RTNLGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
+const RTNLGRP_LINK: u32 = 1;
+/// Where the kernel tells which driver a device has.
+const BUSES: &str = "/sys/bus";
 
 /// How all adapters look now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,24 +68,226 @@ pub struct HostMessage {
 /// The watch over the host's adapters. It ends with its cancellation token, or when the receiver
 /// of its messages is gone.
 #[derive(Debug)]
-pub struct HostWatch {}
+pub struct HostWatch {
+    wanted: Arc<Notify>,
+}
 
 impl HostWatch {
-    /// Starts to watch; the first snapshot is sent at once. The netlink sockets belong to the
-    /// network namespace of the calling thread.
+    /// Starts to watch; the first snapshot is sent at once. The watch runs on a thread of its own,
+    /// since reading a device can wait for its driver for seconds. Its netlink sockets belong to
+    /// the network namespace of the calling thread.
     ///
     /// # Errors
-    /// When a netlink socket cannot be opened or subscribed.
+    /// When a netlink socket cannot be opened or subscribed, or an adapter's configuration is none.
     pub async fn start(
         adapters: Vec<(Id, AdapterConfig)>,
         sink: mpsc::Sender<HostMessage>,
         cancel: CancellationToken,
     ) -> Result<HostWatch, EswitchError> {
-        let _ = (adapters, sink, cancel);
-        Ok(HostWatch {})
+        let adapters = adapters
+            .iter()
+            .map(|(id, config)| Ok((id.clone(), Adapter::try_from(config)?)))
+            .collect::<Result<Vec<_>, EswitchError>>()?;
+        on_own_thread("host-watch", move || {
+            let wanted = Arc::new(Notify::new());
+            let eyes = Eyes::open(&adapters)?;
+            let watch = Watch { adapters, eyes, wanted: Arc::clone(&wanted) };
+            let work = async move {
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = sink.closed() => {}
+                    () = watch.run(&sink) => {}
+                }
+            };
+            Ok((work, HostWatch { wanted }))
+        })
     }
 
     /// Asks for a fresh snapshot. Requests that come close together are answered by one look; a
     /// snapshot that equals the last is not sent.
-    pub fn look_again(&self) {}
+    pub fn look_again(&self) {
+        self.wanted.notify_one();
+    }
+}
+
+/// The watch itself.
+struct Watch {
+    adapters: Vec<(Id, Adapter)>,
+    eyes: Eyes,
+    wanted: Arc<Notify>,
+}
+
+impl Watch {
+    /// Looks when there is reason to, and sends what is new. While a look is due nothing else is
+    /// waited for: however many notifications come, they are answered by that look.
+    async fn run(mut self, sink: &mpsc::Sender<HostMessage>) {
+        let mut audit = interval(AUDIT_PERIOD);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rested = Instant::now();
+        let mut due = Some(rested);
+        let mut last = None;
+        let mut unsent: Option<HostMessage> = None;
+        loop {
+            let idle = due.is_none();
+            tokio::select! {
+                biased;
+                permit = sink.reserve(), if unsent.is_some() => match (permit, unsent.take()) {
+                    (Ok(permit), Some(message)) => permit.send(message),
+                    _ => return,
+                },
+                () = sleep_until(due.unwrap_or(rested)), if !idle => {
+                    due = None;
+                    let begun = Instant::now();
+                    match self.look().await {
+                        Ok(adapters) if last.as_ref() != Some(&adapters) => {
+                            last = Some(adapters.clone());
+                            unsent = Some(HostMessage { adapters });
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot look at the host; trying again");
+                            due = Some(self.begin_anew());
+                        }
+                    }
+                    rested = Instant::now() + begun.elapsed() * REST_FACTOR;
+                },
+                rung = self.eyes.rung(), if idle => due = Some(match rung {
+                    Ok(()) => rested.max(Instant::now() + SETTLE),
+                    Err(error) => {
+                        tracing::warn!(%error, "kernel notifications failed; subscribing anew");
+                        self.begin_anew()
+                    }
+                }),
+                () = self.wanted.notified(), if idle => {
+                    due = Some(rested.max(Instant::now() + SETTLE));
+                }
+                _ = audit.tick(), if idle => due = Some(rested.max(Instant::now())),
+            }
+        }
+    }
+
+    /// New sockets, where they can be had; the answer is when to look next.
+    fn begin_anew(&mut self) -> Instant {
+        match Eyes::open(&self.adapters) {
+            Ok(eyes) => self.eyes = eyes,
+            Err(error) => tracing::warn!(%error, "cannot open the netlink sockets"),
+        }
+        Instant::now() + RETRY
+    }
+
+    /// How all adapters look now.
+    async fn look(&mut self) -> Result<BTreeMap<Id, AdapterView>, EswitchError> {
+        // What is notified from here on rings again.
+        self.eyes.drain().await?;
+        let mut facts = Facts::default();
+        let nics: Vec<_> = self.adapters.iter().filter_map(|(_, adapter)| adapter.nic()).collect();
+        if let Some(devlink) = &self.eyes.devlink {
+            for nic in &nics {
+                facts.eswitches.insert(nic.device.clone(), eswitch(devlink, &nic.device).await?);
+                facts.drivers.extend(driver(&nic.device).map(|name| (nic.device.clone(), name)));
+            }
+            if facts.eswitches.values().any(|eswitch| *eswitch != Eswitch::Absent) {
+                facts.ports = devlink.ports().await?;
+            }
+        }
+        // After the ports: a port's netdev is then at most newer than the port says, and what is
+        // newer has rung.
+        facts.links = self.eyes.links.table().await?;
+        for nic in nics {
+            if let Some(pf) = nic.legacy_pf(&facts) {
+                let (ifindex, vfs) = (pf.ifindex, told(self.eyes.links.vfs(pf).await)?);
+                facts.vfs.insert(ifindex, vfs);
+            }
+        }
+        let views = self.adapters.iter().map(|(id, adapter)| (id.clone(), adapter.view(&facts)));
+        Ok(views.collect())
+    }
+}
+
+/// The connections to the kernel.
+struct Eyes {
+    links: Links,
+    link_bell: Doorbell,
+    /// Absent where no NIC is configured.
+    devlink: Option<Devlink>,
+    /// Absent while the kernel has no devlink.
+    devlink_bell: Option<Doorbell>,
+}
+
+impl Eyes {
+    /// Opens the connections; must run inside a tokio runtime.
+    fn open(adapters: &[(Id, Adapter)]) -> Result<Eyes, EswitchError> {
+        let link_bell = Doorbell::hang(NETLINK_ROUTE, RTNLGRP_LINK).map_err(subscription)?;
+        let (work, links) = Links::open()?;
+        tokio::spawn(work);
+        let mut devlink = None;
+        if adapters.iter().any(|(_, adapter)| adapter.nic().is_some()) {
+            let (work, handle) = generic_connection()?;
+            tokio::spawn(work);
+            devlink = Some(Devlink::new(handle));
+        }
+        Ok(Eyes { links, link_bell, devlink, devlink_bell: None })
+    }
+
+    /// Returns when something may have changed.
+    async fn rung(&self) -> io::Result<()> {
+        let devlink = async {
+            match &self.devlink_bell {
+                Some(bell) => bell.rung().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            rung = self.link_bell.rung() => rung,
+            rung = devlink => rung,
+        }
+    }
+
+    /// Silences the bells, since a look follows; hangs the devlink bell as soon as that is there.
+    async fn drain(&mut self) -> Result<(), EswitchError> {
+        self.link_bell.drain();
+        match (&self.devlink, &self.devlink_bell) {
+            (_, Some(bell)) => bell.drain(),
+            (Some(devlink), None) => {
+                if let Some(group) = devlink.config_group().await? {
+                    let bell = Doorbell::hang(NETLINK_GENERIC, group).map_err(subscription)?;
+                    self.devlink_bell = Some(bell);
+                }
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+fn subscription(source: io::Error) -> EswitchError {
+    EswitchError::Socket { what: "cannot subscribe to kernel notifications", source }
+}
+
+/// What devlink says about a device's eswitch.
+async fn eswitch(devlink: &Devlink, device: &DevlinkName) -> Result<Eswitch, KernelRefusal> {
+    if devlink.config_group().await?.is_none() {
+        return Ok(Eswitch::Absent);
+    }
+    Ok(match told(devlink.eswitch_mode(device).await)? {
+        Ok(Some(mode)) => Eswitch::Mode(mode),
+        Ok(None) => Eswitch::Fixed,
+        Err(refusal) if refusal.errno == Errno::ENODEV as i32 => Eswitch::Absent,
+        Err(refusal) => Eswitch::Refused(refusal),
+    })
+}
+
+/// The kernel's answer, be it a refusal: an error only where none came.
+fn told<T>(answer: Result<T, KernelRefusal>) -> Result<Result<T, KernelRefusal>, KernelRefusal> {
+    match answer {
+        Err(lost) if lost.is_lost() => Err(lost),
+        answer => Ok(answer),
+    }
+}
+
+/// The name of a device's kernel driver.
+fn driver(device: &DevlinkName) -> Option<String> {
+    let link = Path::new(BUSES).join(&device.bus).join("devices").join(&device.device);
+    let driver = std::fs::read_link(link.join("driver")).ok()?;
+    Some(driver.file_name()?.to_str()?.to_owned())
 }

@@ -1,0 +1,402 @@
+//! devlink: eswitch modes and ports, over generic netlink.
+//!
+//! In: devlink handles. Out: modes, and ports with what they stand for. Formats and numbers are
+//! those of `include/uapi/linux/devlink.h` and of `Documentation/netlink/specs/devlink.yaml` in the
+//! kernel's source. Nothing here changes a device. A malformed message decodes to one with less in
+//! it; it never panics.
+
+use std::{fmt, str::FromStr};
+
+use genetlink::GenetlinkHandle;
+use netlink_packet_core::{DecodeError, Emitable, ParseableParametrized};
+use netlink_packet_generic::{GenlFamily, GenlHeader};
+use nix::errno::Errno;
+
+use super::{
+    KernelRefusal,
+    netlink::{
+        Answer, attributes, flag, generic_refusal, generic_request, put_text, text, u16_at, u32_at,
+    },
+};
+
+/// `DEVLINK_GENL_VERSION`.
+const VERSION: u8 = 1;
+/// `DEVLINK_GENL_MCGRP_CONFIG_NAME`.
+const CONFIG_GROUP: &str = "config";
+/// How often an interrupted dump is begun anew before it is taken as it is: the notification of
+/// what interrupted it leads to another look anyway.
+const DUMP_ATTEMPTS: usize = 3;
+
+/// `enum devlink_command`.
+mod command {
+    pub(super) const PORT_GET: u8 = 5;
+    pub(super) const ESWITCH_GET: u8 = 29;
+}
+
+/// `enum devlink_attr`.
+mod attribute {
+    pub(super) const BUS_NAME: u16 = 1;
+    pub(super) const DEV_NAME: u16 = 2;
+    pub(super) const PORT_INDEX: u16 = 3;
+    pub(super) const PORT_NETDEV_IFINDEX: u16 = 6;
+    pub(super) const PORT_NETDEV_NAME: u16 = 7;
+    pub(super) const ESWITCH_MODE: u16 = 25;
+    pub(super) const PORT_FLAVOUR: u16 = 77;
+    pub(super) const PORT_NUMBER: u16 = 78;
+    pub(super) const PORT_PCI_PF_NUMBER: u16 = 127;
+    pub(super) const PORT_PCI_VF_NUMBER: u16 = 128;
+    pub(super) const PORT_EXTERNAL: u16 = 149;
+    pub(super) const PORT_CONTROLLER_NUMBER: u16 = 150;
+}
+
+/// The name of a devlink device: bus and device, written `pci/0000:03:00.0`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct DevlinkName {
+    /// The bus, `pci` for example.
+    pub(crate) bus: String,
+    /// The device's name on it.
+    pub(crate) device: String,
+}
+
+impl DevlinkName {
+    /// The number of a PCI function, the digit behind the dot.
+    pub(crate) fn pci_function(&self) -> Option<u16> {
+        let (_, function) = self.device.rsplit_once('.').filter(|_| self.bus == "pci")?;
+        function.parse().ok()
+    }
+}
+
+impl fmt::Display for DevlinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.bus, self.device)
+    }
+}
+
+impl FromStr for DevlinkName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((bus, device)) if !bus.is_empty() && !device.is_empty() => {
+                Ok(DevlinkName { bus: bus.into(), device: device.into() })
+            }
+            _ => Err(format!(
+                "`{text}` is not a devlink handle; write BUS/DEVICE as `devlink dev` prints it"
+            )),
+        }
+    }
+}
+
+/// `enum devlink_eswitch_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DevlinkMode {
+    /// `DEVLINK_ESWITCH_MODE_LEGACY`.
+    Legacy,
+    /// `DEVLINK_ESWITCH_MODE_SWITCHDEV`.
+    Switchdev,
+    /// One that this version does not know.
+    Other(u16),
+}
+
+impl From<u16> for DevlinkMode {
+    fn from(mode: u16) -> Self {
+        match mode {
+            0 => DevlinkMode::Legacy,
+            1 => DevlinkMode::Switchdev,
+            other => DevlinkMode::Other(other),
+        }
+    }
+}
+
+/// What a devlink port stands for (`enum devlink_port_flavour`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavour {
+    /// The wire.
+    Physical,
+    /// A PF, seen from the eswitch.
+    PciPf,
+    /// A VF, seen from the eswitch.
+    PciVf,
+    /// Any other.
+    Other(u16),
+}
+
+impl From<u16> for Flavour {
+    fn from(flavour: u16) -> Self {
+        match flavour {
+            0 => Flavour::Physical,
+            3 => Flavour::PciPf,
+            4 => Flavour::PciVf,
+            other => Flavour::Other(other),
+        }
+    }
+}
+
+/// A port of a devlink device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DevlinkPort {
+    /// The device.
+    pub(crate) device: DevlinkName,
+    /// The port's index on it.
+    pub(crate) index: u32,
+    /// What it stands for; absent where the driver does not say.
+    pub(crate) flavour: Option<Flavour>,
+    /// Number of a physical port.
+    pub(crate) number: Option<u32>,
+    /// The PF's number, where it stands for a PF or VF.
+    pub(crate) pf: Option<u16>,
+    /// The VF's number, where it stands for one.
+    pub(crate) vf: Option<u16>,
+    /// The controller; 0 is this host's own.
+    pub(crate) controller: u32,
+    /// Whether it stands for a function of another host (a DPU's view of its server).
+    pub(crate) external: bool,
+    /// Interface index of its netdev; absent where there is none in our network namespace.
+    pub(crate) ifindex: Option<u32>,
+    /// Name of its netdev, as it was then.
+    pub(crate) netdev: Option<String>,
+}
+
+/// A devlink message: what we ask, or what an answer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DevlinkMessage {
+    /// A request about a device, or about all.
+    Ask {
+        /// `enum devlink_command`.
+        command: u8,
+        /// The device; all of them (in a dump) where absent.
+        device: Option<DevlinkName>,
+    },
+    /// An answer or a notification.
+    Told {
+        /// `enum devlink_command`.
+        command: u8,
+        /// The attributes that we know.
+        content: Box<Content>,
+    },
+}
+
+/// The attributes of a devlink message that we know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    bus: Option<String>,
+    device: Option<String>,
+    port_index: Option<u32>,
+    ifindex: Option<u32>,
+    netdev: Option<String>,
+    eswitch_mode: Option<u16>,
+    flavour: Option<u16>,
+    number: Option<u32>,
+    pf: Option<u16>,
+    vf: Option<u16>,
+    external: Option<u8>,
+    controller: Option<u32>,
+}
+
+impl Content {
+    fn decode(bytes: &[u8]) -> Content {
+        let mut content = Content::default();
+        for (kind, value) in attributes(bytes) {
+            match kind {
+                attribute::BUS_NAME => content.bus = Some(text(value)),
+                attribute::DEV_NAME => content.device = Some(text(value)),
+                attribute::PORT_INDEX => content.port_index = u32_at(value, 0),
+                attribute::PORT_NETDEV_IFINDEX => content.ifindex = u32_at(value, 0),
+                attribute::PORT_NETDEV_NAME => content.netdev = Some(text(value)),
+                attribute::ESWITCH_MODE => content.eswitch_mode = u16_at(value, 0),
+                attribute::PORT_FLAVOUR => content.flavour = u16_at(value, 0),
+                attribute::PORT_NUMBER => content.number = u32_at(value, 0),
+                attribute::PORT_PCI_PF_NUMBER => content.pf = u16_at(value, 0),
+                attribute::PORT_PCI_VF_NUMBER => content.vf = u16_at(value, 0),
+                attribute::PORT_EXTERNAL => content.external = value.first().copied(),
+                attribute::PORT_CONTROLLER_NUMBER => content.controller = u32_at(value, 0),
+                _ => {}
+            }
+        }
+        content
+    }
+
+    fn name(&self) -> Option<DevlinkName> {
+        Some(DevlinkName { bus: self.bus.clone()?, device: self.device.clone()? })
+    }
+
+    fn port(&self) -> Option<DevlinkPort> {
+        Some(DevlinkPort {
+            device: self.name()?,
+            index: self.port_index?,
+            flavour: self.flavour.map(Flavour::from),
+            number: self.number,
+            pf: self.pf,
+            vf: self.vf,
+            controller: self.controller.unwrap_or(0),
+            external: self.external.is_some_and(|external| external != 0),
+            ifindex: self.ifindex.filter(|index| *index != 0),
+            netdev: self.netdev.clone(),
+        })
+    }
+}
+
+impl GenlFamily for DevlinkMessage {
+    fn family_name() -> &'static str {
+        "devlink"
+    }
+
+    fn command(&self) -> u8 {
+        match self {
+            DevlinkMessage::Ask { command, .. } | DevlinkMessage::Told { command, .. } => *command,
+        }
+    }
+
+    fn version(&self) -> u8 {
+        VERSION
+    }
+}
+
+impl DevlinkMessage {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let DevlinkMessage::Ask { device: Some(device), .. } = self {
+            put_text(&mut bytes, attribute::BUS_NAME, &device.bus);
+            put_text(&mut bytes, attribute::DEV_NAME, &device.device);
+        }
+        bytes
+    }
+}
+
+impl Emitable for DevlinkMessage {
+    fn buffer_len(&self) -> usize {
+        self.encode().len()
+    }
+
+    fn emit(&self, buffer: &mut [u8]) {
+        let bytes = self.encode();
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+    }
+}
+
+impl ParseableParametrized<[u8], GenlHeader> for DevlinkMessage {
+    fn parse_with_param(bytes: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
+        Ok(DevlinkMessage::Told { command: header.cmd, content: Box::new(Content::decode(bytes)) })
+    }
+}
+
+/// The devlink side of the kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Devlink {
+    handle: GenetlinkHandle,
+}
+
+impl Devlink {
+    pub(crate) fn new(handle: GenetlinkHandle) -> Devlink {
+        Devlink { handle }
+    }
+
+    /// The multicast group of configuration changes; `None` where this kernel has no devlink.
+    pub(crate) async fn config_group(&self) -> Result<Option<u32>, KernelRefusal> {
+        match self.handle.resolve_family::<DevlinkMessage>().await {
+            Ok(family) => Ok(family.multicast_groups.get(CONFIG_GROUP).copied()),
+            Err(error) => match generic_refusal("resolve devlink", error) {
+                absent if absent.errno == Errno::ENOENT as i32 => Ok(None),
+                refusal => Err(refusal),
+            },
+        }
+    }
+
+    /// The mode of a device's eswitch; `None` where it has none.
+    ///
+    /// # Errors
+    /// `ENODEV` where there is no such devlink device in our network namespace.
+    pub(crate) async fn eswitch_mode(
+        &self,
+        device: &DevlinkName,
+    ) -> Result<Option<DevlinkMode>, KernelRefusal> {
+        let what = format!("read the eswitch mode of {device}");
+        let ask =
+            DevlinkMessage::Ask { command: command::ESWITCH_GET, device: Some(device.clone()) };
+        match self.ask(&what, ask, flag::REQUEST).await {
+            Ok(answer) => Ok(answer
+                .messages
+                .iter()
+                .find_map(|content| content.eswitch_mode)
+                .map(DevlinkMode::from)),
+            Err(refusal) if refusal.errno == Errno::EOPNOTSUPP as i32 => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// The ports of all devices of our network namespace.
+    pub(crate) async fn ports(&self) -> Result<Vec<DevlinkPort>, KernelRefusal> {
+        let what = "read the devlink ports";
+        let mut attempts = 1;
+        loop {
+            let ask = DevlinkMessage::Ask { command: command::PORT_GET, device: None };
+            let answer = self.ask(what, ask, flag::REQUEST | flag::DUMP).await?;
+            if answer.interrupted && attempts < DUMP_ATTEMPTS {
+                attempts += 1;
+                continue;
+            }
+            return Ok(answer.messages.iter().filter_map(Content::port).collect());
+        }
+    }
+
+    async fn ask(
+        &self,
+        what: &str,
+        ask: DevlinkMessage,
+        flags: u16,
+    ) -> Result<Answer<Content>, KernelRefusal> {
+        let answer = generic_request(&self.handle, what, ask, flags).await?;
+        let messages = answer
+            .messages
+            .into_iter()
+            .filter_map(|message| match message {
+                DevlinkMessage::Told { content, .. } => Some(*content),
+                DevlinkMessage::Ask { .. } => None,
+            })
+            .collect();
+        Ok(Answer { messages, interrupted: answer.interrupted })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name() -> DevlinkName {
+        "netdevsim/netdevsim10".parse().unwrap()
+    }
+
+    #[test]
+    fn a_handle_reads_back_what_it_prints_and_knows_its_pci_function() {
+        assert_eq!(name().to_string(), "netdevsim/netdevsim10");
+        assert_eq!(name().pci_function(), None);
+        let pci: DevlinkName = "pci/0000:03:00.1".parse().unwrap();
+        assert_eq!(pci.pci_function(), Some(1));
+        assert!("netdevsim10".parse::<DevlinkName>().is_err());
+    }
+
+    #[test]
+    fn a_request_names_the_device_by_bus_and_name() {
+        let ask = DevlinkMessage::Ask { command: command::ESWITCH_GET, device: Some(name()) };
+        let mut bytes = vec![0; ask.buffer_len()];
+        ask.emit(&mut bytes);
+        let expected: &[u8] = b"\x0e\0\x01\0netdevsim\0\0\0\x10\0\x02\0netdevsim10\0";
+        assert_eq!(bytes, expected);
+        assert_eq!(ask.command(), 29);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(
+            command: u8,
+            bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let header = GenlHeader { cmd: command, version: VERSION };
+            let message = DevlinkMessage::parse_with_param(&bytes, header).unwrap();
+            let DevlinkMessage::Told { content, .. } = message else { unreachable!() };
+            let _ = content.port();
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Netdevs and the VF settings of PFs, read over rtnetlink.
+//!
+//! In: `RTM_NEWLINK` messages. Out: [`Link`]s and [`VfTable`]s. Formats are those of
+//! `include/uapi/linux/if_link.h`. Decoded here rather than with netlink-packet-route 0.34, which
+//! reads a spoof check that the driver does not tell (all ones) as "off", and drops a whole message
+//! for one attribute of an unexpected length. A malformed message decodes to one with less in it.
+
+use std::collections::BTreeMap;
+
+use api::{
+    resources::{VfLinkState, VfSettings, VlanProto},
+    types::MacAddr,
+};
+use netlink_packet_core::{
+    Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_proto::ConnectionHandle;
+use netlink_sys::{AsyncSocket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+use tc_flows::Ifindex;
+
+use crate::{
+    eswitch::{
+        EswitchError, KernelRefusal,
+        devlink::DevlinkName,
+        netlink::{self, Answer, attributes, flag, text, u16_at, u32_at},
+    },
+    world::NetdevView,
+};
+
+/// `RTM_GETLINK` of `include/uapi/linux/rtnetlink.h`.
+const RTM_GETLINK: u16 = 18;
+/// `sizeof(struct ifinfomsg)`.
+const HEADER: usize = 16;
+/// How often an interrupted dump is begun anew before it is taken as it is: the notification of
+/// what interrupted it leads to another look anyway.
+const DUMP_ATTEMPTS: usize = 3;
+
+/// `IFLA_*`.
+mod attribute {
+    pub(super) const ADDRESS: u16 = 1;
+    pub(super) const IFNAME: u16 = 3;
+    pub(super) const NUM_VF: u16 = 21;
+    pub(super) const VFINFO_LIST: u16 = 22;
+    pub(super) const PHYS_SWITCH_ID: u16 = 36;
+    pub(super) const PARENT_DEV_NAME: u16 = 56;
+    pub(super) const PARENT_DEV_BUS_NAME: u16 = 57;
+}
+/// `IFLA_VF_*`.
+mod vf_attribute {
+    pub(super) const INFO: u16 = 1;
+    pub(super) const MAC: u16 = 1;
+    pub(super) const VLAN: u16 = 2;
+    pub(super) const SPOOFCHK: u16 = 4;
+    pub(super) const LINK_STATE: u16 = 5;
+    pub(super) const VLAN_LIST: u16 = 12;
+    /// `IFLA_VF_VLAN_INFO`, inside the list.
+    pub(super) const VLAN_INFO: u16 = 1;
+}
+/// `ETH_P_8021AD`.
+const ETH_P_8021AD: u16 = 0x88a8;
+
+/// A netdev.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Its interface index.
+    pub(super) ifindex: Ifindex,
+    /// Its name.
+    pub(super) name: String,
+    /// Its own address.
+    pub(super) mac: Option<MacAddr>,
+    /// The id of the switch it is a port of, in hexadecimal.
+    pub(super) switch_id: Option<String>,
+    /// The device it belongs to.
+    pub(super) parent: Option<DevlinkName>,
+}
+
+impl Link {
+    pub(super) fn view(&self) -> NetdevView {
+        NetdevView { ifindex: self.ifindex, name: self.name.clone(), mac: self.mac }
+    }
+
+    /// Reads an `RTM_NEWLINK`; `None` where it has no index or name.
+    fn decode(bytes: &[u8]) -> Option<Link> {
+        let ifindex = Ifindex::new(u32_at(bytes, 4)?)?;
+        let (mut name, mut mac, mut switch_id) = (None, None, None);
+        let (mut bus, mut device) = (None, None);
+        for (kind, value) in attributes(bytes.get(HEADER..)?) {
+            match kind {
+                attribute::IFNAME => name = Some(text(value)),
+                attribute::ADDRESS => mac = value.try_into().ok().map(MacAddr),
+                attribute::PHYS_SWITCH_ID => switch_id = Some(hexadecimal(value)),
+                attribute::PARENT_DEV_NAME => device = Some(text(value)),
+                attribute::PARENT_DEV_BUS_NAME => bus = Some(text(value)),
+                _ => {}
+            }
+        }
+        Some(Link {
+            ifindex,
+            name: name?,
+            mac: mac.filter(|mac| mac.0 != [0; 6]),
+            switch_id: switch_id.filter(|id| !id.is_empty()),
+            parent: bus.zip(device).map(|(bus, device)| DevlinkName { bus, device }),
+        })
+    }
+}
+
+/// The netdevs of our network namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct LinkTable {
+    links: BTreeMap<Ifindex, Link>,
+}
+
+impl LinkTable {
+    /// The netdev with this index.
+    pub(super) fn by_index(&self, ifindex: u32) -> Option<&Link> {
+        self.links.get(&Ifindex::new(ifindex)?)
+    }
+
+    /// The netdev of this name.
+    pub(super) fn by_name(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    /// The netdevs of a device, in order of their indexes.
+    pub(super) fn of_device<'a>(
+        &'a self,
+        device: &'a DevlinkName,
+    ) -> impl Iterator<Item = &'a Link> {
+        self.links.values().filter(move |link| link.parent.as_ref() == Some(device))
+    }
+
+    /// All netdevs, in order of their indexes.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.links.values()
+    }
+}
+
+impl FromIterator<Link> for LinkTable {
+    fn from_iter<I: IntoIterator<Item = Link>>(links: I) -> Self {
+        LinkTable { links: links.into_iter().map(|link| (link.ifindex, link)).collect() }
+    }
+}
+
+/// The VFs of a PF.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct VfTable {
+    /// How many there are.
+    pub(super) count: u32,
+    /// The settings of those that the kernel told.
+    pub(super) settings: BTreeMap<u16, VfSettings>,
+}
+
+impl VfTable {
+    /// Reads an `RTM_NEWLINK` that answers a request with `RTEXT_FILTER_VF`.
+    fn decode(bytes: &[u8]) -> VfTable {
+        let mut table = VfTable::default();
+        for (kind, value) in attributes(bytes.get(HEADER..).unwrap_or_default()) {
+            match kind {
+                attribute::NUM_VF => table.count = u32_at(value, 0).unwrap_or(0),
+                attribute::VFINFO_LIST => {
+                    table.settings = attributes(value)
+                        .filter(|(kind, _)| *kind == vf_attribute::INFO)
+                        .filter_map(|(_, info)| vf_settings(info))
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        table
+    }
+}
+
+/// Reads one `IFLA_VF_INFO`. Each value begins with the VF's number.
+///
+/// The kernel reports link state "auto" also for drivers that have no link state
+/// (`rtnl_fill_vfinfo` in `net/core/rtnetlink.c`): the two cannot be told apart here.
+fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
+    let mut vf = None;
+    let mut settings = VfSettings {
+        mac: MacAddr([0; 6]),
+        vlan: 0,
+        vlan_proto: VlanProto::Dot1Q,
+        spoof_check: None,
+        link_state: None,
+    };
+    for (kind, value) in attributes(info) {
+        match kind {
+            vf_attribute::MAC => {
+                vf = u32_at(value, 0).and_then(|number| u16::try_from(number).ok());
+                settings.mac = MacAddr(value.get(4..10)?.try_into().ok()?);
+            }
+            vf_attribute::VLAN => settings.vlan = vlan_id(value)?,
+            vf_attribute::VLAN_LIST => {
+                let first = attributes(value).find(|(kind, _)| *kind == vf_attribute::VLAN_INFO);
+                if let Some((_, tag)) = first {
+                    settings.vlan = vlan_id(tag)?;
+                    settings.vlan_proto = match u16_at(tag, 12).map(u16::from_be) {
+                        Some(ETH_P_8021AD) => VlanProto::Dot1Ad,
+                        _ => VlanProto::Dot1Q,
+                    };
+                }
+            }
+            // All ones: the driver does not say.
+            vf_attribute::SPOOFCHK => {
+                settings.spoof_check =
+                    u32_at(value, 4).filter(|on| *on != u32::MAX).map(|on| on != 0);
+            }
+            vf_attribute::LINK_STATE => {
+                settings.link_state = match u32_at(value, 4) {
+                    Some(0) => Some(VfLinkState::Auto),
+                    Some(1) => Some(VfLinkState::Enable),
+                    Some(2) => Some(VfLinkState::Disable),
+                    _ => None,
+                };
+            }
+            _ => {}
+        }
+    }
+    Some((vf?, settings))
+}
+
+/// The VLAN id in an `ifla_vf_vlan` or `ifla_vf_vlan_info`.
+fn vlan_id(value: &[u8]) -> Option<u16> {
+    u32_at(value, 4).and_then(|vid| u16::try_from(vid).ok())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An rtnetlink message as bytes: header of its family and attributes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RouteBytes {
+    kind: u16,
+    bytes: Vec<u8>,
+}
+
+impl NetlinkSerializable for RouteBytes {
+    fn message_type(&self) -> u16 {
+        self.kind
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer[..self.bytes.len()].copy_from_slice(&self.bytes);
+    }
+}
+
+impl NetlinkDeserializable for RouteBytes {
+    type Error = std::convert::Infallible;
+
+    fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(RouteBytes { kind: header.message_type, bytes: payload.to_vec() })
+    }
+}
+
+/// Reads netdevs.
+#[derive(Debug, Clone)]
+pub(super) struct Links {
+    handle: ConnectionHandle<RouteBytes>,
+}
+
+impl Links {
+    /// Opens a connection; what drives it must be polled.
+    pub(super) fn open() -> Result<(impl Future<Output = ()>, Links), EswitchError> {
+        let failed =
+            |source| EswitchError::Socket { what: "cannot open an rtnetlink socket", source };
+        let (mut connection, handle, _) =
+            netlink_proto::new_connection::<RouteBytes>(NETLINK_ROUTE).map_err(failed)?;
+        let socket = connection.socket_mut().socket_mut();
+        socket.set_ext_ack(true).map_err(failed)?;
+        socket.set_cap_ack(true).map_err(failed)?;
+        connection.set_forward_ack(true);
+        connection.set_forward_done(true);
+        Ok((connection, Links { handle }))
+    }
+
+    /// All netdevs of our network namespace.
+    pub(super) async fn table(&self) -> Result<LinkTable, KernelRefusal> {
+        let mut attempts = 1;
+        loop {
+            let flags = flag::REQUEST | flag::DUMP;
+            let answer = self.ask("read the netdevs", LinkMessage::default(), &[], flags).await?;
+            if answer.interrupted && attempts < DUMP_ATTEMPTS {
+                attempts += 1;
+                continue;
+            }
+            return Ok(answer.messages.iter().filter_map(|m| Link::decode(&m.bytes)).collect());
+        }
+    }
+
+    /// The VFs of a PF and their settings.
+    pub(super) async fn vfs(&self, pf: &Link) -> Result<VfTable, KernelRefusal> {
+        let mut message = LinkMessage::default();
+        message.header.index = pf.ifindex.get();
+        let what = format!("read the VF settings of {}", pf.name);
+        let answer = self.ask(&what, message, &[LinkExtentMask::Vf], flag::REQUEST).await?;
+        Ok(answer.messages.first().map(|m| VfTable::decode(&m.bytes)).unwrap_or_default())
+    }
+
+    /// Statistics are never asked for: they make most of a link's message.
+    async fn ask(
+        &self,
+        what: &str,
+        mut message: LinkMessage,
+        extent: &[LinkExtentMask],
+        flags: u16,
+    ) -> Result<Answer<RouteBytes>, KernelRefusal> {
+        let mut extent = extent.to_vec();
+        extent.push(LinkExtentMask::SkipStats);
+        message.attributes.push(LinkAttribute::ExtMask(extent));
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        let payload = NetlinkPayload::InnerMessage(RouteBytes { kind: RTM_GETLINK, bytes });
+        let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        request.header.flags = flags;
+        let replies = self
+            .handle
+            .request(request, SocketAddr::new(0, 0))
+            .map_err(|error| netlink::lost(what, Errno::EPIPE, &error.to_string()))?;
+        netlink::answer(what, replies).await
+    }
+}
