@@ -143,7 +143,7 @@ impl KeyId {
         KeyId::ArpTha,
     ];
 
-    pub(crate) fn spec(self) -> &'static Spec {
+    pub(crate) const fn spec(self) -> &'static Spec {
         &SPECS[self as usize]
     }
 
@@ -225,21 +225,21 @@ impl Fields {
     pub(crate) fn with(&self, id: KeyId, value: &[u8], mask: &[u8]) -> Fields {
         let len = id.spec().len;
         debug_assert!(value.len() == len && mask.len() == len);
-        let mut out = Scratch::new();
-        let mut placed = mask.iter().all(|byte| *byte == 0);
+        let mut out = FieldsBuilder::new();
+        let mut placed = false;
         for field in self.iter() {
             if !placed && field.id >= id {
-                out.push_field(id, value, mask);
+                out.push(id, value, mask);
                 placed = true;
             }
             if field.id != id {
-                out.push_field(field.id, field.value, field.mask);
+                out.push(field.id, field.value, field.mask);
             }
         }
         if !placed {
-            out.push_field(id, value, mask);
+            out.push(id, value, mask);
         }
-        Fields::from_bytes(out.bytes())
+        out.finish()
     }
 
     fn with_exact(&self, id: KeyId, value: &[u8]) -> Fields {
@@ -248,25 +248,25 @@ impl Fields {
 
     /// These fields without those that `unwanted` names.
     fn without(&self, unwanted: impl Fn(KeyId) -> bool) -> Fields {
-        let mut out = Scratch::new();
+        let mut out = FieldsBuilder::new();
         for field in self.iter().filter(|field| !unwanted(field.id)) {
-            out.push_field(field.id, field.value, field.mask);
+            out.push(field.id, field.value, field.mask);
         }
-        Fields::from_bytes(out.bytes())
+        out.finish()
     }
 
     /// The masks alone: rules of one shape and different keys can never match one frame.
     pub(crate) fn shape(&self) -> Fields {
-        let mut out = Scratch::new();
+        let mut out = FieldsBuilder::new();
         for field in self.iter() {
-            out.push_field(field.id, field.mask, field.mask);
+            out.push(field.id, field.mask, field.mask);
         }
-        Fields::from_bytes(out.bytes())
+        out.finish()
     }
 
     /// The bits that both shapes look at, as a shape.
     pub(crate) fn common(&self, other: &Fields) -> Fields {
-        let mut out = Scratch::new();
+        let mut out = FieldsBuilder::new();
         for field in self.iter() {
             if let Some(theirs) = other.get(field.id) {
                 let mut both = [0; KEY_MAX];
@@ -274,28 +274,26 @@ impl Fields {
                     *byte = a & b;
                 }
                 let both = &both[..field.mask.len()];
-                if both.iter().any(|byte| *byte != 0) {
-                    out.push_field(field.id, both, both);
-                }
+                out.push(field.id, both, both);
             }
         }
-        Fields::from_bytes(out.bytes())
+        out.finish()
     }
 
     /// These keys seen through the masks of `shape`, whose bits must be a part of this one's.
     pub(crate) fn projected(&self, shape: &Fields) -> Fields {
-        let mut out = Scratch::new();
+        let mut out = FieldsBuilder::new();
         for through in shape.iter() {
             if let Some(field) = self.get(through.id) {
-                out.push_field(field.id, field.value, through.mask);
+                out.push(field.id, field.value, through.mask);
             }
         }
-        Fields::from_bytes(out.bytes())
+        out.finish()
     }
 }
 
-/// Room to build a field list in: large enough for every key at once.
-struct Scratch {
+/// Builds a field list from keys in ascending order, in room for every key at once.
+pub(crate) struct FieldsBuilder {
     len: usize,
     bytes: [u8; 256],
 }
@@ -308,15 +306,19 @@ const _: () = {
         sum += 1 + 2 * SPECS[at].len;
         at += 1;
     }
-    assert!(sum <= 256, "Scratch must hold every key at once");
+    assert!(sum <= 256, "FieldsBuilder must hold every key at once");
 };
 
-impl Scratch {
-    fn new() -> Scratch {
-        Scratch { len: 0, bytes: [0; 256] }
+impl FieldsBuilder {
+    pub(crate) const fn new() -> FieldsBuilder {
+        FieldsBuilder { len: 0, bytes: [0; 256] }
     }
 
-    fn push_field(&mut self, id: KeyId, value: &[u8], mask: &[u8]) {
+    /// Adds a key; one without a bit that counts is no key.
+    pub(crate) fn push(&mut self, id: KeyId, value: &[u8], mask: &[u8]) {
+        if mask.iter().all(|byte| *byte == 0) {
+            return;
+        }
         let len = mask.len();
         self.bytes[self.len] = id as u8;
         let start = self.len + 1;
@@ -327,8 +329,8 @@ impl Scratch {
         self.len = start + 2 * len;
     }
 
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+    pub(crate) fn finish(&self) -> Fields {
+        Fields::from_bytes(&self.bytes[..self.len])
     }
 }
 

@@ -20,9 +20,11 @@ mod frame;
 mod ident;
 mod kernel;
 mod key;
+mod netlink;
 mod rule;
 mod set;
 mod walk;
+mod wire;
 
 pub use diff::{Installed, InstalledRule, Op, diff};
 pub use fake::FakeKernel;
@@ -32,6 +34,7 @@ pub use ident::{
 };
 pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
 pub use key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
+pub use netlink::NetlinkKernel;
 pub use rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleError, RuleId};
 pub use set::{Clash, RuleSet};
 pub use walk::{GOTOS_MAX, Step, Walk, walk};

@@ -1,0 +1,670 @@
+//! Rules as netlink bytes, and back.
+//!
+//! In go rules and buffers that the caller keeps and reuses, out come complete `RTM_*TFILTER` and
+//! `RTM_*QDISC` messages, without a heap allocation per rule; in come bytes from a kernel, out go
+//! typed replies. Decoding never panics and passes over attributes that it does not know. Nothing
+//! is sent here.
+//!
+//! Sources: `struct nlmsghdr`, `nlattr` and `nlmsgerr` in include/uapi/linux/netlink.h; `struct
+//! tcmsg` and `TCA_*` in rtnetlink.h; `TCA_FLOWER_*`, `TCA_ACT_*`, `TC_ACT_*` and `tc_gen` in
+//! pkt_cls.h; tc_act/tc_gact.h, tc_mirred.h and tc_vlan.h.
+
+use crate::diff::Op;
+use crate::ident::{ChainId, Direction, ETH_P_ALL, Handle, Hook, Ifindex, Prio, VlanId, VlanTpid};
+use crate::kernel::{Foreign, HwState, RuleLocation};
+use crate::key::{Fields, FieldsBuilder, Form, KeyId, Match, exact_mask};
+use crate::rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleId};
+
+const NLMSGHDR: usize = 16;
+const TCMSG: usize = 20;
+const NLATTR: usize = 4;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_GETQDISC: u16 = 38;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
+const RTM_GETTFILTER: u16 = 46;
+
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_ECHO: u16 = 0x8;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+
+const NLA_F_NESTED: u16 = 0x8000;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_CHAIN: u16 = 11;
+const TCA_EXT_WARN_MSG: u16 = 16;
+
+const TCA_FLOWER_ACT: u16 = 3;
+const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
+const TCA_FLOWER_FLAGS: u16 = 22;
+
+const TCA_CLS_FLAGS_SKIP_HW: u32 = 1;
+const TCA_CLS_FLAGS_SKIP_SW: u32 = 1 << 1;
+const TCA_CLS_FLAGS_IN_HW: u32 = 1 << 2;
+const TCA_CLS_FLAGS_VERBOSE: u32 = 1 << 4;
+
+const TCA_ACT_KIND: u16 = 1;
+const TCA_ACT_OPTIONS: u16 = 2;
+const TCA_ACT_COOKIE: u16 = 6;
+
+/// `TCA_GACT_PARMS`, `TCA_MIRRED_PARMS` and `TCA_VLAN_PARMS` are one number.
+const PARMS: u16 = 2;
+const TCA_VLAN_PUSH_VLAN_ID: u16 = 3;
+const TCA_VLAN_PUSH_VLAN_PROTOCOL: u16 = 4;
+const TCA_VLAN_PUSH_VLAN_PRIORITY: u16 = 6;
+
+/// `tc_gen`: index, capab, action, refcnt, bindcnt.
+const TC_GEN: usize = 20;
+
+const TC_ACT_OK: u32 = 0;
+const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_PIPE: u32 = 3;
+const TC_ACT_STOLEN: u32 = 4;
+const TC_ACT_TRAP: u32 = 8;
+const TC_ACT_GOTO_CHAIN: u32 = 2 << 28;
+const TC_ACT_EXT_VAL_MASK: u32 = (1 << 28) - 1;
+
+const TCA_EGRESS_REDIR: u32 = 1;
+const TCA_EGRESS_MIRROR: u32 = 2;
+const TCA_VLAN_ACT_POP: u32 = 1;
+const TCA_VLAN_ACT_PUSH: u32 = 2;
+const TCA_VLAN_ACT_MODIFY: u32 = 3;
+
+/// `TC_H_CLSACT`, which is `TC_H_INGRESS` too.
+const TC_H_CLSACT: u32 = 0xffff_fff1;
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+const CLSACT_INGRESS: u32 = 0xffff_fff2;
+const CLSACT_EGRESS: u32 = 0xffff_fff3;
+
+const FLOWER: &[u8] = b"flower";
+
+/// What is asked of the kernel besides the change itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// An answer to this very message.
+    pub(crate) ack: bool,
+    /// The rule as it is afterwards, and why the driver did not take it.
+    pub(crate) told: bool,
+}
+
+/// Appends netlink messages to a buffer.
+pub(crate) struct Writer<'b> {
+    buf: &'b mut Vec<u8>,
+    message: usize,
+}
+
+impl<'b> Writer<'b> {
+    pub(crate) const fn new(buf: &'b mut Vec<u8>) -> Writer<'b> {
+        Writer { buf, message: 0 }
+    }
+
+    fn begin(&mut self, kind: u16, flags: u16, seq: u32) {
+        self.message = self.buf.len();
+        self.put(&0u32.to_ne_bytes());
+        self.put(&kind.to_ne_bytes());
+        self.put(&flags.to_ne_bytes());
+        self.put(&seq.to_ne_bytes());
+        self.put(&0u32.to_ne_bytes());
+    }
+
+    fn end(&mut self) {
+        let len = (self.buf.len() - self.message) as u32;
+        self.buf[self.message..self.message + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    fn tcmsg(&mut self, ifindex: Ifindex, handle: u32, parent: u32, info: u32) {
+        self.put(&[0; 4]);
+        self.put(&ifindex.get().to_ne_bytes());
+        self.put(&handle.to_ne_bytes());
+        self.put(&parent.to_ne_bytes());
+        self.put(&info.to_ne_bytes());
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.buf.extend_from_slice(bytes);
+    }
+
+    fn attr(&mut self, kind: u16, payload: &[u8]) {
+        self.put(&((NLATTR + payload.len()) as u16).to_ne_bytes());
+        self.put(&kind.to_ne_bytes());
+        self.put(payload);
+        self.put(&[0; 3][..payload.len().wrapping_neg() & 3]);
+    }
+
+    /// A string attribute: its bytes and a zero.
+    fn attr_str(&mut self, kind: u16, text: &[u8]) {
+        self.put(&((NLATTR + text.len() + 1) as u16).to_ne_bytes());
+        self.put(&kind.to_ne_bytes());
+        self.put(text);
+        self.put(&[0; 4][..1 + ((text.len() + 1).wrapping_neg() & 3)]);
+    }
+
+    fn nest(&mut self, kind: u16) -> usize {
+        let start = self.buf.len();
+        self.put(&0u16.to_ne_bytes());
+        self.put(&(kind | NLA_F_NESTED).to_ne_bytes());
+        start
+    }
+
+    fn end_nest(&mut self, start: usize) {
+        let len = (self.buf.len() - start) as u16;
+        self.buf[start..start + 2].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// The message that carries out one change.
+    pub(crate) fn op(&mut self, op: &Op, owner: Owner, seq: u32, ask: Ask) {
+        let ack = if ask.ack { NLM_F_ACK } else { 0 };
+        let echo = if ask.told { NLM_F_ECHO } else { 0 };
+        let create = match op {
+            Op::Add { .. } => NLM_F_CREATE | NLM_F_EXCL | echo,
+            Op::Replace { .. } => NLM_F_CREATE | echo,
+            Op::Delete { .. } => 0,
+        };
+        let kind = match op {
+            Op::Add { .. } | Op::Replace { .. } => RTM_NEWTFILTER,
+            Op::Delete { .. } => RTM_DELTFILTER,
+        };
+        self.begin(kind, NLM_F_REQUEST | ack | create, seq);
+        let id = op.id();
+        self.location(id, op.handle());
+        match op {
+            Op::Add { rule, .. } | Op::Replace { rule, .. } => {
+                self.flower(rule, owner, if ask.told { TCA_CLS_FLAGS_VERBOSE } else { 0 });
+            }
+            Op::Delete { .. } => {}
+        }
+        self.end();
+    }
+
+    /// Asks for an answer to a message that is already written.
+    pub(crate) fn ask_for_ack(message: &mut [u8]) {
+        if let Some(flags) = message.get_mut(6..8) {
+            let with_ack = u16::from_ne_bytes([flags[0], flags[1]]) | NLM_F_ACK;
+            flags.copy_from_slice(&with_ack.to_ne_bytes());
+        }
+    }
+
+    /// `tcmsg` with prio and protocol, kind and chain: what the kernel needs to find the rule
+    /// without the big lock.
+    fn location(&mut self, id: &RuleId, handle: Handle) {
+        let hook = id.hook();
+        let protocol = id.matching().protocol().to_be_bytes();
+        let info = u32::from(id.prio().get()) << 16 | u32::from(u16::from_ne_bytes(protocol));
+        self.tcmsg(hook.ifindex, handle.0, parent(hook.direction), info);
+        self.attr_str(TCA_KIND, FLOWER);
+        self.attr(TCA_CHAIN, &id.chain().get().to_ne_bytes());
+    }
+
+    fn flower(&mut self, rule: &Rule, owner: Owner, flags: u32) {
+        let options = self.nest(TCA_OPTIONS);
+        let matching = rule.id().matching();
+        if matching.protocol() != ETH_P_ALL {
+            self.attr(TCA_FLOWER_KEY_ETH_TYPE, &matching.protocol().to_be_bytes());
+        }
+        for field in matching.fields().iter() {
+            let spec = field.id.spec();
+            match (spec.form, field.value) {
+                (Form::HostU16, &[high, low]) => {
+                    let host = u16::from_be_bytes([high, low]);
+                    self.attr(spec.value, &host.to_ne_bytes());
+                }
+                _ => self.attr(spec.value, field.value),
+            }
+            if spec.mask != 0 {
+                self.attr(spec.mask, field.mask);
+            }
+        }
+        let offload = match rule.offload() {
+            Offload::Auto => 0,
+            Offload::SkipHw => TCA_CLS_FLAGS_SKIP_HW,
+            Offload::SkipSw => TCA_CLS_FLAGS_SKIP_SW,
+        };
+        if flags | offload != 0 {
+            self.attr(TCA_FLOWER_FLAGS, &(flags | offload).to_ne_bytes());
+        }
+        let actions = self.nest(TCA_FLOWER_ACT);
+        for (at, action) in rule.actions().iter().enumerate() {
+            let nest = self.nest(at as u16 + 1);
+            self.action(*action);
+            if at == 0 {
+                self.attr(TCA_ACT_COOKIE, rule.cookie(owner).bytes());
+            }
+            self.end_nest(nest);
+        }
+        self.end_nest(actions);
+        self.end_nest(options);
+    }
+
+    fn action(&mut self, action: Action) {
+        match action {
+            Action::Drop => self.gact(TC_ACT_SHOT),
+            Action::Pass => self.gact(TC_ACT_OK),
+            Action::Trap => self.gact(TC_ACT_TRAP),
+            Action::Goto(chain) => self.gact(TC_ACT_GOTO_CHAIN | chain.get()),
+            Action::Mirror(to) => self.mirred(TC_ACT_PIPE, TCA_EGRESS_MIRROR, to),
+            Action::Redirect(to) => self.mirred(TC_ACT_STOLEN, TCA_EGRESS_REDIR, to),
+            Action::VlanPush { tpid, vid } => self.vlan(TCA_VLAN_ACT_PUSH, Some((tpid, vid))),
+            Action::VlanPop => self.vlan(TCA_VLAN_ACT_POP, None),
+            Action::VlanModify { tpid, vid } => self.vlan(TCA_VLAN_ACT_MODIFY, Some((tpid, vid))),
+        }
+    }
+
+    fn gact(&mut self, control: u32) {
+        self.attr_str(TCA_ACT_KIND, b"gact");
+        let options = self.nest(TCA_ACT_OPTIONS);
+        self.attr(PARMS, &tc_gen(control));
+        self.end_nest(options);
+    }
+
+    fn mirred(&mut self, control: u32, eaction: u32, to: Ifindex) {
+        self.attr_str(TCA_ACT_KIND, b"mirred");
+        let options = self.nest(TCA_ACT_OPTIONS);
+        let mut parms = [0; TC_GEN + 8];
+        parms[..TC_GEN].copy_from_slice(&tc_gen(control));
+        parms[TC_GEN..TC_GEN + 4].copy_from_slice(&eaction.to_ne_bytes());
+        parms[TC_GEN + 4..].copy_from_slice(&to.get().to_ne_bytes());
+        self.attr(PARMS, &parms);
+        self.end_nest(options);
+    }
+
+    fn vlan(&mut self, v_action: u32, tag: Option<(VlanTpid, VlanId)>) {
+        self.attr_str(TCA_ACT_KIND, b"vlan");
+        let options = self.nest(TCA_ACT_OPTIONS);
+        let mut parms = [0; TC_GEN + 4];
+        parms[..TC_GEN].copy_from_slice(&tc_gen(TC_ACT_PIPE));
+        parms[TC_GEN..].copy_from_slice(&v_action.to_ne_bytes());
+        self.attr(PARMS, &parms);
+        if let Some((tpid, vid)) = tag {
+            self.attr(TCA_VLAN_PUSH_VLAN_ID, &vid.get().to_ne_bytes());
+            self.attr(TCA_VLAN_PUSH_VLAN_PROTOCOL, &tpid.ethertype().to_be_bytes());
+            if v_action == TCA_VLAN_ACT_PUSH {
+                self.attr(TCA_VLAN_PUSH_VLAN_PRIORITY, &[0]);
+            }
+        }
+        self.end_nest(options);
+    }
+
+    /// The request for every filter of a hook.
+    pub(crate) fn dump(&mut self, hook: Hook, seq: u32) {
+        self.begin(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, seq);
+        self.tcmsg(hook.ifindex, 0, parent(hook.direction), 0);
+        self.end();
+    }
+
+    /// The request for a clsact qdisc, refused where an ingress or clsact qdisc exists.
+    pub(crate) fn add_clsact(&mut self, ifindex: Ifindex, seq: u32) {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        self.begin(RTM_NEWQDISC, flags, seq);
+        self.tcmsg(ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0);
+        self.attr_str(TCA_KIND, b"clsact");
+        self.end();
+    }
+
+    /// The question whether there is an ingress or clsact qdisc.
+    pub(crate) fn get_clsact(&mut self, ifindex: Ifindex, seq: u32) {
+        // Older kernels answer by a notification, of which the asker has a copy only by ECHO.
+        self.begin(RTM_GETQDISC, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO, seq);
+        self.tcmsg(ifindex, 0, TC_H_CLSACT, 0);
+        self.end();
+    }
+}
+
+const fn parent(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => CLSACT_INGRESS,
+        Direction::Egress => CLSACT_EGRESS,
+    }
+}
+
+fn tc_gen(control: u32) -> [u8; TC_GEN] {
+    let mut parms = [0; TC_GEN];
+    parms[8..12].copy_from_slice(&control.to_ne_bytes());
+    parms
+}
+
+/// One netlink message as it came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    flags: u16,
+    pub(crate) seq: u32,
+    payload: &'a [u8],
+}
+
+/// The messages of one datagram. Ends at the first that is cut short.
+pub(crate) struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    pub(crate) const fn new(datagram: &'a [u8]) -> Messages<'a> {
+        Messages { rest: datagram }
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let header = self.rest.get(..NLMSGHDR)?;
+        let len = usize::try_from(u32_at(header, 0)?).ok()?;
+        let message = self.rest.get(..len)?;
+        let payload = message.get(NLMSGHDR..)?;
+        self.rest = self.rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message {
+            kind: u16_at(header, 4)?,
+            flags: u16_at(header, 6)?,
+            seq: u32_at(header, 8)?,
+            payload,
+        })
+    }
+}
+
+/// What a kernel's message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// Success (errno 0) or failure of the request with this sequence number.
+    Ack { errno: i32, message: Option<String> },
+    /// The end of a dump, with what went wrong where something did.
+    Done { errno: i32 },
+    /// A filter.
+    Filter(Box<Filter>),
+    /// A qdisc, by its kind.
+    Qdisc { kind: String },
+    /// Anything else.
+    Other,
+}
+
+/// A filter, as far as it concerns one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Filter {
+    Own {
+        rule: Rule,
+        handle: Handle,
+        hw: HwState,
+    },
+    UnreadableOwn(RuleLocation, Handle),
+    Foreign(Foreign),
+    /// Handle 0: stands for a whole prio.
+    Prio,
+}
+
+impl Message<'_> {
+    /// Reads the message on behalf of `owner`; filters as standing at `hook`, which a dump or an
+    /// echo was asked for.
+    pub(crate) fn read(&self, owner: Owner, hook: Hook) -> Reply {
+        match self.kind {
+            NLMSG_ERROR => self.read_ack().unwrap_or(Reply::Other),
+            NLMSG_DONE => Reply::Done { errno: errno_at(self.payload, 0).unwrap_or(0) },
+            RTM_NEWTFILTER => read_filter(self.payload, owner, hook)
+                .map_or(Reply::Other, |filter| Reply::Filter(Box::new(filter))),
+            RTM_NEWQDISC => self
+                .payload
+                .get(TCMSG..)
+                .and_then(|attrs| find(attrs, TCA_KIND))
+                .map_or(Reply::Other, |kind| Reply::Qdisc { kind: text(kind) }),
+            _ => Reply::Other,
+        }
+    }
+
+    fn read_ack(&self) -> Option<Reply> {
+        let errno = errno_at(self.payload, 0)?;
+        let message = if self.flags & NLM_F_ACK_TLVS == 0 {
+            None
+        } else {
+            // Behind the errno stands the request's header, and behind that, unless it was
+            // capped, the rest of the request.
+            let request = usize::try_from(u32_at(self.payload, 4)?).ok()?;
+            let request = if self.flags & NLM_F_CAPPED == 0 { request } else { NLMSGHDR };
+            let attrs = self.payload.get(request.checked_add(4)?.next_multiple_of(4)..)?;
+            find(attrs, NLMSGERR_ATTR_MSG).map(text)
+        };
+        Some(Reply::Ack { errno, message })
+    }
+
+    /// Where this is the echo of a change: whether the rule is in hardware now, and the driver's
+    /// words.
+    pub(crate) fn read_echo(&self) -> Option<(bool, Option<String>)> {
+        if self.kind != RTM_NEWTFILTER {
+            return None;
+        }
+        let attrs = self.payload.get(TCMSG..)?;
+        let flags = u32_at(find(find(attrs, TCA_OPTIONS)?, TCA_FLOWER_FLAGS)?, 0)?;
+        Some((flags & TCA_CLS_FLAGS_IN_HW != 0, find(attrs, TCA_EXT_WARN_MSG).map(text)))
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u16::from_ne_bytes(*bytes))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
+}
+
+/// An error number, which the kernel sends negative.
+fn errno_at(bytes: &[u8], at: usize) -> Option<i32> {
+    u32_at(bytes, at).map(|errno| (errno as i32).wrapping_neg())
+}
+
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The attributes of a region. Ends at the first that is cut short.
+#[derive(Clone)]
+struct Attrs<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Attrs<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<(u16, &'a [u8])> {
+        let len = usize::from(u16_at(self.rest, 0)?);
+        let kind = u16_at(self.rest, 2)? & NLA_TYPE_MASK;
+        let payload = self.rest.get(NLATTR..len)?;
+        self.rest = self.rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    }
+}
+
+const fn attrs(region: &[u8]) -> Attrs<'_> {
+    Attrs { rest: region }
+}
+
+fn find(region: &[u8], wanted: u16) -> Option<&[u8]> {
+    attrs(region).find(|(kind, _)| *kind == wanted).map(|(_, payload)| payload)
+}
+
+fn read_filter(payload: &[u8], owner: Owner, hook: Hook) -> Option<Filter> {
+    let handle = Handle(u32_at(payload, 8)?);
+    let info = u32_at(payload, 16)?;
+    let prio = (info >> 16) as u16;
+    let protocol = u16::from_be_bytes((info as u16).to_ne_bytes());
+    if handle.0 == 0 {
+        return Some(Filter::Prio);
+    }
+    let mut kind = &[][..];
+    let mut options = &[][..];
+    let mut chain = 0;
+    for (attr, value) in attrs(payload.get(TCMSG..)?) {
+        match attr {
+            TCA_KIND => kind = value,
+            TCA_OPTIONS => options = value,
+            TCA_CHAIN => chain = u32_at(value, 0)?,
+            _ => {}
+        }
+    }
+    let is_flower = kind.split(|byte| *byte == 0).next() == Some(FLOWER);
+    let cookie = if is_flower { first_cookie(options) } else { None };
+    let place = || Some((ChainId::new(chain)?, Prio::new(prio)?));
+    match (cookie, place()) {
+        (Some(cookie), Some((chain, prio))) if cookie.owner() == owner => {
+            let location = RuleLocation { hook, chain, prio, protocol };
+            let rule = read_flower(options, &location);
+            Some(match rule {
+                Some((rule, in_hw)) if rule.cookie(owner) == cookie => Filter::Own {
+                    rule,
+                    handle,
+                    hw: if in_hw { HwState::InHw } else { HwState::NotInHw(None) },
+                },
+                _ => Filter::UnreadableOwn(location, handle),
+            })
+        }
+        _ => Some(Filter::Foreign(Foreign { chain, prio, protocol, handle, kind: text(kind) })),
+    }
+}
+
+/// The cookie of the action with the lowest order.
+fn first_cookie(options: &[u8]) -> Option<Cookie> {
+    let actions = find(options, TCA_FLOWER_ACT)?;
+    let (_, first) = attrs(actions).min_by_key(|(order, _)| *order)?;
+    let cookie = find(first, TCA_ACT_COOKIE)?;
+    Some(Cookie::from_bytes(cookie.try_into().ok()?))
+}
+
+/// The rule, and whether it is in hardware; nothing where it has no counterpart among the rules
+/// of this crate.
+fn read_flower(options: &[u8], location: &RuleLocation) -> Option<(Rule, bool)> {
+    let mut keys = [(None, None); KeyId::ALL.len()];
+    let mut flags = 0;
+    let mut actions = &[][..];
+    for (attr, value) in attrs(options) {
+        match attr {
+            TCA_FLOWER_FLAGS => flags = u32_at(value, 0)?,
+            TCA_FLOWER_ACT => actions = value,
+            _ => match key_of(attr) {
+                Some((id, false)) => keys[id as usize].0 = Some(value),
+                Some((id, true)) => keys[id as usize].1 = Some(value),
+                None => {}
+            },
+        }
+    }
+    let matching = Match::from_parts(location.protocol, read_keys(&keys)?);
+    let mut decoded = [Action::Drop; ACTIONS_MAX];
+    let mut count = 0;
+    for (order, action) in attrs(actions) {
+        if usize::from(order) != count + 1 {
+            return None;
+        }
+        *decoded.get_mut(count)? = read_action(action)?;
+        count += 1;
+    }
+    let RuleLocation { hook, chain, prio, .. } = *location;
+    let offload = match flags & (TCA_CLS_FLAGS_SKIP_HW | TCA_CLS_FLAGS_SKIP_SW) {
+        TCA_CLS_FLAGS_SKIP_HW => Offload::SkipHw,
+        TCA_CLS_FLAGS_SKIP_SW => Offload::SkipSw,
+        0 => Offload::Auto,
+        _ => return None,
+    };
+    let rule = Rule::new(hook, chain, prio, matching, &decoded[..count]).ok()?;
+    Some((rule.with_offload(offload), flags & TCA_CLS_FLAGS_IN_HW != 0))
+}
+
+/// The key that a flower attribute belongs to, and whether it is the key's mask.
+fn key_of(attr: u16) -> Option<(KeyId, bool)> {
+    const ATTRS: usize = 128;
+    static KEYS: [Option<(KeyId, bool)>; ATTRS] = {
+        let mut keys = [None; ATTRS];
+        let mut at = 0;
+        while at < KeyId::ALL.len() {
+            let id = KeyId::ALL[at];
+            let spec = id.spec();
+            keys[spec.value as usize] = Some((id, false));
+            if spec.mask != 0 {
+                keys[spec.mask as usize] = Some((id, true));
+            }
+            at += 1;
+        }
+        keys
+    };
+    KEYS.get(usize::from(attr)).copied().flatten()
+}
+
+type ValueAndMask<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
+
+fn read_keys(keys: &[ValueAndMask<'_>; KeyId::ALL.len()]) -> Option<Fields> {
+    let mut fields = FieldsBuilder::new();
+    for (id, (value, mask)) in KeyId::ALL.into_iter().zip(keys) {
+        let Some(value) = value else { continue };
+        let len = id.spec().len;
+        if value.len() != len || mask.is_some_and(|mask| mask.len() != len) {
+            return None;
+        }
+        let exact = exact_mask(id);
+        let mask = mask.unwrap_or(&exact[..len]);
+        match (id.spec().form, *value) {
+            (Form::HostU16, &[low, high]) => {
+                let network = u16::from_ne_bytes([low, high]).to_be_bytes();
+                fields.push(id, &network, mask);
+            }
+            _ => fields.push(id, value, mask),
+        }
+    }
+    Some(fields.finish())
+}
+
+fn read_action(action: &[u8]) -> Option<Action> {
+    let kind = find(action, TCA_ACT_KIND)?;
+    let options = find(action, TCA_ACT_OPTIONS)?;
+    let parms = find(options, PARMS)?;
+    let control = u32_at(parms, 8)?;
+    match kind.split(|byte| *byte == 0).next()? {
+        b"gact" => match control {
+            TC_ACT_OK => Some(Action::Pass),
+            TC_ACT_SHOT => Some(Action::Drop),
+            TC_ACT_TRAP => Some(Action::Trap),
+            goto if goto & !TC_ACT_EXT_VAL_MASK == TC_ACT_GOTO_CHAIN => {
+                ChainId::new(goto & TC_ACT_EXT_VAL_MASK).map(Action::Goto)
+            }
+            _ => None,
+        },
+        b"mirred" => {
+            let to = Ifindex::new(u32_at(parms, TC_GEN + 4)?)?;
+            match (control, u32_at(parms, TC_GEN)?) {
+                (TC_ACT_PIPE, TCA_EGRESS_MIRROR) => Some(Action::Mirror(to)),
+                (TC_ACT_STOLEN, TCA_EGRESS_REDIR) => Some(Action::Redirect(to)),
+                _ => None,
+            }
+        }
+        b"vlan" => {
+            if control != TC_ACT_PIPE {
+                return None;
+            }
+            let priority = find(options, TCA_VLAN_PUSH_VLAN_PRIORITY);
+            match u32_at(parms, TC_GEN)? {
+                TCA_VLAN_ACT_POP => Some(Action::VlanPop),
+                TCA_VLAN_ACT_PUSH if matches!(priority, None | Some([0])) => {
+                    read_tag(options).map(|(tpid, vid)| Action::VlanPush { tpid, vid })
+                }
+                TCA_VLAN_ACT_MODIFY if priority.is_none() => {
+                    read_tag(options).map(|(tpid, vid)| Action::VlanModify { tpid, vid })
+                }
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+fn read_tag(options: &[u8]) -> Option<(VlanTpid, VlanId)> {
+    let vid = VlanId::new(u16_at(find(options, TCA_VLAN_PUSH_VLAN_ID)?, 0)?)?;
+    let tpid = u16_at(find(options, TCA_VLAN_PUSH_VLAN_PROTOCOL)?, 0)?;
+    let tpid = VlanTpid::from_ethertype(u16::from_be_bytes(tpid.to_ne_bytes()))?;
+    Some((tpid, vid))
+}
