@@ -56,6 +56,7 @@ pub struct NetworkSpec {
     pub adapter: Option<Id>,
     /// Addresses that no guest may take, the gateway's for example.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
     pub reserved_macs: Vec<MacAddr>,
     /// Where a frame to an unknown unicast address goes.
     #[serde(default)]
@@ -142,9 +143,11 @@ pub struct PortSpec {
     /// The VF that the port is for.
     pub function: PortFunction,
     /// The networks it takes part in: at most one untagged, each other with its own guest tag.
+    #[schema(max_items = 64)]
     pub attachments: Vec<Attachment>,
     /// Addresses that the VF may always send from.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
     pub macs: Vec<MacAddr>,
     /// Addresses of the guest's own choosing; none where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -163,6 +166,7 @@ pub enum PortFunction {
         /// The guest.
         guest: Id,
         /// The device id, as in `-device virtio-net-pci,id=vf0`.
+        #[schema(pattern = "^[A-Za-z][A-Za-z0-9._-]{0,127}$")]
         device: String,
     },
     /// A VF of an adapter.
@@ -170,6 +174,7 @@ pub enum PortFunction {
         /// The adapter.
         adapter: Id,
         /// The VF's index, from 0.
+        #[schema(maximum = 65535)]
         index: u16,
     },
     /// A representor of a software adapter.
@@ -177,6 +182,7 @@ pub enum PortFunction {
         /// The adapter.
         adapter: Id,
         /// The representor's name.
+        #[schema(min_length = 1, max_length = 15)]
         name: String,
     },
 }
@@ -197,9 +203,11 @@ pub struct Attachment {
 #[serde(deny_unknown_fields)]
 pub struct GuestMacs {
     /// At most so many at a time, 1 to 64.
+    #[schema(minimum = 1, maximum = 64)]
     pub max: u16,
     /// Only addresses that begin with one of these; any where empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
     pub allow: Vec<MacPrefix>,
 }
 
@@ -286,6 +294,7 @@ pub type Guest = Resource<GuestSpec, GuestStatus>;
 pub struct GuestSpec {
     /// Its QMP socket, an absolute path; `<folder>/<id>.sock` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^/", max_length = 107)]
     pub qmp: Option<String>,
     /// What its devices stand on, by device id, where the platform knows it: this is taken instead
     /// of what QEMU's command line claims.
@@ -302,11 +311,13 @@ pub enum Backing {
         /// The adapter.
         adapter: Id,
         /// The VF's index, from 0.
+        #[schema(maximum = 65535)]
         index: u16,
     },
     /// A netdev, such as a tap.
     Netdev {
         /// Its name.
+        #[schema(min_length = 1, max_length = 15)]
         name: String,
     },
 }

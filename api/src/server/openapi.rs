@@ -16,7 +16,7 @@ use utoipa::{
         example::{Example, ExampleBuilder},
         path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItemBuilder},
         request_body::RequestBodyBuilder,
-        schema::ArrayBuilder,
+        schema::{AdditionalProperties, ArrayBuilder},
         tag::TagBuilder,
     },
 };
@@ -26,7 +26,10 @@ use crate::{
     error::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
-    resources::{Adapter, Desired, Flow, GuestSpec, NetworkSpec, PortSpec, Resource},
+    resources::{
+        Adapter, Backing, Desired, Flow, GuestSpec, NetworkKind, NetworkSpec, PortFunction,
+        PortSpec, Resource,
+    },
     types::Id,
 };
 
@@ -95,7 +98,26 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<Adapter>(&mut schemas);
     found_schemas::<Flow>(&mut schemas);
     found_schemas::<Problem>(&mut schemas);
-    schemas.into_iter().collect()
+    let mut schemas: BTreeMap<_, _> = schemas.into_iter().collect();
+    for name in [NetworkKind::name(), PortFunction::name(), Backing::name()] {
+        if let Some(schema) = schemas.get_mut(&*name) {
+            close(schema);
+        }
+    }
+    schemas
+}
+
+/// Says of every object in a schema what serde does: that it has no further fields. utoipa does so
+/// for structs, not for the variants of an enum.
+fn close(schema: &mut RefOr<Schema>) {
+    match schema {
+        RefOr::T(Schema::OneOf(one_of)) => one_of.items.iter_mut().for_each(close),
+        RefOr::T(Schema::Object(object)) if !object.properties.is_empty() => {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            object.properties.values_mut().for_each(close);
+        }
+        _ => {}
+    }
 }
 
 type Schemas = Vec<(String, RefOr<Schema>)>;

@@ -1,0 +1,443 @@
+//! A typed client of the REST API, over a Unix socket or TCP on loopback.
+//!
+//! In: calls. Out: resources, or why there are none. Connections are kept and used again; every
+//! answer is bounded in size and time. All requests of this API are idempotent, so one that met a
+//! connection which the daemon had just closed is sent again, once.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+
+use crate::{
+    DEFAULT_SOCKET,
+    error::Problem,
+    resources::{
+        Adapter, Desired, Flow, Guest, GuestSpec, List, Network, NetworkSpec, Port, PortSpec,
+        Resource,
+    },
+    server::{FlowFilter, Put, PutOutcome, declared::Declared, reply::OUTCOME},
+    types::Id,
+};
+
+/// The largest answer that is read, in bytes: some 100,000 flows.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// How long an answer may take: longer than the daemon gives itself.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
+
+/// Connections that are kept for the next request.
+const IDLE_MAX: usize = 16;
+
+/// Where the daemon listens: `/run/eswitchd/api.sock`, `unix:/run/eswitchd/api.sock` or
+/// `http://127.0.0.1:9170`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// On a Unix socket.
+    Unix(PathBuf),
+    /// On TCP, without TLS: a loopback address.
+    Http(SocketAddr),
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::Unix(DEFAULT_SOCKET.into())
+    }
+}
+
+/// A text is not a [`Server`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no server: write an absolute path of a Unix socket or http://127.0.0.1:PORT")]
+pub struct InvalidServer(String);
+
+impl FromStr for Server {
+    type Err = InvalidServer;
+
+    fn from_str(text: &str) -> Result<Self, InvalidServer> {
+        let invalid = || InvalidServer(text.to_owned());
+        if let Some(authority) = text.strip_prefix("http://") {
+            let authority = authority.strip_suffix('/').unwrap_or(authority);
+            let numeric = match authority.strip_prefix("localhost:") {
+                Some(port) => format!("127.0.0.1:{port}"),
+                None => authority.to_owned(),
+            };
+            let address: SocketAddr = numeric.parse().map_err(|_| invalid())?;
+            return match address.ip().to_canonical().is_loopback() {
+                true => Ok(Self::Http(address)),
+                false => Err(invalid()),
+            };
+        }
+        match text.strip_prefix("unix:").unwrap_or(text) {
+            path if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Http(address) => write!(f, "http://{address}"),
+        }
+    }
+}
+
+/// Why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers there.
+    #[error("cannot reach eswitchd at {server}: {source}")]
+    Unreachable {
+        /// Where.
+        server: Server,
+        /// The kernel's words.
+        source: io::Error,
+    },
+    /// The connection broke. Whether the request was carried out is not known.
+    #[error("the connection to eswitchd broke")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The daemon did not answer in time. Whether the request was carried out is not known.
+    #[error("eswitchd at {server} has not answered for {limit:?}")]
+    Timeout {
+        /// Where.
+        server: Server,
+        /// How long an answer may take.
+        limit: Duration,
+    },
+    /// The daemon said no.
+    #[error(transparent)]
+    Problem(Box<Problem>),
+    /// The answer is none of eswitchd's.
+    #[error("an answer with status {status} that is none of eswitchd's: {detail}")]
+    Strange {
+        /// Its status.
+        status: u16,
+        /// What is strange about it.
+        detail: String,
+    },
+}
+
+/// A client of one daemon. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    server: Server,
+    idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+}
+
+/// An answer, read whole.
+struct Answer {
+    status: StatusCode,
+    outcome: Option<PutOutcome>,
+    body: Bytes,
+}
+
+impl Client {
+    /// A client of the daemon at `server`. Connects at the first call.
+    pub fn new(server: Server) -> Self {
+        Self { server, idle: Arc::default() }
+    }
+
+    /// Where the daemon listens.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Creates or changes a network.
+    pub async fn put_network(
+        &self,
+        id: &Id,
+        spec: NetworkSpec,
+    ) -> Result<Put<Network>, ClientError> {
+        self.put(id, spec).await
+    }
+
+    /// A network.
+    pub async fn network(&self, id: &Id) -> Result<Network, ClientError> {
+        self.one::<NetworkSpec>(id).await
+    }
+
+    /// All networks.
+    pub async fn networks(&self) -> Result<Vec<Network>, ClientError> {
+        self.list("/v1/networks").await
+    }
+
+    /// Removes a network.
+    pub async fn delete_network(&self, id: &Id) -> Result<(), ClientError> {
+        self.delete::<NetworkSpec>(id).await
+    }
+
+    /// Creates or changes a port.
+    pub async fn put_port(&self, id: &Id, spec: PortSpec) -> Result<Put<Port>, ClientError> {
+        self.put(id, spec).await
+    }
+
+    /// A port.
+    pub async fn port(&self, id: &Id) -> Result<Port, ClientError> {
+        self.one::<PortSpec>(id).await
+    }
+
+    /// All ports.
+    pub async fn ports(&self) -> Result<Vec<Port>, ClientError> {
+        self.list("/v1/ports").await
+    }
+
+    /// Removes a port.
+    pub async fn delete_port(&self, id: &Id) -> Result<(), ClientError> {
+        self.delete::<PortSpec>(id).await
+    }
+
+    /// Creates or changes a guest.
+    pub async fn put_guest(&self, id: &Id, spec: GuestSpec) -> Result<Put<Guest>, ClientError> {
+        self.put(id, spec).await
+    }
+
+    /// A guest.
+    pub async fn guest(&self, id: &Id) -> Result<Guest, ClientError> {
+        self.one::<GuestSpec>(id).await
+    }
+
+    /// All guests.
+    pub async fn guests(&self) -> Result<Vec<Guest>, ClientError> {
+        self.list("/v1/guests").await
+    }
+
+    /// Forgets what was PUT for a guest.
+    pub async fn delete_guest(&self, id: &Id) -> Result<(), ClientError> {
+        self.delete::<GuestSpec>(id).await
+    }
+
+    /// All adapters.
+    pub async fn adapters(&self) -> Result<Vec<Adapter>, ClientError> {
+        self.list("/v1/adapters").await
+    }
+
+    /// An adapter.
+    pub async fn adapter(&self, id: &Id) -> Result<Adapter, ClientError> {
+        json(&self.ask(Method::GET, &format!("/v1/adapters/{id}"), None).await?)
+    }
+
+    /// The flows that match `filter`.
+    pub async fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, ClientError> {
+        // Ids need no percent-encoding in a query.
+        let query: Vec<_> =
+            [("adapter", &filter.adapter), ("port", &filter.port), ("network", &filter.network)]
+                .into_iter()
+                .filter_map(|(name, id)| id.as_ref().map(|id| format!("{name}={id}")))
+                .collect();
+        self.list(&format!("/v1/flows?{}", query.join("&"))).await
+    }
+
+    /// Nothing where the daemon does its work, else the reasons why it does not.
+    pub async fn not_ready(&self) -> Result<Vec<String>, ClientError> {
+        match self.ask(Method::GET, "/readyz", None).await {
+            Ok(_) => Ok(Vec::new()),
+            Err(ClientError::Problem(problem)) if problem.kind == "/problems/not-ready" => {
+                Ok(problem.reasons)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let answer = self.ask(Method::GET, "/metrics", None).await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    async fn put<Spec: Declared>(
+        &self,
+        id: &Id,
+        spec: Spec,
+    ) -> Result<Put<Resource<Spec, Spec::Status>>, ClientError> {
+        let body = serde_json::to_vec(&Desired { spec })
+            .map_err(|error| ClientError::Broken(error.into()))?;
+        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
+        let answer = self.ask(Method::PUT, &path, Some(body.into())).await?;
+        let outcome = answer.outcome.ok_or_else(|| strange(answer.status, "no outcome"))?;
+        Ok(Put { outcome, resource: json(&answer)? })
+    }
+
+    async fn one<Spec: Declared>(
+        &self,
+        id: &Id,
+    ) -> Result<Resource<Spec, Spec::Status>, ClientError> {
+        json(&self.ask(Method::GET, &format!("/v1/{}/{id}", Spec::KIND.plural()), None).await?)
+    }
+
+    async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
+        let answer = self.ask(Method::GET, path, None).await?;
+        json::<List<T>>(&answer).map(|list| list.items)
+    }
+
+    async fn delete<Spec: Declared>(&self, id: &Id) -> Result<(), ClientError> {
+        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
+        self.ask(Method::DELETE, &path, None).await.map(|_| ())
+    }
+
+    /// One request and its answer, where that is a success.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        let asked = tokio::time::timeout(ANSWER_TIME_MAX, self.exchange(method, path, body)).await;
+        let answer = asked.map_err(|_| ClientError::Timeout {
+            server: self.server.clone(),
+            limit: ANSWER_TIME_MAX,
+        })??;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        match serde_json::from_slice::<Problem>(&answer.body) {
+            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
+            Err(_) => Err(strange(answer.status, "no problem details")),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Answer, ClientError> {
+        let request = || request(&self.server, &method, path, body.clone());
+        while let Some(mut connection) = self.take_idle() {
+            if connection.ready().await.is_err() {
+                continue;
+            }
+            match connection.send_request(request()?).await {
+                Ok(response) => return self.read(connection, response).await,
+                // The daemon closed it before it had read the request, or while.
+                Err(error) if error.is_canceled() || error.is_incomplete_message() => break,
+                Err(error) => return Err(ClientError::Broken(error.into())),
+            }
+        }
+        let mut connection = self.connect().await?;
+        let sent = connection.send_request(request()?).await;
+        self.read(connection, sent.map_err(|error| ClientError::Broken(error.into()))?).await
+    }
+
+    /// Reads an answer whole and keeps its connection.
+    async fn read(
+        &self,
+        connection: SendRequest<Full<Bytes>>,
+        response: Response<Incoming>,
+    ) -> Result<Answer, ClientError> {
+        let (parts, body) = response.into_parts();
+        let outcome = parts.headers.get(OUTCOME).and_then(|value| match value.as_bytes() {
+            b"created" => Some(PutOutcome::Created),
+            b"updated" => Some(PutOutcome::Updated),
+            b"unchanged" => Some(PutOutcome::Unchanged),
+            _ => None,
+        });
+        let body =
+            Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
+                match error.is::<LengthLimitError>() {
+                    true => strange(parts.status, &format!("more than {ANSWER_BYTES_MAX} bytes")),
+                    false => ClientError::Broken(error),
+                }
+            })?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX && !connection.is_closed() {
+            idle.push(connection);
+        }
+        Ok(Answer { status: parts.status, outcome, body: body.to_bytes() })
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { server: self.server.clone(), source };
+        match &self.server {
+            Server::Unix(path) => {
+                handshake(UnixStream::connect(path).await.map_err(unreachable)?).await
+            }
+            Server::Http(address) => {
+                let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                stream.set_nodelay(true).map_err(unreachable)?;
+                handshake(stream).await
+            }
+        }
+    }
+}
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Full<Bytes>>, ClientError> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| ClientError::Broken(error.into()))?;
+    // Ends when the sender is dropped; its errors reach the sender.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn request(
+    server: &Server,
+    method: &Method,
+    path: &str,
+    body: Option<Bytes>,
+) -> Result<Request<Full<Bytes>>, ClientError> {
+    let host = match server {
+        Server::Unix(_) => "localhost".to_owned(),
+        Server::Http(address) => address.to_string(),
+    };
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+    if body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    request
+        .body(Full::new(body.unwrap_or_default()))
+        .map_err(|error| ClientError::Broken(error.into()))
+}
+
+fn json<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
+    serde_json::from_slice(&answer.body)
+        .map_err(|error| strange(answer.status, &format!("not the JSON it should be: {error}")))
+}
+
+fn strange(status: StatusCode, detail: &str) -> ClientError {
+    ClientError::Strange { status: status.as_u16(), detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_socket_path_or_a_loopback_url() {
+        for (text, reads) in [
+            ("/run/a.sock", "unix:/run/a.sock"),
+            ("unix:/run/a.sock", "unix:/run/a.sock"),
+            ("http://127.0.0.1:80", "http://127.0.0.1:80"),
+            ("http://localhost:80/", "http://127.0.0.1:80"),
+            ("http://[::1]:80", "http://[::1]:80"),
+        ] {
+            assert_eq!(text.parse::<Server>().unwrap().to_string(), reads);
+        }
+        for text in ["", "a.sock", "unix:a.sock", "http://192.0.2.1:80", "https://127.0.0.1:80"] {
+            assert!(text.parse::<Server>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! A daemon in memory.
+//!
+//! In: what the server asks. Out: what a daemon without a host would answer, and on demand every
+//! kind of trouble.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use eswitchd_api::{
+    error::{ApiError, NotReady, ResourceKind, ResourceRef},
+    resources::*,
+    server::{Daemon, FlowFilter, Put, PutOutcome},
+    types::Id,
+};
+
+/// Resources of one kind by id.
+type Table<Spec, Status> = BTreeMap<Id, Resource<Spec, Status>>;
+
+/// What happens instead of an answer.
+#[derive(Clone)]
+pub(crate) enum Trouble {
+    /// This error.
+    Error(fn() -> ApiError),
+    /// A panic.
+    Panic,
+    /// Nothing for so long.
+    Delay(Duration),
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) networks: Table<NetworkSpec, NetworkStatus>,
+    pub(crate) ports: Table<PortSpec, PortStatus>,
+    pub(crate) guests: Table<GuestSpec, GuestStatus>,
+    pub(crate) adapters: Vec<Adapter>,
+    pub(crate) flows: Vec<Flow>,
+    pub(crate) not_ready: Vec<String>,
+    pub(crate) metrics: String,
+    pub(crate) trouble: Option<Trouble>,
+    revision: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Double(Mutex<State>);
+
+impl Double {
+    pub(crate) fn with(change: impl FnOnce(&mut State)) -> Arc<Self> {
+        let double = Self::default();
+        double.change(change);
+        Arc::new(double)
+    }
+
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+
+    async fn trouble(&self) -> Result<(), ApiError> {
+        match self.change(|state| state.trouble.clone()) {
+            None => Ok(()),
+            Some(Trouble::Error(error)) => Err(error()),
+            Some(Trouble::Panic) => panic!("the double was told to panic"),
+            Some(Trouble::Delay(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn put<Spec: Clone + PartialEq, Status: Clone + Default>(
+        &self,
+        table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
+        id: Id,
+        spec: Spec,
+    ) -> Result<Put<Resource<Spec, Status>>, ApiError> {
+        self.trouble().await?;
+        self.change(|state| {
+            let outcome = match table(state).get(&id) {
+                None => PutOutcome::Created,
+                Some(found) if found.spec == spec => PutOutcome::Unchanged,
+                Some(_) => PutOutcome::Updated,
+            };
+            if outcome != PutOutcome::Unchanged {
+                state.revision += 1;
+                let revision = state.revision;
+                let resource =
+                    Resource { id: id.clone(), revision, spec, status: Status::default() };
+                table(state).insert(id.clone(), resource);
+            }
+            Ok(Put { outcome, resource: table(state)[&id].clone() })
+        })
+    }
+
+    async fn list<Spec: Clone, Status: Clone>(
+        &self,
+        table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
+    ) -> Result<Vec<Resource<Spec, Status>>, ApiError> {
+        self.trouble().await?;
+        Ok(self.change(|state| table(state).values().cloned().collect()))
+    }
+
+    async fn get<Spec: Clone, Status: Clone>(
+        &self,
+        kind: ResourceKind,
+        table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
+        id: &Id,
+    ) -> Result<Resource<Spec, Status>, ApiError> {
+        self.trouble().await?;
+        self.change(|state| table(state).get(id).cloned())
+            .ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+    }
+
+    async fn delete<Spec: Clone, Status: Clone>(
+        &self,
+        kind: ResourceKind,
+        table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
+        id: &Id,
+    ) -> Result<(), ApiError> {
+        self.trouble().await?;
+        self.change(|state| table(state).remove(id).map(|_| ()))
+            .ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+    }
+}
+
+fn networks(state: &mut State) -> &mut Table<NetworkSpec, NetworkStatus> {
+    &mut state.networks
+}
+
+fn ports(state: &mut State) -> &mut Table<PortSpec, PortStatus> {
+    &mut state.ports
+}
+
+fn guests(state: &mut State) -> &mut Table<GuestSpec, GuestStatus> {
+    &mut state.guests
+}
+
+impl Daemon for Double {
+    async fn put_network(&self, id: Id, spec: NetworkSpec) -> Result<Put<Network>, ApiError> {
+        self.put(networks, id, spec).await
+    }
+
+    async fn network(&self, id: &Id) -> Result<Network, ApiError> {
+        self.get(ResourceKind::Network, networks, id).await
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, ApiError> {
+        self.list(networks).await
+    }
+
+    async fn delete_network(&self, id: &Id) -> Result<(), ApiError> {
+        let blockers: Vec<_> = self.change(|state| {
+            let attached = |port: &&Port| port.spec.attachments.iter().any(|at| at.network == *id);
+            let reference =
+                |port: &Port| ResourceRef { kind: ResourceKind::Port, id: port.id.clone() };
+            state.ports.values().filter(attached).map(reference).collect()
+        });
+        if !blockers.is_empty() {
+            let detail = format!("network `{id}` has {} ports", blockers.len());
+            let remedy = "detach or delete these ports first".into();
+            return Err(ApiError::Conflict { detail, blockers, remedy });
+        }
+        self.delete(ResourceKind::Network, networks, id).await
+    }
+
+    async fn put_port(&self, id: Id, spec: PortSpec) -> Result<Put<Port>, ApiError> {
+        self.put(ports, id, spec).await
+    }
+
+    async fn port(&self, id: &Id) -> Result<Port, ApiError> {
+        self.get(ResourceKind::Port, ports, id).await
+    }
+
+    async fn ports(&self) -> Result<Vec<Port>, ApiError> {
+        self.list(ports).await
+    }
+
+    async fn delete_port(&self, id: &Id) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Port, ports, id).await
+    }
+
+    async fn put_guest(&self, id: Id, spec: GuestSpec) -> Result<Put<Guest>, ApiError> {
+        self.put(guests, id, spec).await
+    }
+
+    async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
+        self.get(ResourceKind::Guest, guests, id).await
+    }
+
+    async fn guests(&self) -> Result<Vec<Guest>, ApiError> {
+        self.list(guests).await
+    }
+
+    async fn delete_guest(&self, id: &Id) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Guest, guests, id).await
+    }
+
+    async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {
+        self.trouble().await?;
+        Ok(self.change(|state| state.adapters.clone()))
+    }
+
+    async fn adapter(&self, id: &Id) -> Result<Adapter, ApiError> {
+        self.trouble().await?;
+        self.change(|state| state.adapters.iter().find(|adapter| adapter.id == *id).cloned())
+            .ok_or_else(|| ApiError::NotFound { kind: ResourceKind::Adapter, id: id.clone() })
+    }
+
+    async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {
+        self.trouble().await?;
+        let fits = |flow: &&Flow| {
+            filter.adapter.as_ref().is_none_or(|id| flow.adapter == *id)
+                && filter.port.as_ref().is_none_or(|id| flow.port.as_ref() == Some(id))
+                && filter.network.as_ref().is_none_or(|id| flow.network.as_ref() == Some(id))
+        };
+        Ok(self.change(|state| state.flows.iter().filter(fits).cloned().collect()))
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        let reasons = self.change(|state| state.not_ready.clone());
+        if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        self.trouble().await?;
+        Ok(self.change(|state| state.metrics.clone()))
+    }
+}

@@ -1,0 +1,420 @@
+//! Every route and every error, asked without a network.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    http::{Method, Request},
+};
+use eswitchd_api::{
+    error::{ApiError, InvalidField, NotReady, ResourceKind},
+    resources::*,
+    server::{Limits, router, router_with},
+};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+
+use crate::{
+    ask::{ask, delete, get, put, send},
+    double::{Double, Trouble},
+};
+
+/// A body that never arrives.
+struct Never;
+
+impl HttpBody for Never {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Poll::Pending
+    }
+}
+
+fn api() -> Router {
+    router(Double::with(|_| {}))
+}
+
+fn with_trouble(trouble: Trouble) -> (Arc<Double>, Router) {
+    let double = Double::with(|state| state.trouble = Some(trouble));
+    (Arc::clone(&double), router(double))
+}
+
+/// A path and two good bodies of each kind that clients declare.
+fn kinds() -> [(&'static str, Value, Value); 3] {
+    let spec = |spec: Value| json!({ "spec": spec });
+    let vf = |attachments: Value| {
+        spec(json!({"function": {"vf": {"adapter": "a", "index": 0}}, "attachments": attachments}))
+    };
+    [
+        (
+            "/v1/networks",
+            spec(json!({"kind": "flat"})),
+            spec(json!({"kind": {"vlan": {"vid": 100, "proto": "802.1ad"}}})),
+        ),
+        ("/v1/ports", vf(json!([])), vf(json!([{"network": "red"}]))),
+        ("/v1/guests", spec(json!({})), spec(json!({"qmp": "/run/vm1.sock"}))),
+    ]
+}
+
+fn adapter(id: &str) -> Adapter {
+    serde_json::from_value(json!({
+        "id": id, "handle": "soft-lab", "vfs": [], "foreign_filters": 0, "conditions": [],
+        "flows": {"in_hw": 0, "not_in_hw": 0, "refused": 0, "pending": 0},
+    }))
+    .unwrap()
+}
+
+fn flow(adapter: &str, port: &str, network: &str) -> Flow {
+    serde_json::from_value(json!({
+        "adapter": adapter, "netdev": "tap0", "purpose": "flood", "port": port,
+        "network": network, "tc": "ingress chain 1 flower", "state": "not_in_hw",
+    }))
+    .unwrap()
+}
+
+// ---------------------------------------------------------------- resources
+
+#[tokio::test]
+async fn a_resource_is_created_changed_read_listed_and_deleted() {
+    for (path, first, second) in kinds() {
+        let api = api();
+        let one = format!("{path}/a1");
+
+        let created = put(&api, &one, &first).await;
+        assert_eq!((created.status.as_u16(), created.header("eswitchd-outcome")), (201, "created"));
+        assert_eq!(created.header("etag"), "\"1\"");
+        let same = put(&api, &one, &first).await;
+        assert_eq!((same.status.as_u16(), same.header("eswitchd-outcome")), (200, "unchanged"));
+        assert_eq!(same.header("etag"), "\"1\"", "nothing was stored");
+        let changed = put(&api, &one, &second).await;
+        assert_eq!((changed.status.as_u16(), changed.header("eswitchd-outcome")), (200, "updated"));
+        assert_eq!(changed.header("etag"), "\"2\"");
+
+        let read = get(&api, &one).await;
+        assert_eq!((read.status.as_u16(), read.header("etag")), (200, "\"2\""));
+        assert_eq!(read.json()["id"], "a1");
+        for (field, value) in second["spec"].as_object().unwrap() {
+            assert_eq!(&read.json()["spec"][field], value, "{path} {field}");
+        }
+        assert_eq!(get(&api, path).await.json()["items"], json!([read.json()]));
+
+        let deleted = delete(&api, &one).await;
+        assert_eq!((deleted.status.as_u16(), deleted.body.as_slice()), (204, &b""[..]));
+        assert_eq!(get(&api, path).await.json(), json!({"items": []}));
+        assert_eq!(get(&api, &one).await.problem().kind, "/problems/not-found");
+        assert_eq!(delete(&api, &one).await.problem().kind, "/problems/not-found");
+    }
+}
+
+#[tokio::test]
+async fn a_network_with_ports_stays_and_the_ports_are_named() {
+    let api = api();
+    put(&api, "/v1/networks/blue", &json!({"spec": {"kind": "flat"}})).await;
+    for (port, index) in [("a", 0), ("b", 1)] {
+        let spec = json!({"function": {"vf": {"adapter": "x", "index": index}},
+                          "attachments": [{"network": "blue"}]});
+        put(&api, &format!("/v1/ports/{port}"), &json!({ "spec": spec })).await;
+    }
+    let problem = delete(&api, "/v1/networks/blue").await.problem();
+    assert_eq!((problem.status, problem.kind.as_str()), (409, "/problems/conflict"));
+    assert_eq!(problem.blockers, ["ports/a", "ports/b"]);
+    assert_eq!(get(&api, "/v1/networks/blue").await.status, 200);
+}
+
+#[tokio::test]
+async fn adapters_are_listed_and_read() {
+    let api = router(Double::with(|state| state.adapters.push(adapter("pci-0000:03:00.0"))));
+    let list = get(&api, "/v1/adapters").await.json();
+    assert_eq!(list["items"][0]["id"], "pci-0000:03:00.0");
+    assert_eq!(get(&api, "/v1/adapters/pci-0000:03:00.0").await.json(), list["items"][0]);
+    assert_eq!(get(&api, "/v1/adapters/none").await.problem().status, 404);
+}
+
+#[tokio::test]
+async fn flows_are_filtered_by_everything_that_is_asked_for() {
+    let api = router(Double::with(|state| {
+        state.flows = vec![flow("x", "a", "blue"), flow("x", "b", "blue"), flow("y", "b", "red")];
+    }));
+    for (query, count) in [
+        ("", 3),
+        ("?", 3),
+        ("?adapter=x", 2),
+        ("?port=b", 2),
+        ("?network=blue", 2),
+        ("?adapter=x&port=b&network=blue", 1),
+        ("?adapter=y&port=a", 0),
+        ("?port=%62", 2),
+    ] {
+        let answer = get(&api, &format!("/v1/flows{query}")).await.json();
+        assert_eq!(answer["items"].as_array().unwrap().len(), count, "{query}");
+    }
+}
+
+// ---------------------------------------------------------------- the daemon itself
+
+#[tokio::test]
+async fn liveness_does_not_depend_on_readiness() {
+    let double = Double::with(|state| state.not_ready = vec!["no look yet".into()]);
+    let api = router(Arc::clone(&double));
+    assert_eq!(get(&api, "/healthz").await.status, 200);
+    let problem = get(&api, "/readyz").await.problem();
+    assert_eq!((problem.status, problem.reasons), (503, vec!["no look yet".to_owned()]));
+    double.change(|state| state.not_ready.clear());
+    assert_eq!(get(&api, "/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_are_prometheus_text() {
+    let api = router(Double::with(|state| state.metrics = "up 1\n".into()));
+    let answer = get(&api, "/metrics").await;
+    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(answer.body, b"up 1\n");
+}
+
+#[tokio::test]
+async fn no_answer_is_cached_or_guessed_at() {
+    for path in ["/v1/networks", "/v1/networks/none", "/nowhere", "/healthz"] {
+        let answer = get(&api(), path).await;
+        assert_eq!(answer.header("cache-control"), "no-store", "{path}");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+    }
+}
+
+// ---------------------------------------------------------------- bad requests
+
+#[tokio::test]
+async fn bad_ids_in_the_path_are_named() {
+    for bad in ["a%20b", "%2e%2e", ".a", "a%2Fb", "%ff", &"x".repeat(129)] {
+        for (path, body, _) in kinds() {
+            let one = format!("{path}/{bad}");
+            for answer in [
+                get(&api(), &one).await,
+                delete(&api(), &one).await,
+                put(&api(), &one, &body).await,
+            ] {
+                let problem = answer.problem();
+                assert_eq!(problem.kind, "/problems/bad-parameter", "{one}");
+                assert_eq!((problem.status, problem.field.as_deref()), (400, Some("id")));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn unknown_and_repeated_query_parameters_are_refused() {
+    for (path, field) in [
+        ("/v1/networks?limit=1", "limit"),
+        ("/v1/networks/a?dry_run=true", "dry_run"),
+        ("/v1/adapters?x", "x"),
+        ("/v1/adapters/a?x=", "x"),
+        ("/v1/flows?vf=1", "vf"),
+        ("/v1/flows?port=a&port=b", "port"),
+        ("/v1/flows?port=a/b", "port"),
+        ("/v1/flows?port=", "port"),
+    ] {
+        let problem = get(&api(), path).await.problem();
+        assert_eq!((problem.status, problem.field.as_deref()), (400, Some(field)), "{path}");
+    }
+    let double = Double::with(|_| {});
+    let body = json!({"spec": {"kind": "flat"}});
+    let answer = put(&router(Arc::clone(&double)), "/v1/networks/a?dry_run=true", &body).await;
+    assert_eq!(answer.problem().kind, "/problems/bad-parameter");
+    assert!(double.change(|state| state.networks.is_empty()), "nothing was done");
+}
+
+#[tokio::test]
+async fn unknown_routes_and_wrong_methods_are_problems() {
+    for path in ["/", "/v1", "/v1/networks/", "/v1/networks/a/b", "/v2/networks", "/v1//networks"] {
+        let problem = get(&api(), path).await.problem();
+        assert_eq!((problem.status, problem.kind.as_str()), (404, "/problems/no-route"), "{path}");
+    }
+    for (method, path, allow) in [
+        (Method::POST, "/v1/networks", "GET,HEAD"),
+        (Method::PATCH, "/v1/ports/a", "GET,HEAD,PUT,DELETE"),
+        (Method::PUT, "/v1/adapters/a", "GET,HEAD"),
+        (Method::DELETE, "/metrics", "GET,HEAD"),
+    ] {
+        let answer = ask(&api(), method, path, Body::empty()).await;
+        assert_eq!(answer.problem().kind, "/problems/method-not-allowed", "{path}");
+        assert_eq!(answer.header("allow"), allow);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_field_is_named_from_the_root_of_the_body() {
+    for (path, body, field) in [
+        ("networks", json!({"spec": {"kind": {"vlan": {"vid": 0}}}}), "spec.kind.vlan.vid"),
+        ("networks", json!({"spec": {"kind": "flat"}, "status": {}}), "status"),
+        (
+            "networks",
+            json!({"spec": {"kind": "flat", "reserved_macs": ["01:00:00:00:00:00"]}}),
+            "spec.reserved_macs[0]",
+        ),
+        (
+            "ports",
+            json!({"spec": {"function": {"vf": {"adapter": "a", "index": 0}},
+                            "attachments": [{"network": "a"}, {"network": "b"}]}}),
+            "spec.attachments[1].tag",
+        ),
+        (
+            "ports",
+            json!({"spec": {"function": {"vf": {"adapter": "a", "index": 65536}},
+                            "attachments": []}}),
+            "spec.function.vf.index",
+        ),
+        ("guests", json!({"spec": {"qmp": "vm1.sock"}}), "spec.qmp"),
+    ] {
+        let problem = put(&api(), &format!("/v1/{path}/a"), &body).await.problem();
+        assert_eq!(problem.kind, "/problems/invalid", "{body}");
+        assert_eq!((problem.status, problem.field.as_deref()), (422, Some(field)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_json_and_says_so_or_says_nothing() {
+    let body = r#"{"spec": {"kind": "flat"}}"#;
+    let typed = |media_type: &str| {
+        Request::put("/v1/networks/a").header("content-type", media_type).body(body.into()).unwrap()
+    };
+    assert_eq!(ask(&api(), Method::PUT, "/v1/networks/a", body).await.status, 201);
+    for good in ["application/json", "Application/JSON; charset=utf-8"] {
+        assert_eq!(send(&api(), typed(good)).await.status, 201, "{good}");
+    }
+    for bad in ["application/x-www-form-urlencoded", "text/json", ""] {
+        let problem = send(&api(), typed(bad)).await.problem();
+        assert_eq!((problem.status, problem.kind.as_str()), (415, "/problems/media-type"), "{bad}");
+    }
+    for malformed in ["", "{", "[]", "null", "{\"spec\": {\"kind\": \"flat\"}} x"] {
+        let problem = ask(&api(), Method::PUT, "/v1/networks/a", malformed).await.problem();
+        assert_eq!(problem.kind, "/problems/malformed", "{malformed}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_one_mebibyte_is_read_and_a_larger_one_is_not() {
+    let spec = r#"{"spec": {"kind": "flat"}}"#;
+    let padded = |length: usize| format!("{spec}{}", " ".repeat(length - spec.len()));
+    let mebibyte = 1 << 20;
+    let answer = ask(&api(), Method::PUT, "/v1/networks/a", padded(mebibyte)).await;
+    assert_eq!(answer.status, 201);
+    let problem = ask(&api(), Method::PUT, "/v1/networks/a", padded(mebibyte + 1)).await.problem();
+    assert_eq!((problem.status, problem.kind.as_str()), (413, "/problems/too-large"));
+}
+
+// ---------------------------------------------------------------- trouble
+
+#[tokio::test]
+async fn each_error_of_the_daemon_has_its_status() {
+    let cases: [(fn() -> ApiError, u16, &str); 8] = [
+        (
+            || ApiError::NotFound { kind: ResourceKind::Port, id: "a".parse().unwrap() },
+            404,
+            "not-found",
+        ),
+        (
+            || {
+                ApiError::Invalid(InvalidField {
+                    field: "spec.x".into(),
+                    detail: "is odd".into(),
+                    remedy: "make it even".into(),
+                })
+            },
+            422,
+            "invalid",
+        ),
+        (
+            || ApiError::Conflict {
+                detail: "is taken".into(),
+                blockers: vec![],
+                remedy: "take another".into(),
+            },
+            409,
+            "conflict",
+        ),
+        (
+            || ApiError::Overloaded {
+                detail: "too much".into(),
+                retry_after: Duration::from_millis(2500),
+            },
+            503,
+            "overloaded",
+        ),
+        (|| ApiError::NotReady(NotReady { reasons: vec!["later".into()] }), 503, "not-ready"),
+        (|| ApiError::Store("disk".into()), 500, "store-failed"),
+        (|| ApiError::StoreFull("disk".into()), 507, "store-full"),
+        (|| ApiError::Internal("bug".into()), 500, "internal"),
+    ];
+    for (error, status, kind) in cases {
+        let (_, api) = with_trouble(Trouble::Error(error));
+        for (path, body, _) in kinds() {
+            let one = format!("{path}/a");
+            for answer in
+                [get(&api, &one).await, get(&api, path).await, put(&api, &one, &body).await]
+            {
+                let problem = answer.problem();
+                assert_eq!((problem.status, problem.kind), (status, format!("/problems/{kind}")));
+                let wait = if kind == "overloaded" { "3" } else { "" };
+                assert_eq!(answer.header("retry-after"), wait);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_becomes_a_problem_that_tells_nothing() {
+    let (double, api) = with_trouble(Trouble::Panic);
+    let answer = get(&api, "/v1/networks").await;
+    assert_eq!(answer.problem().kind, "/problems/internal");
+    assert!(!String::from_utf8_lossy(&answer.body).contains("double"), "{answer:?}");
+    double.change(|state| state.trouble = None);
+    assert_eq!(get(&api, "/v1/networks").await.status, 200, "the API goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_does_not_answer_is_given_up() {
+    let (_, api) = with_trouble(Trouble::Delay(Duration::from_secs(3600)));
+    for path in ["/v1/networks", "/metrics"] {
+        let problem = get(&api, path).await.problem();
+        assert_eq!((problem.status, problem.kind.as_str()), (504, "/problems/timeout"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_arrive_is_given_up() {
+    let problem = ask(&api(), Method::PUT, "/v1/networks/a", Body::new(Never)).await.problem();
+    assert_eq!((problem.status, problem.kind.as_str()), (408, "/problems/slow-request"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_much_at_a_time_is_shed_and_probes_still_answer() {
+    let double = Double::with(|state| {
+        state.trouble = Some(Trouble::Delay(Duration::from_secs(5)));
+    });
+    let api = router_with(double, Limits { requests: 2, ..Limits::default() });
+    let slow: Vec<_> = (0..2)
+        .map(|_| {
+            let api = api.clone();
+            tokio::spawn(async move { get(&api, "/v1/networks").await.status.as_u16() })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let shed = get(&api, "/v1/ports").await;
+    assert_eq!(shed.problem().kind, "/problems/overloaded");
+    assert_eq!(shed.header("retry-after"), "1");
+    assert_eq!(get(&api, "/healthz").await.status, 200);
+    assert_eq!(get(&api, "/readyz").await.status, 200);
+    for request in slow {
+        assert_eq!(request.await.unwrap(), 200, "what was under way is answered");
+    }
+    assert_eq!(get(&api, "/v1/ports").await.status, 200, "and there is room again");
+}
