@@ -136,6 +136,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The adapters with their ids.
+    pub fn adapters(&self) -> Vec<(Id, AdapterConfig)> {
+        self.adapters.iter().filter_map(|a| Some((a.check().ok()?, a.clone()))).collect()
+    }
+
     /// What the types cannot say. The error is a line and a message.
     fn check(&self, text: &str) -> Result<(), (usize, String)> {
         for address in &self.api.tcp {
@@ -154,7 +159,10 @@ impl Config {
         {
             return Err((
                 line_containing(text, "qmp_dir"),
-                format!("guests.qmp_dir: `{}` is not absolute; write the whole path", dir.display()),
+                format!(
+                    "guests.qmp_dir: `{}` is not absolute; write the whole path",
+                    dir.display()
+                ),
             ));
         }
         let mut ids = BTreeSet::new();
@@ -205,9 +213,11 @@ impl AdapterConfig {
                 format!("soft-{name}")
             }
             _ => {
-                return Err("an adapter is either handle = \"pci/…\" or software = \"NAME\": give \
+                return Err(
+                    "an adapter is either handle = \"pci/…\" or software = \"NAME\": give \
                             exactly one of the two"
-                    .into());
+                        .into(),
+                );
             }
         };
         text.parse().map_err(|error| format!("{error}"))

@@ -155,17 +155,17 @@ impl EswitchHandle {
     /// The first step that the kernel refused; the steps before it are done.
     pub async fn prepare_representor(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
         self.keep_ipv6_off(netdev).await?;
-        self.prepare_uplink(netdev).await?;
+        self.switch_tc_offload_on(netdev).await?;
         let message = LinkUnspec::new_with_index(netdev.ifindex.get()).up().build();
         self.set_link(&format!("set {} up", netdev.name), message).await
     }
 
-    /// Makes an uplink ready to carry flows: TC offload on where the device can. Its addresses and
-    /// its link state are the host's.
+    /// Switches TC offload on where the device can: flows installed before that miss the hardware.
+    /// This is all that an uplink needs; its addresses and its link state are the host's.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub async fn prepare_uplink(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
+    pub async fn switch_tc_offload_on(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
         ethtool::switch_tc_offload_on(&self.generic, netdev.ifindex).await.map_err(|refusal| {
             KernelRefusal { what: format!("{} of {}", refusal.what, netdev.name), ..refusal }
         })

@@ -87,3 +87,11 @@ pub enum StoreError {
         source: Box<::redb::Error>,
     },
 }
+
+impl StoreError {
+    /// Whether the file system has no room.
+    pub fn is_full(&self) -> bool {
+        let StoreError::Write { source } = self else { return false };
+        matches!(&**source, ::redb::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
+    }
+}

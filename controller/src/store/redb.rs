@@ -112,7 +112,10 @@ impl RedbStore {
             for entry in table.iter()? {
                 let (key, port) = entry?;
                 let parsed = key.value().split_once(' ').and_then(|(network, mac)| {
-                    Some(((network.parse().ok()?, mac.parse::<MacAddr>().ok()?), port.value().parse().ok()?))
+                    Some((
+                        (network.parse().ok()?, mac.parse::<MacAddr>().ok()?),
+                        port.value().parse().ok()?,
+                    ))
                 });
                 if let Some((key, port)) = parsed {
                     claims.0.insert(key, port);

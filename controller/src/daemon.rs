@@ -1,0 +1,124 @@
+//! The daemon put together: store, kernel connections, observers, owner, API.
+//!
+//! In: a configuration. Out: a daemon that works until its token is cancelled. Everything that is
+//! opened here is opened in the network namespace of the calling thread.
+
+use std::{future::Future, sync::Arc};
+
+use api::server::{self, Listeners, UnixListenSpec};
+use tc_flows::{NetlinkKernel, Owner as FlowOwner};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    apply,
+    config::{Config, ConfigError},
+    eswitch::{EswitchError, EswitchHandle},
+    metrics::Metrics,
+    observe::{
+        guest::{GuestWatch, GuestWatchError},
+        host::HostWatch,
+    },
+    owner::{DaemonHandle, Inbox, Outlets, Owner},
+    store::{RedbStore, Store, StoreError},
+};
+
+/// How this daemon's flows are known: the first bytes of their cookies.
+pub const FLOW_OWNER: FlowOwner = FlowOwner(*b"eswd");
+
+/// Updates of guests and of the host that may wait for the owner. An observer whose queue is full
+/// waits, and its next update is of how things are then.
+const QUEUE: usize = 256;
+
+/// Why the daemon cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state folder cannot be made.
+    #[error("state_dir {path}: {source}; make the folder, or name another")]
+    StateDir {
+        /// The folder.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The kernel cannot be talked to.
+    #[error(transparent)]
+    Eswitch(#[from] EswitchError),
+    /// The kernel cannot be talked to about flows.
+    #[error("flows: {0}")]
+    Flows(#[from] tc_flows::Error),
+    /// Guests cannot be watched.
+    #[error(transparent)]
+    Guests(#[from] GuestWatchError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Api(#[from] server::ServeError),
+    /// A metric cannot be registered.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The system refuses threads or signals.
+    #[error("runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// Works until `cancel`, or until the API cannot be served.
+///
+/// # Errors
+/// What kept it from starting, with a remedy.
+pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), DaemonError> {
+    std::fs::create_dir_all(&config.state_dir)
+        .map_err(|source| DaemonError::StateDir { path: config.state_dir.clone(), source })?;
+    let store = RedbStore::open(&config.state_dir.join("state.redb"))?;
+    let remembered = store.load()?;
+    let metrics = Arc::new(Metrics::new()?);
+    let adapters = config.adapters();
+    let policies = adapters.iter().map(|(id, a)| (id.clone(), a.uplink_use)).collect();
+
+    let (flows_done, flows) = mpsc::unbounded_channel();
+    let (host_sink, host) = mpsc::channel(QUEUE);
+    let (guest_sink, guests) = mpsc::channel(QUEUE);
+    let (calls, called) = mpsc::channel(QUEUE);
+    let kernel = NetlinkKernel::open(FLOW_OWNER)?;
+    let outlets = Outlets {
+        flows: apply::flows::start(kernel, flows_done, adapters.len())
+            .map_err(DaemonError::Runtime)?,
+        eswitch: EswitchHandle::open()?,
+        host: HostWatch::start(adapters, host_sink, cancel.clone()).await?,
+        guests: GuestWatch::start(config.guests.qmp_dir.clone(), guest_sink, cancel.clone())?,
+    };
+    let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
+    let inbox = Inbox { host, guests, flows };
+    let handle = DaemonHandle::new(calls, metrics);
+
+    let working = owner.run(inbox, called, cancel.clone());
+    let serving = serve(&config, handle, cancel.clone().cancelled_owned());
+    info!(version = env!("CARGO_PKG_VERSION"), "started");
+    let (served, ()) = tokio::join!(
+        async {
+            let served = serving.await;
+            // Without an API nobody could tell that flows no longer follow.
+            cancel.cancel();
+            served
+        },
+        working
+    );
+    Ok(served?)
+}
+
+async fn serve(
+    config: &Config,
+    handle: DaemonHandle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), server::ServeError> {
+    let unix =
+        config.api.unix.clone().map(|path| UnixListenSpec { path, mode: config.api.unix_mode });
+    let listeners = Listeners { unix, tcp: config.api.tcp.clone() };
+    server::serve(listeners, server::router(Arc::new(handle)), shutdown).await
+}

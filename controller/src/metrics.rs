@@ -1,0 +1,166 @@
+//! The daemon's metrics, in one registry, in Prometheus' text format.
+//!
+//! Names follow the Prometheus conventions: base units, `_total` for counters. Labels are bounded:
+//! never a MAC address, a guest's word or a flow.
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Buckets of the time from a guest's event to its flows, in seconds.
+const LATENCY_BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
+/// Everything that is measured.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Guests with a working QMP connection.
+    pub guests_connected: IntGauge,
+    /// Guests that are known, by whatever state.
+    pub guests: IntGauge,
+    /// Enabled functions of guests.
+    pub guest_functions_enabled: IntGauge,
+    /// QMP events, by kind.
+    pub guest_events: IntCounterVec,
+    /// Addresses that guests asked for and do not get, now.
+    pub refused_macs: IntGauge,
+    /// Flows by adapter and state.
+    pub flows: IntGaugeVec,
+    /// Filters of other owners on our hooks, by adapter.
+    pub foreign_filters: IntGaugeVec,
+    /// From a guest's event read to its last flow acknowledged.
+    pub event_to_programmed: Histogram,
+    /// Kernel operations by kind and result.
+    pub kernel_operations: IntCounterVec,
+    /// What went wrong, by the place where it did.
+    pub errors: IntCounterVec,
+    /// Whether the daemon has converged once and does its work.
+    pub ready: IntGauge,
+}
+
+impl Metrics {
+    /// A fresh registry with every metric at zero.
+    ///
+    /// # Errors
+    /// Never with the names of this file: two metrics of one name, or a name that is not one.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let event_to_programmed = Histogram::with_opts(
+            HistogramOpts::new(
+                "eswitchd_event_to_programmed_seconds",
+                "Time from a guest event read off its QMP socket to its flows acknowledged by the \
+                 kernel.",
+            )
+            .buckets(LATENCY_BUCKETS.to_vec()),
+        )?;
+        registry.register(Box::new(event_to_programmed.clone()))?;
+
+        let metrics = Metrics {
+            guests_connected: gauge(
+                "eswitchd_guests_connected",
+                "Guests with a working QMP connection.",
+            )?,
+            guests: gauge("eswitchd_guests", "Guests that are known.")?,
+            guest_functions_enabled: gauge(
+                "eswitchd_guest_functions_enabled",
+                "Emulated PFs and VFs that guests have enabled.",
+            )?,
+            guest_events: counters(
+                "eswitchd_guest_events_total",
+                "QMP events received from guests.",
+                &["kind"],
+            )?,
+            refused_macs: gauge(
+                "eswitchd_refused_macs",
+                "MAC addresses that guests ask for at the moment and do not get.",
+            )?,
+            flows: gauges(
+                "eswitchd_flows",
+                "Flows by adapter and state: in_hw, not_in_hw, refused, pending.",
+                &["adapter", "state"],
+            )?,
+            foreign_filters: gauges(
+                "eswitchd_foreign_filters",
+                "Filters of other owners on the hooks of an adapter.",
+                &["adapter"],
+            )?,
+            event_to_programmed,
+            kernel_operations: counters(
+                "eswitchd_kernel_operations_total",
+                "Changes that the kernel was asked for, by kind and result: done or refused.",
+                &["operation", "result"],
+            )?,
+            errors: counters(
+                "eswitchd_errors_total",
+                "What went wrong, by the part of the daemon where it did.",
+                &["component"],
+            )?,
+            ready: gauge(
+                "eswitchd_ready",
+                "1 once the daemon has brought every adapter to its program and while it works.",
+            )?,
+            registry: registry.clone(),
+        };
+        gauges("eswitchd_build_info", "Always 1; the version is in the label.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        // Series that exist from the start read as zero, not as missing.
+        for component in ["guest", "flows", "vf_settings", "representor", "store"] {
+            metrics.errors.with_label_values(&[component]);
+        }
+        Ok(metrics)
+    }
+
+    /// Counts one operation of the kernel.
+    pub fn tally(&self, operation: &str, done: bool) {
+        let result = if done { "done" } else { "refused" };
+        self.kernel_operations.with_label_values(&[operation, result]).inc();
+    }
+
+    /// All metrics as text, version 0.0.4 of the format.
+    ///
+    /// # Errors
+    /// When the encoder fails.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        let mut buffer = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut buffer)?;
+        String::from_utf8(buffer).map_err(|error| prometheus::Error::Msg(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_registered_under_its_name() {
+        let text = Metrics::new().unwrap().text().unwrap();
+        for name in [
+            "eswitchd_build_info{version=",
+            "eswitchd_guests_connected 0",
+            "eswitchd_event_to_programmed_seconds_count 0",
+            "eswitchd_errors_total{component=\"store\"} 0",
+        ] {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+    }
+}

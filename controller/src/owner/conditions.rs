@@ -1,0 +1,85 @@
+//! Conditions with their times: a condition's `last_transition` moves only when its status does.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use api::resources::{Condition, ConditionStatus};
+
+/// When each condition of each resource changed last.
+#[derive(Debug, Default)]
+pub(super) struct ConditionLog {
+    seen: BTreeMap<(String, &'static str), (ConditionStatus, SystemTime)>,
+}
+
+/// A condition without its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Statement {
+    pub(super) about: &'static str,
+    pub(super) status: ConditionStatus,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+impl Statement {
+    pub(super) fn new(
+        about: &'static str,
+        status: ConditionStatus,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Statement { about, status, reason: reason.into(), message: message.into() }
+    }
+}
+
+impl ConditionLog {
+    /// Gives statements about `resource` (`ports/web-1`) the time of their last transition.
+    pub(super) fn stamp(
+        &mut self,
+        resource: &str,
+        now: SystemTime,
+        statements: Vec<Statement>,
+    ) -> Vec<Condition> {
+        statements
+            .into_iter()
+            .map(|statement| {
+                let key = (resource.to_owned(), statement.about);
+                let entry = self.seen.entry(key).or_insert((statement.status, now));
+                if entry.0 != statement.status {
+                    *entry = (statement.status, now);
+                }
+                Condition {
+                    r#type: statement.about.to_owned(),
+                    status: statement.status,
+                    reason: statement.reason,
+                    message: statement.message,
+                    last_transition: humantime::format_rfc3339_millis(entry.1).to_string(),
+                }
+            })
+            .collect()
+    }
+
+    /// Forgets resources that are no more.
+    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.seen.retain(|(resource, _), _| keep(resource));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn only_a_change_of_status_moves_the_time() {
+        let mut log = ConditionLog::default();
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut stamp = |seconds, status, reason: &str| {
+            let statement = Statement::new("Bound", status, reason, "");
+            log.stamp("ports/a", at(seconds), vec![statement]).remove(0).last_transition
+        };
+        let first = stamp(1, ConditionStatus::False, "GuestNotSeen");
+        assert_eq!(first, "1970-01-01T00:00:01.000Z");
+        assert_eq!(stamp(2, ConditionStatus::False, "VfDisabled"), first);
+        assert_eq!(stamp(3, ConditionStatus::True, "Bound"), "1970-01-01T00:00:03.000Z");
+    }
+}

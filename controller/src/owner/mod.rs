@@ -1,0 +1,760 @@
+//! The one owner of World, Intent and Installed.
+//!
+//! In: whole snapshots from the observers, calls from the API, outcomes from `apply`. Out: jobs for
+//! `apply`, answers for the API. Everything else talks to it over bounded channels; nothing else
+//! holds state that matters. Its loop drains what has come, plans once, and hands out at most one
+//! job an adapter.
+
+mod conditions;
+mod flows;
+mod serve;
+mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use api::{
+    error::{ApiError, ResourceKind, ResourceRef},
+    resources::{EswitchMode, PortFunction},
+    types::Id,
+};
+use tc_flows::{Ifindex, Op};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+pub(crate) use self::serve::DaemonHandle;
+use self::{conditions::ConditionLog, flows::AdapterFlows};
+use crate::{
+    apply::{
+        flows::{FlowDone, FlowJob},
+        settings,
+    },
+    eswitch::{EswitchHandle, KernelRefusal, VfChange, VfSetting},
+    intent::{Change, Claims, Effect, Intent},
+    metrics::Metrics,
+    observe::{
+        guest::{GuestMessage, GuestUpdate, GuestWatch},
+        host::{HostMessage, HostWatch},
+    },
+    plan::{
+        self, AdapterPolicies, Plan, Program,
+        legacy::{LegacyProgram, VfProgram},
+        switchdev::{FlowProgram, MAX_NETWORK_NUMBER},
+    },
+    store::{Remembered, Store, StoreError},
+    world::{Connection, GuestView, NetdevView, World},
+};
+
+/// How long a start waits for guests that were there when the daemon ended, before it plans with
+/// what they looked like then.
+const START_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a remembered guest may stay silent before it is forgotten.
+const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+
+/// How often what was refused is tried again, and what a restart should know is written.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+
+/// How many housekeepings lie between two tries of what was refused.
+const RETRY_EVERY: u32 = 20;
+
+/// Messages taken in one go before planning: more wait, so that a flood cannot put planning off.
+const DRAIN: usize = 256;
+
+/// Changes of intent that may wait for the store.
+const WRITES: usize = 64;
+
+/// A call from the API.
+pub(crate) enum Call {
+    /// Reads the owner's state.
+    Read(Box<dyn FnOnce(&mut Owner) + Send>),
+    /// Changes the intent; answered when the change is durable.
+    Write(Change, oneshot::Sender<Result<Effect, ApiError>>),
+}
+
+/// Where the owner's news comes from.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    /// The host's adapters.
+    pub(crate) host: mpsc::Receiver<HostMessage>,
+    /// The guests.
+    pub(crate) guests: mpsc::Receiver<GuestMessage>,
+    /// What became of flows.
+    pub(crate) flows: mpsc::UnboundedReceiver<FlowDone>,
+}
+
+/// What the owner asks for work.
+#[derive(Debug)]
+pub(crate) struct Outlets {
+    /// The host observer, to look again after settings were written.
+    pub(crate) host: HostWatch,
+    /// The guest observer, to be told of guests over the API.
+    pub(crate) guests: GuestWatch,
+    /// Flows.
+    pub(crate) flows: mpsc::Sender<FlowJob>,
+    /// Representors and VF settings.
+    pub(crate) eswitch: EswitchHandle,
+}
+
+/// What a task that the owner started has done.
+#[derive(Debug)]
+enum Finished {
+    OffloadOn(Id, NetdevView, Result<(), KernelRefusal>),
+    BroughtUp(Id, NetdevView, Result<(), KernelRefusal>),
+    VfWritten(Id, u16, Vec<(VfSetting, Result<(), KernelRefusal>)>),
+}
+
+/// A guest event whose flows are not acknowledged yet.
+#[derive(Debug, Clone)]
+struct Awaiting {
+    port: Id,
+    event_read: Instant,
+}
+
+/// What the last events did to a port.
+#[derive(Debug, Clone, Copy, Default)]
+struct PortTiming {
+    programmed: u64,
+    last: Option<Duration>,
+}
+
+/// One adapter's side of the owner's state.
+#[derive(Debug, Default)]
+struct AdapterState {
+    flows: AdapterFlows,
+    /// Events whose ops are not in a job yet.
+    awaiting: Vec<Awaiting>,
+    /// Events whose ops are in the job under way.
+    in_job: Vec<Awaiting>,
+    /// How far each representor is on its way into use.
+    readiness: BTreeMap<Ifindex, Readiness>,
+    /// What a representor lacks, in the kernel's words.
+    problems: BTreeMap<Ifindex, String>,
+    /// What each VF was told last.
+    vf_told: BTreeMap<u16, VfProgram>,
+    /// What the driver refused of it.
+    vf_refused: BTreeMap<u16, BTreeMap<VfSetting, KernelRefusal>>,
+    vf_under_way: BTreeSet<u16>,
+}
+
+/// How far a representor is on its way into use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    /// Its TC offload is being switched on: flows wait for it, or they would miss the hardware.
+    OffloadAsked,
+    /// Flows may come.
+    Offloadable,
+    /// It is being brought up.
+    UpAsked,
+    /// It carries frames.
+    Up,
+}
+
+/// The store, which one blocking task at a time may hold.
+struct StoreSlot {
+    store: Option<Box<dyn Store>>,
+    writes: VecDeque<(Change, oneshot::Sender<Result<Effect, ApiError>>)>,
+    returned_to: mpsc::UnboundedSender<StoreDone>,
+    returned: mpsc::UnboundedReceiver<StoreDone>,
+    /// What was remembered last, to write only changes.
+    remembered: (Claims, BTreeMap<Id, GuestView>),
+}
+
+/// What a blocking store task brings back.
+struct StoreDone {
+    store: Box<dyn Store>,
+    commit: Option<Committed>,
+}
+
+/// A change of intent that went through the store, or did not.
+struct Committed {
+    intent: Box<Intent>,
+    result: Result<Effect, StoreError>,
+    answer: oneshot::Sender<Result<Effect, ApiError>>,
+}
+
+/// The one owner of the daemon's state.
+pub(crate) struct Owner {
+    world: World,
+    intent: Intent,
+    plan: Plan,
+    policies: AdapterPolicies,
+    adapters: BTreeMap<Id, AdapterState>,
+    timings: BTreeMap<Id, PortTiming>,
+    conditions: ConditionLog,
+    /// Guests known from the last run that have not reported in this one.
+    unheard: BTreeSet<Id>,
+    /// Events that no plan has seen yet: the guest, and when the event was read.
+    events: Vec<(Id, Instant)>,
+    host_seen: bool,
+    born: Instant,
+    dirty: bool,
+    converged_once: bool,
+    store: StoreSlot,
+    outlets: Outlets,
+    finished_to: mpsc::UnboundedSender<Finished>,
+    finished: mpsc::UnboundedReceiver<Finished>,
+    metrics: Arc<Metrics>,
+}
+
+impl Owner {
+    /// An owner with what was stored, that has not looked at anything yet.
+    pub(crate) fn new(
+        remembered: Remembered,
+        store: Box<dyn Store>,
+        policies: AdapterPolicies,
+        outlets: Outlets,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (returned_to, returned) = mpsc::unbounded_channel();
+        let (finished_to, finished) = mpsc::unbounded_channel();
+        let alive = |guest: &GuestView| {
+            guest.pid.is_some_and(|pid| PathBuf::from(format!("/proc/{pid}")).exists())
+        };
+        let mut world = World::default();
+        for (id, guest) in &remembered.guests {
+            if alive(guest) {
+                let connection = Connection::Interrupted {
+                    reason: "not heard from since the daemon started".into(),
+                };
+                world.guests.insert(id.clone(), GuestView { connection, ..guest.clone() });
+            }
+        }
+        let owner = Owner {
+            unheard: world.guests.keys().cloned().collect(),
+            world,
+            plan: Plan { claims: remembered.claims.clone(), ..Plan::default() },
+            intent: remembered.intent,
+            policies,
+            adapters: BTreeMap::new(),
+            timings: BTreeMap::new(),
+            conditions: ConditionLog::default(),
+            events: Vec::new(),
+            host_seen: false,
+            born: Instant::now(),
+            dirty: true,
+            converged_once: false,
+            store: StoreSlot {
+                store: Some(store),
+                writes: VecDeque::new(),
+                returned_to,
+                returned,
+                remembered: (remembered.claims, remembered.guests),
+            },
+            outlets,
+            finished_to,
+            finished,
+            metrics,
+        };
+        owner.tell_guest_watch();
+        owner
+    }
+
+    /// Works until `cancel`. Flows stay as they are: a restart must not cut guests off.
+    pub(crate) async fn run(
+        mut self,
+        mut inbox: Inbox,
+        mut calls: mpsc::Receiver<Call>,
+        cancel: CancellationToken,
+    ) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks: u32 = 0;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                Some(done) = inbox.flows.recv() => self.flows_done(done),
+                Some(message) = inbox.guests.recv() => self.guest_news(message),
+                Some(message) = inbox.host.recv() => self.host_news(message),
+                Some(done) = self.finished.recv() => self.task_finished(done),
+                Some(done) = self.store.returned.recv() => self.store_returned(done),
+                Some(call) = calls.recv(), if self.store.writes.len() < WRITES => self.call(call),
+                _ = housekeeping.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    self.keep_house(ticks);
+                }
+            }
+            for _ in 0..DRAIN {
+                if let Ok(message) = inbox.guests.try_recv() {
+                    self.guest_news(message);
+                } else if let Ok(message) = inbox.host.try_recv() {
+                    self.host_news(message);
+                } else {
+                    break;
+                }
+            }
+            self.converge();
+        }
+        self.remember_now();
+        info!("stopped; flows and VF settings stay as they are");
+    }
+
+    // ------------------------------------------------------------ news
+
+    fn host_news(&mut self, message: HostMessage) {
+        for (id, view) in &message.adapters {
+            let before = self.world.adapters.get(id);
+            let state = self.adapters.entry(id.clone()).or_default();
+            for (index, vf) in &view.vfs {
+                let was = before.and_then(|before| before.vfs.get(index));
+                if was.is_none_or(|was| was.settings != vf.settings) {
+                    state.vf_told.remove(index);
+                }
+            }
+            state.vf_refused.retain(|index, _| view.vfs.contains_key(index));
+            state.vf_told.retain(|index, _| view.vfs.contains_key(index));
+        }
+        self.world.adapters = message.adapters;
+        self.host_seen = true;
+        self.dirty = true;
+    }
+
+    fn guest_news(&mut self, message: GuestMessage) {
+        match message {
+            GuestMessage::Forgotten(id) => {
+                self.unheard.remove(&id);
+                self.dirty |= self.world.guests.remove(&id).is_some();
+            }
+            GuestMessage::Update(update) => self.guest_update(*update),
+        }
+    }
+
+    fn guest_update(&mut self, update: GuestUpdate) {
+        let GuestUpdate { guest, view, cause, counts } = update;
+        for (kind, count) in counts {
+            self.metrics.guest_events.with_label_values(&[kind]).inc_by(count);
+        }
+        // Until it has answered once, a guest of the last run is what it was then.
+        if view.connection == Connection::Connecting && self.unheard.contains(&guest) {
+            return;
+        }
+        self.unheard.remove(&guest);
+        let before = self.world.guests.get(&guest);
+        if let Connection::Misbehaving { reason } = &view.connection
+            && before.map(|before| &before.connection) != Some(&view.connection)
+        {
+            warn!(%guest, reason, "guest misbehaves");
+            self.metrics.errors.with_label_values(&["guest"]).inc();
+        }
+        if before != Some(&view) {
+            self.world.guests.insert(guest.clone(), view);
+            self.dirty = true;
+            self.events.extend(cause.event_read.map(|event_read| (guest, event_read)));
+        }
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Read(read) => {
+                self.converge();
+                read(self);
+            }
+            Call::Write(change, answer) => {
+                self.store.writes.push_back((change, answer));
+                self.next_write();
+            }
+        }
+    }
+
+    // ------------------------------------------------------------ convergence
+
+    /// Plans if something changed, and hands out what there is to do.
+    fn converge(&mut self) {
+        if !self.may_act() {
+            return;
+        }
+        if std::mem::take(&mut self.dirty) {
+            self.replan();
+        }
+        let programs = std::mem::take(&mut self.plan.programs);
+        let mut busy = false;
+        for (id, program) in &programs {
+            busy |= match program {
+                Program::Flows(program) => self.drive_flows(id, program),
+                Program::VfSettings(program) => self.drive_settings(id, program),
+            };
+        }
+        self.plan.programs = programs;
+        if !busy && !self.converged_once {
+            self.converged_once = true;
+            info!(after = ?self.born.elapsed(), "converged");
+        }
+    }
+
+    /// Before the host and the guests of the last run have been seen, or had time to show
+    /// themselves, nothing is changed: what is installed is the best guess.
+    fn may_act(&mut self) -> bool {
+        self.host_seen && (self.unheard.is_empty() || self.born.elapsed() >= START_GRACE)
+    }
+
+    fn replan(&mut self) {
+        let new = plan::plan(&self.world, &self.intent, &self.plan.claims, &self.policies);
+        let old = std::mem::replace(&mut self.plan, new);
+        for (id, port) in &self.plan.ports {
+            let before = old.ports.get(id);
+            if before == Some(port) {
+                continue;
+            }
+            debug!(port = %id, placed = port.place.is_ok(), macs = ?port.macs, "port planned");
+            for refused in &port.refused {
+                if before.is_none_or(|before| !before.refused.contains(refused)) {
+                    warn!(port = %id, mac = %refused.mac, reason = refused.reason, "address refused");
+                }
+            }
+            if let Some(event_read) = self.event_of(id)
+                && let Some(place) =
+                    [Some(port), before].into_iter().flatten().find_map(|p| p.place.as_ref().ok())
+                && let Some(state) = self.adapters.get_mut(&place.adapter)
+            {
+                state.awaiting.push(Awaiting { port: id.clone(), event_read });
+            }
+        }
+        self.events.clear();
+        self.timings.retain(|id, _| self.plan.ports.contains_key(id));
+    }
+
+    /// When the first unplanned event of the port's guest was read.
+    fn event_of(&self, port: &Id) -> Option<Instant> {
+        let PortFunction::GuestVf { guest, .. } = &self.intent.ports.get(port)?.spec.function
+        else {
+            return None;
+        };
+        self.events.iter().filter(|(id, _)| id == guest).map(|(_, read)| *read).min()
+    }
+
+    /// Hands out the next flow job of an adapter; says whether there is work under way.
+    fn drive_flows(&mut self, id: &Id, program: &FlowProgram) -> bool {
+        let hardware = self
+            .world
+            .adapters
+            .get(id)
+            .is_some_and(|adapter| adapter.mode == Some(EswitchMode::Switchdev));
+        let state = self.adapters.entry(id.clone()).or_default();
+        state.readiness.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
+        state.problems.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
+        for (ifindex, netdev) in &program.netdevs {
+            state.readiness.entry(*ifindex).or_insert_with(|| {
+                if !hardware {
+                    return Readiness::Offloadable;
+                }
+                let (eswitch, netdev) = (self.outlets.eswitch.clone(), netdev.clone());
+                let (id, finished) = (id.clone(), self.finished_to.clone());
+                tokio::spawn(async move {
+                    let result = eswitch.switch_tc_offload_on(&netdev).await;
+                    finished.send(Finished::OffloadOn(id, netdev, result)).ok();
+                });
+                Readiness::OffloadAsked
+            });
+        }
+        let held: BTreeSet<Ifindex> = state
+            .readiness
+            .iter()
+            .filter(|(_, readiness)| **readiness == Readiness::OffloadAsked)
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        if let Some(job) = state.flows.next_job(id, program, &held) {
+            if !job.ops.is_empty() {
+                state.in_job.append(&mut state.awaiting);
+            }
+            if self.outlets.flows.try_send(job).is_err() {
+                error!(adapter = %id, "the flow thread is gone");
+                self.metrics.errors.with_label_values(&["flows"]).inc();
+            }
+        } else if !state.flows.under_way() {
+            state.awaiting.clear();
+        }
+        for netdev in &program.in_use {
+            let settled = state.flows.settled(netdev.ifindex);
+            if let Some(readiness @ Readiness::Offloadable) =
+                state.readiness.get_mut(&netdev.ifindex)
+                && settled
+            {
+                *readiness = Readiness::UpAsked;
+                let (eswitch, netdev) = (self.outlets.eswitch.clone(), netdev.clone());
+                let (id, finished) = (id.clone(), self.finished_to.clone());
+                tokio::spawn(async move {
+                    let result = eswitch.prepare_representor(&netdev).await;
+                    finished.send(Finished::BroughtUp(id, netdev, result)).ok();
+                });
+            }
+        }
+        state.flows.under_way() || !held.is_empty()
+    }
+
+    fn flows_done(&mut self, done: FlowDone) {
+        let Some(id) = &done.adapter else { return };
+        let Some(state) = self.adapters.get_mut(id) else { return };
+        let tally = state.flows.done(&done);
+        for awaiting in state.in_job.drain(..) {
+            let took = done.finished.saturating_duration_since(awaiting.event_read);
+            self.metrics.event_to_programmed.observe(took.as_secs_f64());
+            let timing = self.timings.entry(awaiting.port).or_default();
+            timing.programmed += 1;
+            timing.last = Some(took);
+        }
+        for (op, outcome) in &done.outcomes {
+            let operation = match op {
+                Op::Add { .. } => "flow_add",
+                Op::Replace { .. } => "flow_replace",
+                Op::Delete { .. } => "flow_delete",
+            };
+            self.metrics.tally(operation, outcome.is_done());
+        }
+        for refusal in &tally.refused {
+            warn!(adapter = %id, refusal, "the kernel refused a flow");
+        }
+        for problem in &tally.unusable {
+            warn!(adapter = %id, problem, "a hook cannot be used");
+        }
+        if tally.unknown > 0 {
+            warn!(adapter = %id, flows = tally.unknown, "outcome unknown, reading again");
+        }
+        if tally.adopted > 0 {
+            info!(adapter = %id, flows = tally.adopted, "adopted");
+        }
+    }
+
+    /// Writes VF settings that differ; says whether there is work under way.
+    fn drive_settings(&mut self, id: &Id, program: &LegacyProgram) -> bool {
+        let Some(pf) = &program.pf else { return false };
+        let view = self.world.adapters.get(id);
+        let state = self.adapters.entry(id.clone()).or_default();
+        for (index, wanted) in &program.vfs {
+            if state.vf_under_way.contains(index) {
+                continue;
+            }
+            if state.vf_told.get(index).is_some_and(|told| told != wanted) {
+                state.vf_refused.remove(index);
+            }
+            let has = view.and_then(|v| v.vfs.get(index)).and_then(|vf| vf.settings.as_ref());
+            let Some(mut change) = settings::change(has, wanted) else { continue };
+            if state.vf_told.get(index) == Some(wanted) {
+                continue;
+            }
+            if let Some(refused) = state.vf_refused.get(index) {
+                withhold(&mut change, refused);
+            }
+            state.vf_told.insert(*index, wanted.clone());
+            if change == VfChange::default() {
+                continue;
+            }
+            state.vf_under_way.insert(*index);
+            let (eswitch, ifindex, index) = (self.outlets.eswitch.clone(), pf.ifindex, *index);
+            let (id, finished) = (id.clone(), self.finished_to.clone());
+            tokio::spawn(async move {
+                let results = eswitch.set_vf(ifindex, index, &change).await;
+                finished.send(Finished::VfWritten(id, index, results)).ok();
+            });
+        }
+        !state.vf_under_way.is_empty()
+    }
+
+    fn task_finished(&mut self, finished: Finished) {
+        match finished {
+            Finished::OffloadOn(id, netdev, result) => {
+                self.representor_step(&id, &netdev, Readiness::Offloadable, result);
+            }
+            Finished::BroughtUp(id, netdev, result) => {
+                self.representor_step(&id, &netdev, Readiness::Up, result);
+            }
+            Finished::VfWritten(id, index, results) => {
+                let Some(state) = self.adapters.get_mut(&id) else { return };
+                state.vf_under_way.remove(&index);
+                for (setting, result) in results {
+                    self.metrics.tally("vf_setting", result.is_ok());
+                    match result {
+                        Ok(()) => {
+                            if let Some(refused) = state.vf_refused.get_mut(&index) {
+                                refused.remove(&setting);
+                            }
+                        }
+                        Err(refusal) => {
+                            info!(adapter = %id, vf = index, %refusal, "setting refused");
+                            state.vf_refused.entry(index).or_default().insert(setting, refusal);
+                        }
+                    }
+                }
+                self.outlets.host.look_again();
+            }
+        }
+    }
+
+    fn representor_step(
+        &mut self,
+        id: &Id,
+        netdev: &NetdevView,
+        reached: Readiness,
+        result: Result<(), KernelRefusal>,
+    ) {
+        let Some(state) = self.adapters.get_mut(id) else { return };
+        let Some(readiness) = state.readiness.get_mut(&netdev.ifindex) else { return };
+        // A representor that could not be made ready is used all the same, and says what it lacks.
+        *readiness = reached;
+        self.metrics.tally("representor", result.is_ok());
+        if let Err(refusal) = result {
+            warn!(adapter = %id, netdev = netdev.name, %refusal, "representor");
+            self.metrics.errors.with_label_values(&["representor"]).inc();
+            state.problems.insert(netdev.ifindex, format!("{}: {refusal}", netdev.name));
+        }
+    }
+
+    /// What time brings: retries, forgetting, remembering.
+    fn keep_house(&mut self, tick: u32) {
+        if self.born.elapsed() >= REMEMBERED_FOR {
+            for guest in std::mem::take(&mut self.unheard) {
+                info!(%guest, "no longer there");
+                self.dirty |= self.world.guests.remove(&guest).is_some();
+            }
+        }
+        if tick.is_multiple_of(RETRY_EVERY) {
+            for state in self.adapters.values_mut() {
+                state.flows.retry();
+            }
+        }
+        self.stamp_conditions();
+        self.update_gauges();
+        self.remember_later();
+    }
+
+    // ------------------------------------------------------------ the store
+
+    /// Starts the next change of intent, if the store is free.
+    fn next_write(&mut self) {
+        while self.store.store.is_some() {
+            let Some((change, answer)) = self.store.writes.pop_front() else { return };
+            if let Err(error) = self.permitted(&change) {
+                answer.send(Err(error)).ok();
+                continue;
+            }
+            let Some(mut store) = self.store.store.take() else { return };
+            let mut intent = Box::new(self.intent.clone());
+            let returned = self.store.returned_to.clone();
+            tokio::task::spawn_blocking(move || {
+                let result = store.commit(&mut intent, change);
+                returned
+                    .send(StoreDone { store, commit: Some(Committed { intent, result, answer }) })
+                    .ok();
+            });
+        }
+    }
+
+    /// Whether a change may be made as things stand.
+    fn permitted(&self, change: &Change) -> Result<(), ApiError> {
+        match change {
+            Change::Network(id, None) => {
+                let blockers: Vec<ResourceRef> = self
+                    .intent
+                    .ports
+                    .iter()
+                    .filter(|(_, port)| port.spec.attachments.iter().any(|a| a.network == *id))
+                    .map(|(port, _)| ResourceRef { kind: ResourceKind::Port, id: port.clone() })
+                    .collect();
+                if blockers.is_empty() {
+                    return Ok(());
+                }
+                Err(ApiError::Conflict {
+                    detail: format!("ports are attached to network `{id}`"),
+                    blockers,
+                    remedy: "detach or delete these ports first".into(),
+                })
+            }
+            Change::Network(id, Some(_))
+                if !self.intent.networks.contains_key(id)
+                    && self.intent.networks.len() >= MAX_NETWORK_NUMBER as usize =>
+            {
+                Err(ApiError::Conflict {
+                    detail: format!("there are {MAX_NETWORK_NUMBER} networks, which is the most"),
+                    blockers: Vec::new(),
+                    remedy: "delete networks that no port uses".into(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn store_returned(&mut self, done: StoreDone) {
+        self.store.store = Some(done.store);
+        if let Some(Committed { intent, result, answer }) = done.commit {
+            let result = match result {
+                Ok(effect) => {
+                    self.intent = *intent;
+                    self.dirty = true;
+                    self.tell_guest_watch();
+                    Ok(effect)
+                }
+                Err(error) => {
+                    error!(%error, "store");
+                    self.metrics.errors.with_label_values(&["store"]).inc();
+                    Err(match error.is_full() {
+                        true => ApiError::StoreFull(Box::new(error)),
+                        false => ApiError::Store(Box::new(error)),
+                    })
+                }
+            };
+            answer.send(result).ok();
+        }
+        self.next_write();
+    }
+
+    /// Tells the guest observer which guests the API names.
+    fn tell_guest_watch(&self) {
+        let named = self
+            .intent
+            .guests
+            .iter()
+            .map(|(id, guest)| (id.clone(), guest.spec.qmp.as_ref().map(PathBuf::from)))
+            .collect();
+        self.outlets.guests.set_api_guests(named);
+    }
+
+    /// Writes what a restart should know, off the loop, if it changed and the store is free.
+    fn remember_later(&mut self) {
+        if !self.may_act() || !self.forgetful() {
+            return;
+        }
+        let Some(mut store) = self.store.store.take() else { return };
+        self.store.remembered = (self.plan.claims.clone(), self.world.guests.clone());
+        let (claims, guests) = self.store.remembered.clone();
+        let returned = self.store.returned_to.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.remember(&claims, &guests) {
+                warn!(%error, "not remembered");
+            }
+            returned.send(StoreDone { store, commit: None }).ok();
+        });
+    }
+
+    /// Writes it now: the daemon ends.
+    fn remember_now(&mut self) {
+        if self.host_seen
+            && self.forgetful()
+            && let Some(store) = &mut self.store.store
+            && let Err(error) = store.remember(&self.plan.claims, &self.world.guests)
+        {
+            warn!(%error, "not remembered");
+        }
+    }
+
+    /// Whether what is remembered differs from what is.
+    fn forgetful(&self) -> bool {
+        self.store.remembered.0 != self.plan.claims || self.store.remembered.1 != self.world.guests
+    }
+}
+
+/// Takes out of `change` what the driver has refused already.
+fn withhold(change: &mut VfChange, refused: &BTreeMap<VfSetting, KernelRefusal>) {
+    for setting in refused.keys() {
+        match setting {
+            VfSetting::Mac => change.mac = None,
+            VfSetting::Vlan => change.vlan = None,
+            VfSetting::SpoofCheck => change.spoof_check = None,
+            VfSetting::LinkState => change.link_state = None,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The API's side of the owner: every request becomes one call to it.
+
+use std::sync::Arc;
+
+use api::{
+    error::{ApiError, NotReady, ResourceKind},
+    resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
+    server::{Daemon, FlowFilter, Put, PutOutcome},
+    types::Id,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Call, Owner};
+use crate::{
+    intent::{Change, Effect},
+    metrics::Metrics,
+};
+
+/// The owner, as the API server calls it.
+#[derive(Debug, Clone)]
+pub(crate) struct DaemonHandle {
+    calls: mpsc::Sender<Call>,
+    metrics: Arc<Metrics>,
+}
+
+impl DaemonHandle {
+    /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
+    pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>) -> Self {
+        DaemonHandle { calls, metrics }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Owner) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call::Read(Box::new(move |owner| {
+            answer.send(read(owner)).ok();
+        }));
+        self.calls.send(call).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())
+    }
+
+    async fn find<T: Send + 'static>(
+        &self,
+        kind: ResourceKind,
+        id: &Id,
+        find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let wanted = id.clone();
+        self.read(move |owner| find(owner, &wanted))
+            .await?
+            .ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+    }
+
+    async fn write(&self, change: Change) -> Result<Effect, ApiError> {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(Call::Write(change, answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
+
+    async fn put<T: Send + 'static>(
+        &self,
+        change: Change,
+        kind: ResourceKind,
+        id: Id,
+        find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
+    ) -> Result<Put<T>, ApiError> {
+        let outcome = match self.write(change).await? {
+            Effect::Created => PutOutcome::Created,
+            Effect::Updated => PutOutcome::Updated,
+            Effect::Unchanged | Effect::Deleted | Effect::Absent => PutOutcome::Unchanged,
+        };
+        Ok(Put { outcome, resource: self.find(kind, &id, find).await? })
+    }
+
+    async fn delete(&self, change: Change, kind: ResourceKind, id: &Id) -> Result<(), ApiError> {
+        match self.write(change).await? {
+            Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The owner is gone: the daemon is about to end.
+fn stopping() -> ApiError {
+    ApiError::NotReady(NotReady { reasons: vec!["the daemon is stopping".into()] })
+}
+
+impl Daemon for DaemonHandle {
+    async fn put_network(&self, id: Id, spec: NetworkSpec) -> Result<Put<Network>, ApiError> {
+        let change = Change::Network(id.clone(), Some(spec));
+        self.put(change, ResourceKind::Network, id, Owner::network).await
+    }
+
+    async fn network(&self, id: &Id) -> Result<Network, ApiError> {
+        self.find(ResourceKind::Network, id, Owner::network).await
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>, ApiError> {
+        self.read(|owner| {
+            let ids: Vec<Id> = owner.intent.networks.keys().cloned().collect();
+            ids.iter().filter_map(|id| owner.network(id)).collect()
+        })
+        .await
+    }
+
+    async fn delete_network(&self, id: &Id) -> Result<(), ApiError> {
+        self.delete(Change::Network(id.clone(), None), ResourceKind::Network, id).await
+    }
+
+    async fn put_port(&self, id: Id, spec: PortSpec) -> Result<Put<Port>, ApiError> {
+        let change = Change::Port(id.clone(), Some(spec));
+        self.put(change, ResourceKind::Port, id, Owner::port).await
+    }
+
+    async fn port(&self, id: &Id) -> Result<Port, ApiError> {
+        self.find(ResourceKind::Port, id, Owner::port).await
+    }
+
+    async fn ports(&self) -> Result<Vec<Port>, ApiError> {
+        self.read(Owner::ports).await
+    }
+
+    async fn delete_port(&self, id: &Id) -> Result<(), ApiError> {
+        self.delete(Change::Port(id.clone(), None), ResourceKind::Port, id).await
+    }
+
+    async fn put_guest(&self, id: Id, spec: GuestSpec) -> Result<Put<Guest>, ApiError> {
+        let change = Change::Guest(id.clone(), Some(spec));
+        self.put(change, ResourceKind::Guest, id, Owner::guest).await
+    }
+
+    async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
+        self.find(ResourceKind::Guest, id, Owner::guest).await
+    }
+
+    async fn guests(&self) -> Result<Vec<Guest>, ApiError> {
+        self.read(Owner::guests).await
+    }
+
+    async fn delete_guest(&self, id: &Id) -> Result<(), ApiError> {
+        self.delete(Change::Guest(id.clone(), None), ResourceKind::Guest, id).await
+    }
+
+    async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {
+        self.read(Owner::adapters).await
+    }
+
+    async fn adapter(&self, id: &Id) -> Result<Adapter, ApiError> {
+        self.find(ResourceKind::Adapter, id, Owner::adapter).await
+    }
+
+    async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {
+        self.read(move |owner| owner.flows(&filter)).await
+    }
+
+    async fn ready(&self) -> Result<(), NotReady> {
+        let reasons = self.read(|owner| owner.not_ready()).await;
+        match reasons {
+            Ok(reasons) if reasons.is_empty() => Ok(()),
+            Ok(reasons) => Err(NotReady { reasons }),
+            Err(_) => Err(NotReady { reasons: vec!["the daemon is stopping".into()] }),
+        }
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        self.read(|owner| owner.update_gauges()).await?;
+        self.metrics.text().map_err(|error| ApiError::Internal(Box::new(error)))
+    }
+}

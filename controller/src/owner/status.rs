@@ -1,0 +1,562 @@
+//! What is, in the words of the API: resources from the owner's state.
+//!
+//! Reads only. Asked, planned, installed and in hardware are told apart, and every refusal carries
+//! the kernel's own words.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
+
+use api::{
+    resources::{
+        Adapter, AdapterVf, Backing, Condition, ConditionStatus, EswitchMode, Flow, FlowCounts,
+        FlowState, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus, Port,
+        PortFunction, PortStatus, Resource,
+    },
+    server::FlowFilter,
+    types::{Id, MacAddr},
+};
+
+use super::{
+    Owner,
+    conditions::Statement,
+    flows::{AdapterFlows, count},
+};
+use crate::{
+    plan::{Finding, PortPlan, Program, switchdev::FlowProgram},
+    world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
+};
+
+/// What became of a port's flows, or of anything else that has flows.
+#[derive(Debug, Clone, Default)]
+struct FlowSummary {
+    counts: FlowCounts,
+    /// The first refusal, in the kernel's words.
+    refusal: Option<String>,
+    /// The first reason why a flow is not in hardware.
+    not_in_hw: Option<String>,
+}
+
+impl FlowSummary {
+    fn add(&mut self, state: FlowState, reason: Option<String>) {
+        count(&mut self.counts, state);
+        match state {
+            FlowState::Refused if self.refusal.is_none() => self.refusal = reason,
+            FlowState::NotInHw if self.not_in_hw.is_none() => self.not_in_hw = reason,
+            _ => {}
+        }
+    }
+}
+
+impl Owner {
+    // ------------------------------------------------------------ networks
+
+    pub(super) fn network(&mut self, id: &Id) -> Option<Network> {
+        let stored = self.intent.networks.get(id)?;
+        let ports: Vec<Id> = self
+            .intent
+            .ports
+            .iter()
+            .filter(|(_, port)| port.spec.attachments.iter().any(|a| a.network == *id))
+            .map(|(port, _)| port.clone())
+            .collect();
+        let (revision, spec) = (stored.revision, stored.spec.clone());
+        let statements = self.network_statements(id);
+        let conditions = self.stamp("networks", id, statements);
+        Some(Resource {
+            id: id.clone(),
+            revision,
+            spec,
+            status: NetworkStatus { ports, conditions },
+        })
+    }
+
+    fn network_statements(&self, id: &Id) -> Vec<Statement> {
+        let conflict = self.plan.networks.get(id).and_then(|findings| findings.first());
+        vec![conflict_statement(conflict)]
+    }
+
+    // ------------------------------------------------------------ ports
+
+    pub(super) fn port(&mut self, id: &Id) -> Option<Port> {
+        let summaries = self.summaries();
+        self.port_with(id, &summaries)
+    }
+
+    pub(super) fn ports(&mut self) -> Vec<Port> {
+        let summaries = self.summaries();
+        let ids: Vec<Id> = self.intent.ports.keys().cloned().collect();
+        ids.iter().filter_map(|id| self.port_with(id, &summaries)).collect()
+    }
+
+    fn port_with(&mut self, id: &Id, summaries: &BTreeMap<Id, FlowSummary>) -> Option<Port> {
+        let stored = self.intent.ports.get(id)?;
+        let (revision, spec) = (stored.revision, stored.spec.clone());
+        let plan = self.plan.ports.get(id);
+        let summary = summaries.get(id).cloned().unwrap_or_default();
+        let place = plan.and_then(|plan| plan.place.as_ref().ok());
+        let timing = self.timings.get(id).copied().unwrap_or_default();
+        let mut status = PortStatus {
+            conditions: Vec::new(),
+            adapter: place.map(|place| place.adapter.clone()),
+            vf: place.and_then(|place| place.vf),
+            representor: place.and_then(|place| place.representor.as_ref()).map(netdev),
+            macs: plan.map(|plan| plan.macs.clone()).unwrap_or_default(),
+            refused: plan.map(|plan| plan.refused.clone()).unwrap_or_default(),
+            flows: summary.counts,
+            event_to_programmed_us: timing
+                .last
+                .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            events_programmed: timing.programmed,
+        };
+        let statements = self.port_statements(plan, &summary);
+        status.conditions = self.stamp("ports", id, statements);
+        Some(Resource { id: id.clone(), revision, spec, status })
+    }
+
+    fn port_statements(&self, plan: Option<&PortPlan>, summary: &FlowSummary) -> Vec<Statement> {
+        use ConditionStatus::{False, True, Unknown};
+        let Some(plan) = plan else {
+            return vec![Statement::new("Bound", Unknown, "Planning", "not planned yet")];
+        };
+        let bound = match &plan.place {
+            Ok(place) => {
+                let on = match (&place.representor, place.vf) {
+                    (Some(netdev), _) => format!("representor {}", netdev.name),
+                    (None, Some(index)) => format!("VF {index}"),
+                    (None, None) => "nothing".to_owned(),
+                };
+                let message = format!("on {on} of adapter {}", place.adapter);
+                Statement::new("Bound", True, "Bound", message)
+            }
+            Err(finding) => statement("Bound", False, finding),
+        };
+        vec![
+            bound,
+            self.programmed(plan, summary),
+            self.offloaded(plan, summary),
+            conflict_statement(plan.conflict.as_ref().or_else(|| place_conflict(plan))),
+            quarantined(plan),
+        ]
+    }
+
+    fn programmed(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
+        use ConditionStatus::{False, Partial, True};
+        let say = |status, reason: &str, message: String| {
+            Statement::new("Programmed", status, reason, message)
+        };
+        let Ok(place) = &plan.place else {
+            return say(False, "NotBound", "the port stands nowhere: see Bound".into());
+        };
+        if plan.macs.is_empty() {
+            let message = "no address is admitted: the guest has none that it may use, and the \
+                           port has no `macs`"
+                .to_owned();
+            return say(False, "NoAddress", message);
+        }
+        if let Some(finding) = plan.unmet.first() {
+            return statement("Programmed", Partial, finding);
+        }
+        match self.plan.programs.get(&place.adapter) {
+            Some(Program::Flows(_)) => {
+                let FlowCounts { refused, pending, .. } = summary.counts;
+                match (refused, pending, &summary.refusal) {
+                    (0, 0, _) => say(True, "Installed", "all flows are installed".into()),
+                    (0, pending, _) => {
+                        say(False, "Pending", format!("{pending} flows are on their way"))
+                    }
+                    (refused, _, words) => say(
+                        False,
+                        "Refused",
+                        format!(
+                            "the kernel refused {refused} flows: {}",
+                            words.as_deref().unwrap_or("it gave no reason")
+                        ),
+                    ),
+                }
+            }
+            Some(Program::VfSettings(_)) => {
+                let state = self.adapters.get(&place.adapter);
+                let refusals = state.zip(place.vf).and_then(|(s, vf)| s.vf_refused.get(&vf));
+                let words: Vec<String> =
+                    refusals.into_iter().flatten().map(|(_, r)| r.to_string()).collect();
+                if words.is_empty() {
+                    say(True, "Set", "the VF's settings are made".into())
+                } else {
+                    say(Partial, "Refused", words.join("; "))
+                }
+            }
+            None => say(False, "AdapterMissing", "the adapter is not there".into()),
+        }
+    }
+
+    fn offloaded(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
+        use ConditionStatus::{False, Partial, True};
+        let say = |status, reason: &str, message: String| {
+            Statement::new("Offloaded", status, reason, message)
+        };
+        let Ok(place) = &plan.place else {
+            return say(False, "NotBound", "the port stands nowhere: see Bound".into());
+        };
+        let mode = self.world.adapters.get(&place.adapter).and_then(|adapter| adapter.mode);
+        match (mode, summary.counts) {
+            (Some(EswitchMode::Legacy), _) => {
+                say(True, "LegacyMode", "the NIC switches by itself in legacy mode".into())
+            }
+            (Some(EswitchMode::Software), _) => {
+                say(False, "SoftwareAdapter", "a software adapter has no hardware".into())
+            }
+            (_, FlowCounts { in_hw, not_in_hw: 0, refused: 0, pending: 0 }) if in_hw > 0 => {
+                say(True, "InHardware", format!("all {in_hw} flows are in hardware"))
+            }
+            (_, FlowCounts { in_hw: 0, .. }) => say(
+                False,
+                "NotInHardware",
+                summary.not_in_hw.clone().unwrap_or_else(|| "no flow is in hardware".into()),
+            ),
+            (_, counts) => say(
+                Partial,
+                "PartlyInHardware",
+                format!(
+                    "{} of {} flows are in hardware{}",
+                    counts.in_hw,
+                    counts.in_hw + counts.not_in_hw + counts.refused + counts.pending,
+                    summary.not_in_hw.as_ref().map(|r| format!(": {r}")).unwrap_or_default()
+                ),
+            ),
+        }
+    }
+
+    /// What became of the flows of each port, all adapters in one pass.
+    fn summaries(&self) -> BTreeMap<Id, FlowSummary> {
+        let mut summaries: BTreeMap<Id, FlowSummary> = BTreeMap::new();
+        for (_, program, flows) in self.flow_programs() {
+            for rule in &program.rules {
+                let port = program.why.get(rule.id()).and_then(|why| why.port.as_ref());
+                if let Some(port) = port {
+                    let (state, reason) = flows.state(rule);
+                    summaries.entry(port.clone()).or_default().add(state, reason);
+                }
+            }
+        }
+        summaries
+    }
+
+    fn flow_programs(&self) -> impl Iterator<Item = (&Id, &FlowProgram, &AdapterFlows)> {
+        self.plan.programs.iter().filter_map(|(id, program)| match program {
+            Program::Flows(program) => Some((id, program, &self.adapters.get(id)?.flows)),
+            Program::VfSettings(_) => None,
+        })
+    }
+
+    // ------------------------------------------------------------ guests
+
+    pub(super) fn guest(&mut self, id: &Id) -> Option<Guest> {
+        let stored = self.intent.guests.get(id);
+        let view = self.world.guests.get(id);
+        if stored.is_none() && view.is_none() {
+            return None;
+        }
+        let (revision, spec) =
+            stored.map(|stored| (stored.revision, stored.spec.clone())).unwrap_or_default();
+        let mut status = GuestStatus::default();
+        if let Some(view) = view {
+            status.pid = view.pid;
+            status.qemu = view.qemu.clone();
+            status.run_state = view.run_state.clone();
+            status.functions = self.functions(id, view);
+        }
+        let statements = vec![connected(view)];
+        status.conditions = self.stamp("guests", id, statements);
+        Some(Resource { id: id.clone(), revision, spec, status })
+    }
+
+    pub(super) fn guests(&mut self) -> Vec<Guest> {
+        let ids: BTreeSet<Id> =
+            self.intent.guests.keys().chain(self.world.guests.keys()).cloned().collect();
+        ids.iter().filter_map(|id| self.guest(id)).collect()
+    }
+
+    fn functions(&self, guest: &Id, view: &GuestView) -> Vec<GuestFunction> {
+        view.functions
+            .iter()
+            .map(|(device, function)| {
+                let filter = function.filter.as_ref();
+                let (backing, backing_problem) = self.backing(&function.backing);
+                GuestFunction {
+                    device: device.clone(),
+                    pf: function.pf.clone(),
+                    enabled: function.enabled,
+                    mac: filter.map(|filter| filter.main_mac),
+                    unicast: filter.map(|filter| filter.unicast.clone()).unwrap_or_default(),
+                    vlans: filter.map(|filter| filter.vlans.clone()).unwrap_or_default(),
+                    promiscuous: filter.is_some_and(|filter| filter.promiscuous),
+                    filter_known: filter.is_some(),
+                    backing,
+                    backing_problem,
+                    port: self.port_of_function(guest, device),
+                }
+            })
+            .collect()
+    }
+
+    fn backing(&self, view: &BackingView) -> (Option<Backing>, Option<String>) {
+        match view {
+            BackingView::Netdev { name } => (Some(Backing::Netdev { name: name.clone() }), None),
+            BackingView::Vf { handle, index } => {
+                let adapter = self.world.adapters.iter().find(|(_, a)| a.handle == *handle);
+                match adapter {
+                    Some((id, _)) => {
+                        (Some(Backing::Vf { adapter: id.clone(), index: *index }), None)
+                    }
+                    None => {
+                        (None, Some(format!("VF {index} of {handle}, which is not configured")))
+                    }
+                }
+            }
+            BackingView::Unknown { reason } => (None, Some(reason.clone())),
+        }
+    }
+
+    fn port_of_function(&self, guest: &Id, device: &str) -> Option<Id> {
+        self.intent
+            .ports
+            .iter()
+            .find(|(_, port)| {
+                matches!(&port.spec.function, PortFunction::GuestVf { guest: g, device: d }
+                    if g == guest && d == device)
+            })
+            .map(|(id, _)| id.clone())
+    }
+
+    // ------------------------------------------------------------ adapters and flows
+
+    pub(super) fn adapter(&mut self, id: &Id) -> Option<Adapter> {
+        let view = self.world.adapters.get(id)?;
+        let mut adapter = Adapter {
+            id: id.clone(),
+            handle: view.handle.clone(),
+            driver: view.driver.clone(),
+            mode: view.mode,
+            switch_id: view.switch_id.clone(),
+            uplink: view.uplink.as_ref().map(netdev),
+            vfs: self.adapter_vfs(id, view),
+            flows: self.adapter_counts(id),
+            foreign_filters: self.adapters.get(id).map_or(0, |s| s.flows.foreign_filters()),
+            conditions: Vec::new(),
+        };
+        let statements = self.adapter_statements(id, view);
+        adapter.conditions = self.stamp("adapters", id, statements);
+        Some(adapter)
+    }
+
+    pub(super) fn adapters(&mut self) -> Vec<Adapter> {
+        let ids: Vec<Id> = self.world.adapters.keys().cloned().collect();
+        ids.iter().filter_map(|id| self.adapter(id)).collect()
+    }
+
+    fn adapter_vfs(&self, id: &Id, view: &AdapterView) -> Vec<AdapterVf> {
+        let port_at = |index: Option<u16>, representor: Option<&NetdevView>| {
+            self.plan.ports.iter().find_map(|(port, plan)| {
+                let place = plan.place.as_ref().ok()?;
+                let same = place.adapter == *id
+                    && place.vf == index
+                    && place.representor.as_ref() == representor;
+                same.then(|| port.clone())
+            })
+        };
+        let vfs = view.vfs.iter().map(|(index, vf)| AdapterVf {
+            index: Some(*index),
+            representor: vf.representor.as_ref().map(netdev),
+            settings: vf.settings.clone(),
+            port: port_at(Some(*index), vf.representor.as_ref()),
+        });
+        let representors = view.representors.values().map(|representor| AdapterVf {
+            index: None,
+            representor: Some(netdev(representor)),
+            settings: None,
+            port: port_at(None, Some(representor)),
+        });
+        vfs.chain(representors).collect()
+    }
+
+    fn adapter_counts(&self, id: &Id) -> FlowCounts {
+        let mut counts = FlowCounts::default();
+        for (_, program, flows) in self.flow_programs().filter(|(adapter, ..)| *adapter == id) {
+            for rule in &program.rules {
+                count(&mut counts, flows.state(rule).0);
+            }
+        }
+        counts
+    }
+
+    fn adapter_statements(&self, id: &Id, view: &AdapterView) -> Vec<Statement> {
+        use ConditionStatus::{False, True};
+        let mut problems = view.problems.clone();
+        if let Some(state) = self.adapters.get(id) {
+            problems.extend(state.problems.values().cloned());
+            for (index, refused) in &state.vf_refused {
+                problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
+            }
+        }
+        let present = match view.mode {
+            Some(_) => Statement::new("Present", True, "Present", "the adapter is there"),
+            None => Statement::new("Present", False, "Missing", view.problems.join("; ")),
+        };
+        let healthy = match problems.is_empty() {
+            true => Statement::new("Healthy", True, "NoProblem", "nothing was refused"),
+            false => Statement::new("Healthy", False, "Problems", problems.join("; ")),
+        };
+        vec![present, healthy]
+    }
+
+    pub(super) fn flows(&self, filter: &FlowFilter) -> Vec<Flow> {
+        let mut found = Vec::new();
+        for (adapter, program, flows) in self.flow_programs() {
+            if filter.adapter.as_ref().is_some_and(|wanted| wanted != adapter) {
+                continue;
+            }
+            for rule in &program.rules {
+                let Some(why) = program.why.get(rule.id()) else { continue };
+                let matches =
+                    |wanted: &Option<Id>, has: &Option<Id>| wanted.is_none() || wanted == has;
+                if !matches(&filter.port, &why.port) || !matches(&filter.network, &why.network) {
+                    continue;
+                }
+                let (state, reason) = flows.state(rule);
+                let name = program.netdevs.get(&rule.id().hook().ifindex).map(|n| n.name.clone());
+                found.push(Flow {
+                    adapter: adapter.clone(),
+                    netdev: name.unwrap_or_default(),
+                    purpose: why.purpose.to_string(),
+                    port: why.port.clone(),
+                    network: why.network.clone(),
+                    tc: rule.to_string(),
+                    state,
+                    reason,
+                });
+            }
+        }
+        found
+    }
+
+    // ------------------------------------------------------------ upkeep
+
+    /// Why the daemon does not do its work yet.
+    pub(super) fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.host_seen {
+            reasons.push("the host's adapters have not been read yet".to_owned());
+        }
+        if !self.converged_once {
+            reasons.push("not every adapter has been brought to its program yet".to_owned());
+        }
+        reasons
+    }
+
+    /// Moves the times of conditions whose status changed, so that they are right when read later.
+    pub(super) fn stamp_conditions(&mut self) {
+        self.ports();
+        self.guests();
+        self.adapters();
+        for id in self.intent.networks.keys().cloned().collect::<Vec<_>>() {
+            self.network(&id);
+        }
+        let known: BTreeSet<String> = [
+            ("networks", self.intent.networks.keys().collect::<Vec<_>>()),
+            ("ports", self.intent.ports.keys().collect()),
+            ("guests", self.intent.guests.keys().chain(self.world.guests.keys()).collect()),
+            ("adapters", self.world.adapters.keys().collect()),
+        ]
+        .into_iter()
+        .flat_map(|(kind, ids)| ids.into_iter().map(move |id| format!("{kind}/{id}")))
+        .collect();
+        self.conditions.retain(|resource| known.contains(resource));
+    }
+
+    pub(super) fn update_gauges(&self) {
+        let metrics = &self.metrics;
+        let guests = self.world.guests.values();
+        let connected = guests.clone().filter(|g| g.connection == Connection::Connected).count();
+        let functions = guests.clone().flat_map(|guest| guest.functions.values());
+        metrics.guests.set(gauge(guests.count()));
+        metrics.guests_connected.set(gauge(connected));
+        metrics.guest_functions_enabled.set(gauge(functions.filter(|f| f.enabled).count()));
+        metrics.refused_macs.set(gauge(self.plan.ports.values().map(|p| p.refused.len()).sum()));
+        metrics.ready.set(i64::from(self.not_ready().is_empty()));
+        metrics.flows.reset();
+        metrics.foreign_filters.reset();
+        for id in self.world.adapters.keys() {
+            let FlowCounts { in_hw, not_in_hw, refused, pending } = self.adapter_counts(id);
+            for (state, value) in [
+                ("in_hw", in_hw),
+                ("not_in_hw", not_in_hw),
+                ("refused", refused),
+                ("pending", pending),
+            ] {
+                let gauge = metrics.flows.with_label_values(&[id.as_str(), state]);
+                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+            let foreign = self.adapters.get(id).map_or(0, |s| s.flows.foreign_filters());
+            let gauge = metrics.foreign_filters.with_label_values(&[id.as_str()]);
+            gauge.set(i64::try_from(foreign).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn stamp(&mut self, kind: &str, id: &Id, statements: Vec<Statement>) -> Vec<Condition> {
+        self.conditions.stamp(&format!("{kind}/{id}"), SystemTime::now(), statements)
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn netdev(view: &NetdevView) -> Netdev {
+    Netdev { name: view.name.clone(), ifindex: view.ifindex.get() }
+}
+
+fn statement(about: &'static str, status: ConditionStatus, finding: &Finding) -> Statement {
+    Statement::new(about, status, finding.reason, finding.message.clone())
+}
+
+/// A place that another port or guest claims too is a conflict as well as a reason not to be bound.
+fn place_conflict(plan: &PortPlan) -> Option<&Finding> {
+    let finding = plan.place.as_ref().err()?;
+    matches!(finding.reason, "PlaceTaken" | "BackingContested").then_some(finding)
+}
+
+fn conflict_statement(finding: Option<&Finding>) -> Statement {
+    match finding {
+        Some(finding) => statement("Conflict", ConditionStatus::True, finding),
+        None => Statement::new("Conflict", ConditionStatus::False, "None", "nothing conflicts"),
+    }
+}
+
+fn quarantined(plan: &PortPlan) -> Statement {
+    if plan.refused.is_empty() {
+        let message = "the guest asks for nothing that it may not have";
+        return Statement::new("Quarantined", ConditionStatus::False, "NothingRefused", message);
+    }
+    let macs: Vec<(MacAddr, &str)> =
+        plan.refused.iter().map(|refused| (refused.mac, refused.reason.as_str())).collect();
+    let message =
+        macs.iter().map(|(mac, why)| format!("{mac}: {why}")).collect::<Vec<_>>().join("; ");
+    Statement::new("Quarantined", ConditionStatus::True, "AddressRefused", message)
+}
+
+fn connected(view: Option<&GuestView>) -> Statement {
+    use ConditionStatus::{False, True};
+    let say = |status, reason: &str, message: String| {
+        Statement::new("Connected", status, reason, message)
+    };
+    match view.map(|view| &view.connection) {
+        None => say(False, "NotSeen", "there is no QMP socket for this guest".into()),
+        Some(Connection::Connecting) => say(False, "Connecting", "QMP has not answered yet".into()),
+        Some(Connection::Connected) => say(True, "Connected", "QMP answers".into()),
+        Some(Connection::Interrupted { reason }) => say(False, "Interrupted", reason.clone()),
+        Some(Connection::Misbehaving { reason }) => say(False, "Misbehaving", reason.clone()),
+        Some(Connection::Gone) => say(False, "Gone", "its QEMU has ended".into()),
+    }
+}
