@@ -435,7 +435,7 @@ impl fmt::Debug for Fields {
 }
 
 /// What the frame carries after its VLAN tags: an ethertype, and keys within it.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Payload {
     ethertype: EtherType,
     fields: Fields,
@@ -448,15 +448,15 @@ impl From<EtherType> for Payload {
 }
 
 /// Builder of an IPv4 payload.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Ipv4Match(Fields);
 
 /// Builder of an IPv6 payload.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Ipv6Match(Fields);
 
 /// Builder of an ARP payload (Ethernet over IPv4).
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ArpMatch(Fields);
 
 impl Ipv4Match {
@@ -707,10 +707,14 @@ impl Match {
         Match { protocol: tpid.ethertype(), fields }
     }
 
-    /// Frames with at least two tags, the outer and the one after it of these kinds.
-    pub fn double_tagged(outer: VlanTpid, inner: VlanTpid) -> Match {
-        let fields =
-            Fields::none().with_exact(KeyId::VlanEthType, &inner.ethertype().to_be_bytes());
+    /// Frames with at least two tags, the outer and the one after it of these kinds, the outer with
+    /// this identifier if one is named.
+    pub fn double_tagged(outer: VlanTpid, vid: Option<VlanId>, inner: VlanTpid) -> Match {
+        let mut fields = Fields::none();
+        if let Some(vid) = vid {
+            fields = fields.with_exact(KeyId::VlanId, &vid.get().to_be_bytes());
+        }
+        let fields = fields.with_exact(KeyId::VlanEthType, &inner.ethertype().to_be_bytes());
         Match { protocol: outer.ethertype(), fields }
     }
 

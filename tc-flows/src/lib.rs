@@ -14,6 +14,8 @@
 //! | `diff` | from installed to wanted |
 //! | `kernel` | the trait that the real and the fake kernel share |
 
+#[cfg(test)]
+mod arbitrary;
 mod diff;
 mod fake;
 mod frame;

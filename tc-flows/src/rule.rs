@@ -414,3 +414,144 @@ impl fmt::Debug for Cookie {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::{chain, hook, ifindex, mac, prio, vid};
+    use crate::ident::EtherType;
+    use crate::key::{ArpMatch, Ipv4Match, Ipv6Match, Ports};
+
+    fn rule(matching: Match, actions: &[Action]) -> Result<Rule, RuleError> {
+        Rule::new(hook(), chain(3), prio(20), matching, actions)
+    }
+
+    #[test]
+    fn a_rule_has_1_to_32_actions_of_which_exactly_the_last_is_terminal() {
+        let mirror = Action::Mirror(ifindex(2));
+        assert_eq!(rule(Match::any(), &[]), Err(RuleError::NoAction));
+        assert_eq!(rule(Match::any(), &[mirror]), Err(RuleError::NotTerminated(mirror)));
+        assert_eq!(
+            rule(Match::any(), &[mirror, Action::Pass, Action::Drop]),
+            Err(RuleError::AfterTerminal { action: Action::Pass, position: 1 })
+        );
+        let mut list = vec![mirror; 31];
+        list.push(Action::Drop);
+        assert!(rule(Match::any(), &list).is_ok());
+        list.insert(0, mirror);
+        assert_eq!(rule(Match::any(), &list), Err(RuleError::TooManyActions(33)));
+    }
+
+    #[test]
+    fn a_rule_prints_as_tc_reads_it() {
+        let q = VlanTpid::Dot1Q;
+        let cases: [(Match, &[Action], &str); 7] = [
+            (
+                Match::vlan(q, vid(100)).src(mac(1)),
+                &[Action::Goto(chain(5))],
+                "ingress protocol 802.1Q pref 20 chain 3 flower \
+                 src_mac 02:00:00:00:00:01 vlan_id 100 action goto chain 5",
+            ),
+            (
+                Match::any().dst_masked(mac(0), crate::Mac([1, 0, 0, 0, 0, 0])),
+                &[Action::Mirror(ifindex(4)), Action::Redirect(ifindex(5))],
+                "ingress protocol all pref 20 chain 3 flower \
+                 dst_mac 00:00:00:00:00:00/01:00:00:00:00:00 \
+                 action mirred egress mirror dev if4 pipe action mirred egress redirect dev if5",
+            ),
+            (
+                Match::any(),
+                &[Action::VlanPush { tpid: VlanTpid::Dot1Ad, vid: vid(7) }, Action::Trap],
+                "ingress protocol all pref 20 chain 3 flower \
+                 action vlan push id 7 protocol 802.1ad priority 0 pipe action trap",
+            ),
+            (
+                Match::ethertype(Ipv4Match::any().udp(Ports::any().src(67))),
+                &[Action::Drop],
+                "ingress protocol ip pref 20 chain 3 flower ip_proto udp src_port 67 action drop",
+            ),
+            (
+                Match::vlan_with(q, vid(9), Ipv6Match::any().icmp_type(134)),
+                &[Action::VlanPop, Action::Pass],
+                "ingress protocol 802.1Q pref 20 chain 3 flower \
+                 vlan_id 9 vlan_ethtype ipv6 ip_proto icmpv6 type 134 \
+                 action vlan pop pipe action pass",
+            ),
+            (
+                Match::ethertype(ArpMatch::any().op(2).sip([192, 0, 2, 1].into())),
+                &[Action::VlanModify { tpid: q, vid: vid(8) }, Action::Drop],
+                "ingress protocol arp pref 20 chain 3 flower arp_op 2 arp_sip 192.0.2.1 \
+                 action vlan modify id 8 protocol 802.1Q pipe action drop",
+            ),
+            (
+                Match::ethertype(EtherType::RARP),
+                &[Action::Drop],
+                "ingress protocol 0x8035 pref 20 chain 3 flower action drop",
+            ),
+        ];
+        for (matching, actions, expected) in cases {
+            assert_eq!(rule(matching, actions).unwrap().to_string(), expected);
+        }
+        let skip = rule(Match::any(), &[Action::Drop]).unwrap().with_offload(Offload::SkipHw);
+        assert_eq!(
+            skip.to_string(),
+            "ingress protocol all pref 20 chain 3 flower skip_hw action drop"
+        );
+    }
+
+    #[test]
+    fn the_order_in_which_keys_are_named_makes_no_difference() {
+        let one = Match::any().src(mac(1)).dst(mac(2));
+        assert_eq!(one, Match::any().dst(mac(2)).src(mac(1)));
+        assert_eq!(one, Match::any().src(mac(9)).dst(mac(2)).src(mac(1)));
+        let v4 = Ipv4Match::any();
+        assert_eq!(
+            Match::ethertype(v4.clone().tcp(Ports::any().dst(22)).udp(Ports::any().dst(53))),
+            Match::ethertype(v4.udp(Ports::any().dst(53)))
+        );
+    }
+
+    #[test]
+    fn bits_outside_the_mask_make_no_difference_and_an_empty_mask_is_no_key() {
+        let upper = crate::Mac([0xff, 0xff, 0xff, 0, 0, 0]);
+        assert_eq!(Match::any().src_masked(mac(1), upper), Match::any().src_masked(mac(2), upper));
+        assert_eq!(Match::any().src_masked(mac(1), crate::Mac([0; 6])), Match::any());
+    }
+
+    #[test]
+    fn the_digest_covers_keys_actions_destinations_and_offload_but_not_the_place() {
+        let owner = Owner(*b"test");
+        let base = rule(Match::any().src(mac(1)), &[Action::Redirect(ifindex(2))]).unwrap();
+        let elsewhere = Rule::new(
+            Hook::egress(ifindex(9)),
+            chain(1),
+            prio(1),
+            Match::any().src(mac(1)),
+            [Action::Redirect(ifindex(2))],
+        )
+        .unwrap();
+        assert_eq!(base.cookie(owner), elsewhere.cookie(owner));
+        let others = [
+            rule(Match::any().src(mac(2)), &[Action::Redirect(ifindex(2))]).unwrap(),
+            rule(Match::any().dst(mac(1)), &[Action::Redirect(ifindex(2))]).unwrap(),
+            rule(Match::any().src(mac(1)), &[Action::Redirect(ifindex(3))]).unwrap(),
+            rule(Match::any().src(mac(1)), &[Action::VlanPop, Action::Redirect(ifindex(2))])
+                .unwrap(),
+            base.clone().with_offload(Offload::SkipSw),
+        ];
+        for other in others {
+            assert_ne!(base.cookie(owner), other.cookie(owner), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_of_another_version_has_an_owner_but_no_digest() {
+        let cookie = rule(Match::any(), &[Action::Drop]).unwrap().cookie(Owner(*b"mine"));
+        assert!(cookie.digest().is_some());
+        let mut bytes = *cookie.bytes();
+        bytes[4] = 2;
+        let later = Cookie::from_bytes(bytes);
+        assert_eq!(later.owner(), Owner(*b"mine"));
+        assert_eq!(later.digest(), None);
+    }
+}

@@ -271,3 +271,152 @@ impl<'s> IntoIterator for &'s RuleSet {
         self.iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
+    use crate::ident::{Hook, Mac, VlanTpid};
+    use crate::key::Match;
+    use crate::rule::Action;
+    use crate::walk::matches;
+
+    fn rule(at_prio: u16, matching: Match) -> Rule {
+        Rule::new(hook(), chain(1), prio(at_prio), matching, [Action::Drop]).unwrap()
+    }
+
+    fn multicast() -> Match {
+        Match::any().dst_masked(Mac([1, 0, 0, 0, 0, 0]), Mac([1, 0, 0, 0, 0, 0]))
+    }
+
+    #[test]
+    fn many_exact_rules_share_a_prio() {
+        let mut set = RuleSet::new();
+        for last in 0..=255 {
+            set.insert(rule(1, Match::any().dst(mac(last)))).unwrap();
+        }
+        assert_eq!(set.len(), 256);
+        assert_eq!(set.of_hook(hook()).count(), 256);
+        assert_eq!(set.of_hook(Hook::ingress(ifindex(8))).count(), 0);
+    }
+
+    #[test]
+    fn a_prio_holds_one_protocol() {
+        let mut set = RuleSet::new();
+        set.insert(rule(1, Match::vlan(VlanTpid::Dot1Q, vid(1)))).unwrap();
+        let other = rule(1, Match::vlan(VlanTpid::Dot1Ad, vid(2)));
+        assert!(matches!(
+            set.insert(other),
+            Err(Clash::Protocol { held: 0x8100, offered: 0x88a8, .. })
+        ));
+        set.insert(rule(2, Match::vlan(VlanTpid::Dot1Ad, vid(2)))).unwrap();
+    }
+
+    #[test]
+    fn one_identity_stands_once_whatever_its_actions() {
+        let mut set = RuleSet::new();
+        set.insert(rule(1, Match::any())).unwrap();
+        let again = Rule::new(hook(), chain(1), prio(1), Match::any(), [Action::Pass]).unwrap();
+        assert!(matches!(set.insert(again), Err(Clash::Duplicate(_))));
+        assert_eq!(set.len(), 1);
+    }
+
+    #[test]
+    fn overlapping_rules_do_not_share_a_prio_in_whichever_order_they_come() {
+        let all_nodes = Match::any().dst(Mac([0x33, 0x33, 0, 0, 0, 1]));
+        for (first, second) in [(multicast(), all_nodes.clone()), (all_nodes, multicast())] {
+            let mut set = RuleSet::new();
+            set.insert(rule(1, first.clone())).unwrap();
+            let refused = set.insert(rule(1, second.clone())).unwrap_err();
+            let Clash::Overlap { with, .. } = refused else { panic!("{refused}") };
+            assert_eq!(*with.matching(), first);
+            set.insert(rule(2, second)).unwrap();
+        }
+    }
+
+    #[test]
+    fn other_masks_that_no_frame_can_meet_together_share_a_prio() {
+        let mut set = RuleSet::new();
+        set.insert(rule(1, multicast())).unwrap();
+        set.insert(rule(1, Match::any().dst(mac(1)))).unwrap();
+    }
+
+    #[test]
+    fn what_was_removed_stands_in_nobodys_way() {
+        let mut set = RuleSet::new();
+        let broad = rule(1, multicast());
+        let narrow = rule(1, Match::any().dst(Mac([0xff; 6])));
+        set.insert(broad.clone()).unwrap();
+        assert!(set.insert(narrow.clone()).is_err());
+        assert_eq!(set.remove(broad.id()), Some(broad.clone()));
+        set.insert(narrow.clone()).unwrap();
+        assert!(set.insert(broad.clone()).is_err());
+        set.remove(narrow.id());
+        assert!(set.is_empty());
+        set.insert(rule(1, Match::vlan(VlanTpid::Dot1Q, vid(1)))).unwrap();
+    }
+
+    /// The rule of the set's documentation, pair by pair.
+    fn may_share_a_set(one: &Rule, other: &Rule) -> bool {
+        let (a, b) = (one.id(), other.id());
+        if a.slot() != b.slot() {
+            return true;
+        }
+        if a.matching().protocol() != b.matching().protocol() {
+            return false;
+        }
+        let theirs = b.matching().fields();
+        a.matching().fields().iter().any(|field| {
+            theirs.get(field.id).is_some_and(|other| {
+                let masks = field.mask.iter().zip(other.mask);
+                let values = field.value.iter().zip(other.value);
+                masks.zip(values).any(|((m, n), (v, w))| (v ^ w) & m & n != 0)
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_takes_exactly_what_may_share_it_with_every_rule_in_it(
+            steps in prop::collection::vec((rules(), prop::option::of(any::<prop::sample::Index>())), 1..60),
+        ) {
+            let mut set = RuleSet::new();
+            let mut held: Vec<Rule> = Vec::new();
+            for (rule, removal) in steps {
+                // Few places, so that rules meet.
+                let rule = Rule::new(
+                    hook(), chain(0), prio(1 + rule.prio().get() % 2),
+                    rule.id().matching().clone(), [Action::Drop],
+                ).unwrap();
+                let expected = held.iter().all(|other| may_share_a_set(&rule, other));
+                prop_assert_eq!(set.insert(rule.clone()).is_ok(), expected);
+                if expected {
+                    held.push(rule);
+                }
+                if let Some(at) = removal && !held.is_empty() {
+                    let gone = held.swap_remove(at.index(held.len()));
+                    prop_assert_eq!(set.remove(gone.id()), Some(gone));
+                }
+                prop_assert_eq!(set.len(), held.len());
+            }
+        }
+
+        #[test]
+        fn no_frame_meets_two_rules_of_one_prio(
+            rules in prop::collection::vec(rules(), 1..60), frame in frames(),
+        ) {
+            let mut set = RuleSet::new();
+            for rule in rules {
+                let _ = set.insert(rule);
+            }
+            let mut taken = std::collections::BTreeSet::new();
+            for rule in &set {
+                if matches(rule.id().matching(), &frame) {
+                    prop_assert!(taken.insert((rule.chain(), rule.prio())), "{:?}", rule);
+                }
+            }
+        }
+    }
+}
