@@ -4,16 +4,39 @@
 //! views only. Nothing here decides what a guest gets, nothing that a QEMU says is believed without
 //! the kernel's word where it matters, and no command outside a short, read-only list is ever sent.
 
+mod backing;
+mod command_line;
+mod conversation;
+mod folder;
+mod lines;
+mod outbox;
+mod pace;
+mod process;
+mod qmp;
+mod replies;
+mod task;
+
 use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    future, io,
+    path::PathBuf,
+    time::Duration,
 };
 
 use api::types::Id;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    backing::Host,
+    folder::{Folder, SocketFile},
+    outbox::Outbox,
+    pace::Limits,
+    task::{GuestTask, Target},
+};
 use crate::world::{Cause, GuestView};
 
 /// How many QMP events of each kind a guest sent since its last update. The kinds are a fixed set;
@@ -52,10 +75,14 @@ pub enum GuestWatchError {
     Inotify(#[source] io::Error),
 }
 
+/// The guests that the API names, each with its socket where it names one.
+type ApiGuests = BTreeMap<Id, Option<PathBuf>>;
+
 /// The observer of guests. It ends with the token that it was started with.
 #[derive(Debug)]
 pub struct GuestWatch {
-    api_guests: watch::Sender<BTreeMap<Id, Option<PathBuf>>>,
+    api_guests: watch::Sender<ApiGuests>,
+    found_at_start: BTreeSet<Id>,
 }
 
 impl GuestWatch {
@@ -67,14 +94,152 @@ impl GuestWatch {
         sink: mpsc::Sender<GuestMessage>,
         cancel: CancellationToken,
     ) -> Result<GuestWatch, GuestWatchError> {
-        let (api_guests, named) = watch::channel(BTreeMap::new());
-        let _ = (qmp_dir.as_deref().map(Path::exists), sink, cancel, named);
-        Ok(GuestWatch { api_guests })
+        Self::start_with(qmp_dir, sink, cancel, Limits::default())
+    }
+
+    fn start_with(
+        qmp_dir: Option<PathBuf>,
+        sink: mpsc::Sender<GuestMessage>,
+        cancel: CancellationToken,
+        limits: Limits,
+    ) -> Result<GuestWatch, GuestWatchError> {
+        let (api_guests, named) = watch::channel(ApiGuests::new());
+        let mut folder =
+            qmp_dir.clone().map(Folder::new).transpose().map_err(GuestWatchError::Inotify)?;
+        let sockets = folder.as_mut().map(Folder::scan).unwrap_or_default();
+        let found_at_start = sockets.keys().cloned().collect();
+        let guests = Guests {
+            qmp_dir,
+            folder,
+            sockets,
+            named,
+            sink,
+            limits,
+            targets: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            task_guests: HashMap::new(),
+        };
+        tokio::spawn(async move { cancel.run_until_cancelled_owned(guests.observe()).await });
+        Ok(GuestWatch { api_guests, found_at_start })
+    }
+
+    /// The guests whose sockets were in the folder at start. Each is told of, and until it has
+    /// been [`Connection::Connecting`](crate::world::Connection::Connecting) says that nothing is
+    /// known yet, which is not the same as nothing there.
+    pub fn found_at_start(&self) -> &BTreeSet<Id> {
+        &self.found_at_start
     }
 
     /// The guests that the API names, all of them: each with its QMP socket, or none where that is
     /// `<folder>/<id>.sock`.
     pub fn set_api_guests(&self, guests: BTreeMap<Id, Option<PathBuf>>) {
         self.api_guests.send_replace(guests);
+    }
+}
+
+/// How long a guest whose task failed is left alone.
+const AFTER_A_DEFECT: Duration = Duration::from_secs(1);
+
+/// All guests that are known, one task each.
+#[derive(Debug)]
+struct Guests {
+    qmp_dir: Option<PathBuf>,
+    folder: Option<Folder>,
+    /// What the folder held last.
+    sockets: BTreeMap<Id, SocketFile>,
+    named: watch::Receiver<ApiGuests>,
+    sink: mpsc::Sender<GuestMessage>,
+    limits: Limits,
+    targets: BTreeMap<Id, watch::Sender<Target>>,
+    tasks: JoinSet<()>,
+    task_guests: HashMap<tokio::task::Id, Id>,
+}
+
+impl Guests {
+    /// Where each guest is to be found. A socket that the API names goes before the folder's.
+    fn wanted(&mut self) -> BTreeMap<Id, Target> {
+        let mut wanted: BTreeMap<Id, Target> = BTreeMap::new();
+        for (id, SocketFile { path, incarnation }) in &self.sockets {
+            let target =
+                Target { named: true, socket: Some(path.clone()), incarnation: Some(*incarnation) };
+            wanted.insert(id.clone(), target);
+        }
+        for (id, socket) in self.named.borrow_and_update().iter() {
+            let in_folder = || Some(self.qmp_dir.as_ref()?.join(format!("{id}.sock")));
+            let socket = socket.clone().or_else(in_folder);
+            if wanted.get(id).is_none_or(|target| target.socket != socket) {
+                let target = Target { named: true, socket, incarnation: None };
+                wanted.insert(id.clone(), target);
+            }
+        }
+        wanted
+    }
+
+    fn start(&mut self, id: Id, target: Target, delay: Duration) {
+        let (sender, receiver) = watch::channel(target);
+        let outbox = Outbox::new(id.clone(), self.sink.clone());
+        let task =
+            GuestTask::new(id.clone(), receiver, outbox, self.limits.clone(), Host::default());
+        let handle = self.tasks.spawn(async move {
+            tokio::time::sleep(delay).await;
+            task.run().await;
+        });
+        self.task_guests.insert(handle.id(), id.clone());
+        self.targets.insert(id, sender);
+    }
+
+    /// Points every guest's task at where its guest is now.
+    fn point(&mut self, delay: Duration) {
+        let mut wanted = self.wanted();
+        for (id, sender) in &self.targets {
+            let target = wanted.remove(id);
+            sender.send_if_modified(|now| {
+                let target = target.unwrap_or_else(|| Target { named: false, ..now.clone() });
+                let differs = *now != target;
+                *now = target;
+                differs
+            });
+        }
+        for (id, target) in wanted {
+            self.start(id, target, delay);
+        }
+    }
+
+    /// Never returns. All tasks end when this is dropped.
+    async fn observe(mut self) {
+        let mut delay = Duration::ZERO;
+        loop {
+            self.point(delay);
+            delay = Duration::ZERO;
+            let folder_changed = async {
+                match &mut self.folder {
+                    Some(folder) => folder.changed().await,
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = folder_changed => {
+                    self.sockets = self.folder.as_mut().map(Folder::scan).unwrap_or_default();
+                }
+                changed = self.named.changed() => {
+                    if changed.is_err() {
+                        // The handle is gone; the guests that it named stay until the daemon ends.
+                        future::pending::<()>().await;
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id() => {
+                    let task = match &ended {
+                        Ok((task, ())) => *task,
+                        Err(defect) => defect.id(),
+                    };
+                    let Some(id) = self.task_guests.remove(&task) else { continue };
+                    self.targets.remove(&id);
+                    if let Err(defect) = ended {
+                        tracing::error!(guest = %id, %defect, "the guest's task failed");
+                        delay = AFTER_A_DEFECT;
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,697 @@
+//! One QMP connection as a conversation: what was said, what to ask next, what is known by now.
+//!
+//! In: lines as they are read, with the time. Out: requests as bytes, the guest's functions, when
+//! to come back. No I/O and no clock. An event only ever leads to a question: what the guest looks
+//! like comes from answers alone, so that an event seen twice, late or never changes nothing in
+//! the end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    hash::{BuildHasher as _, RandomState},
+    time::Instant,
+};
+
+use super::{
+    EventCounts,
+    backing::{Backends, Backings},
+    pace::{Bucket, Limits},
+    qmp::{self, Command, DeviceId, Event, Message, NotQmp, Property},
+    replies::{self, NicFilter, PciPlace},
+};
+use crate::world::{Cause, GuestFunction, RxFilter};
+
+/// What a peer did that QEMU does not do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Offence {
+    /// A line is no message.
+    #[error("{0}")]
+    NotQmp(#[from] NotQmp),
+    /// A line is too long.
+    #[error(transparent)]
+    LineTooLong(#[from] super::lines::LineTooLong),
+    /// It sends more than a guest may.
+    #[error("it sends more than {per_second} {what} a second")]
+    Flood {
+        /// Messages or bytes.
+        what: &'static str,
+        /// The bound.
+        per_second: f64,
+    },
+    /// An answer to a question that was not asked.
+    #[error("it answers request {0}, which was not made")]
+    UnknownId(u64),
+    /// It could not read a request, or refuses to leave negotiation.
+    #[error("it refuses a request: {0}")]
+    Refused(String),
+    /// An answer of another form than the command's.
+    #[error("its answer to {command} is none: {source}")]
+    Answer {
+        /// The command.
+        command: &'static str,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// An answer about another device.
+    #[error("its answer to query-rx-filter for {0} is about another device")]
+    OtherDevice(String),
+    /// More functions than a guest may have.
+    #[error("it has more than {0} network functions")]
+    TooManyFunctions(usize),
+}
+
+/// Why an answer is none.
+#[derive(Debug)]
+enum Wrong {
+    Form(serde_json::Error),
+    OtherDevice(DeviceId),
+    TooMany(usize),
+}
+
+impl From<serde_json::Error> for Wrong {
+    fn from(error: serde_json::Error) -> Self {
+        Wrong::Form(error)
+    }
+}
+
+impl Wrong {
+    fn into_offence(self, command: &'static str) -> Offence {
+        match self {
+            Wrong::Form(source) => Offence::Answer { command, source },
+            Wrong::OtherDevice(device) => Offence::OtherDevice(device.as_str().to_owned()),
+            Wrong::TooMany(limit) => Offence::TooManyFunctions(limit),
+        }
+    }
+}
+
+/// A look that is asked for now and then.
+#[derive(Debug, Default)]
+struct Look {
+    /// When it is to be taken; absent while nobody wants it.
+    due: Option<Instant>,
+    /// The first event that it will answer.
+    event_read: Option<Instant>,
+    /// When it was taken last.
+    asked: Option<Instant>,
+    /// Whether it was ever answered.
+    answered: bool,
+}
+
+/// The earlier of two times, where there are any.
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+impl Look {
+    fn want(&mut self, at: Instant, event_read: Option<Instant>) {
+        self.due = earlier(self.due, Some(at));
+        self.event_read = earlier(self.event_read, event_read);
+    }
+
+    /// When it may be taken, given the time between two.
+    fn ready(&self, interval: std::time::Duration) -> Option<Instant> {
+        Some(self.due?.max(self.asked.map_or(self.due?, |asked| asked + interval)))
+    }
+
+    fn take(&mut self, now: Instant) -> Option<Instant> {
+        self.due = None;
+        self.asked = Some(now);
+        self.event_read.take()
+    }
+}
+
+/// A fact about a device that never changes while the device is there.
+#[derive(Debug, Default)]
+enum Fact {
+    #[default]
+    Unknown,
+    Asked,
+    Known(Option<String>),
+}
+
+impl Fact {
+    fn known(&self) -> Option<Option<&str>> {
+        match self {
+            Self::Known(text) => Some(text.as_deref()),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Function {
+    pf: Fact,
+    netdev: Fact,
+    /// It has a name but is no device below `/machine/peripheral`: a NIC without an id.
+    anonymous: bool,
+    filter: Option<RxFilter>,
+    /// Of the last answer to query-rx-filter for it, to pass over an equal one.
+    digest: Option<u64>,
+    look: Look,
+}
+
+impl Function {
+    fn has_unasked_fact(&self) -> bool {
+        !self.anonymous
+            && matches!((&self.pf, &self.netdev), (Fact::Unknown, _) | (_, Fact::Unknown))
+    }
+
+    fn is_known(&self) -> bool {
+        self.anonymous || (self.pf.known().is_some() && self.netdev.known().is_some())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Greeting,
+    Negotiating,
+    Open,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    command: Command,
+    sent: Instant,
+    event_read: Option<Instant>,
+}
+
+/// One connection's state.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    limits: Limits,
+    stage: Stage,
+    began: Instant,
+    next_id: u64,
+    waiting: VecDeque<Waiting>,
+    requests: Bucket,
+    messages: Bucket,
+    bytes: Bucket,
+    hasher: RandomState,
+
+    status: Look,
+    pci: Look,
+    filters: Look,
+    /// Another query-pci, a while after an event.
+    settle: Look,
+    poll: Option<Instant>,
+    audit: Option<Instant>,
+
+    qemu: Option<String>,
+    run_state: Option<String>,
+    places: BTreeMap<String, PciPlace>,
+    pci_digest: Option<u64>,
+    functions: BTreeMap<DeviceId, Function>,
+
+    counts: EventCounts,
+    changed: bool,
+    changed_by: Option<Instant>,
+    backings_wanted: bool,
+    /// Grows whenever [`Self::backends`] may be different.
+    backends_revision: u64,
+}
+
+impl Conversation {
+    /// A connection that was made now.
+    pub(crate) fn new(limits: Limits, now: Instant) -> Self {
+        Conversation {
+            stage: Stage::Greeting,
+            began: now,
+            next_id: 1,
+            waiting: VecDeque::new(),
+            requests: Bucket::new(limits.requests, now),
+            messages: Bucket::new(limits.messages, now),
+            bytes: Bucket::new(limits.bytes, now),
+            hasher: RandomState::new(),
+            status: Look::default(),
+            pci: Look::default(),
+            filters: Look::default(),
+            settle: Look::default(),
+            poll: None,
+            audit: None,
+            qemu: None,
+            run_state: None,
+            places: BTreeMap::new(),
+            pci_digest: None,
+            functions: BTreeMap::new(),
+            counts: EventCounts::new(),
+            changed: false,
+            changed_by: None,
+            backings_wanted: false,
+            backends_revision: 0,
+            limits,
+        }
+    }
+
+    // ------------------------------------------------------------ what is known
+
+    /// QEMU's version.
+    pub(crate) fn qemu(&self) -> Option<&str> {
+        self.qemu.as_deref()
+    }
+
+    /// QEMU's run state.
+    pub(crate) fn run_state(&self) -> Option<&str> {
+        self.run_state.as_deref()
+    }
+
+    /// Whether everything was asked and answered at least once.
+    pub(crate) fn is_inventoried(&self) -> bool {
+        self.stage == Stage::Open
+            && self.status.answered
+            && self.pci.answered
+            && self.filters.answered
+            && self.functions.values().all(Function::is_known)
+    }
+
+    fn known(&self) -> impl Iterator<Item = (&DeviceId, &Function)> {
+        self.functions.iter().filter(|(_, function)| !function.anonymous && function.is_known())
+    }
+
+    /// The backend of each function that is known by now.
+    pub(crate) fn backends(&self) -> Backends {
+        self.known()
+            .map(|(id, function)| {
+                (id.clone(), function.netdev.known().flatten().map(str::to_owned))
+            })
+            .collect()
+    }
+
+    /// A number that differs whenever [`Self::backends`] does.
+    pub(crate) fn backends_revision(&self) -> u64 {
+        self.backends_revision
+    }
+
+    /// The functions whose backings are known by now.
+    pub(crate) fn functions(&self, backings: &Backings) -> BTreeMap<String, GuestFunction> {
+        self.known()
+            .filter_map(|(id, function)| {
+                let function = GuestFunction {
+                    pf: function.pf.known().flatten().map(str::to_owned),
+                    enabled: self.places.get(id.as_str()).is_some_and(|place| place.enabled),
+                    filter: function.filter.clone(),
+                    backing: backings.get(id)?.clone(),
+                };
+                Some((id.as_str().to_owned(), function))
+            })
+            .collect()
+    }
+
+    /// Whether something known changed since the last call, and by which event.
+    pub(crate) fn take_change(&mut self) -> Option<Cause> {
+        let cause = Cause { event_read: self.changed_by.take() };
+        std::mem::take(&mut self.changed).then_some(cause)
+    }
+
+    /// Something outside of the conversation changed what [`Self::functions`] shows.
+    pub(crate) fn note_change(&mut self) {
+        self.change(None);
+    }
+
+    /// The events counted since the last call.
+    pub(crate) fn take_counts(&mut self) -> EventCounts {
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Whether the backings are to be looked at again, though the functions are the same.
+    pub(crate) fn take_backings_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.backings_wanted)
+    }
+
+    /// Since when an answer is waited for, and to what.
+    pub(crate) fn waits(&self) -> Option<(Instant, &'static str)> {
+        match self.stage {
+            Stage::Greeting => Some((self.began, "the connection (no greeting)")),
+            _ => self.waiting.front().map(|waiting| (waiting.sent, waiting.command.name())),
+        }
+    }
+
+    // ------------------------------------------------------------ what is heard
+
+    /// Takes one line, whose last byte was read at `now`.
+    pub(crate) fn hear(&mut self, line: &[u8], now: Instant) -> Result<(), Offence> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        if !self.messages.take(1.0, now) {
+            return Err(Offence::Flood { what: "messages", per_second: self.limits.messages.1 });
+        }
+        #[expect(clippy::cast_precision_loss, reason = "lines are far shorter than 2^52 bytes")]
+        let length = line.len() as f64;
+        if !self.bytes.take(length, now) {
+            return Err(Offence::Flood { what: "bytes", per_second: self.limits.bytes.1 });
+        }
+        match qmp::decode(line)? {
+            Message::Greeting { version } => self.greeted(version),
+            Message::Event(event) => self.happened(&event, now),
+            Message::Return { id, value } => {
+                let waiting = self.answered(id)?;
+                let command = waiting.command.name();
+                self.learn(waiting, value.get(), now)
+                    .map_err(|wrong| wrong.into_offence(command))?;
+            }
+            Message::Error { id, class, description } => {
+                let Some(id) = id else { return Err(Offence::Refused(description)) };
+                let waiting = self.answered(id)?;
+                self.refused(waiting, &class, description, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn greeted(&mut self, version: String) {
+        if self.stage == Stage::Greeting {
+            self.qemu = Some(version);
+            self.stage = Stage::Negotiating;
+        }
+    }
+
+    fn answered(&mut self, id: u64) -> Result<Waiting, Offence> {
+        let at = self.waiting.iter().position(|waiting| waiting.id == id);
+        at.and_then(|at| self.waiting.remove(at)).ok_or(Offence::UnknownId(id))
+    }
+
+    fn happened(&mut self, event: &Event, now: Instant) {
+        *self.counts.entry(event.kind()).or_default() += 1;
+        match event {
+            Event::RxFilterChanged { device } => {
+                let function = device
+                    .as_deref()
+                    .and_then(DeviceId::new)
+                    .and_then(|id| self.functions.get_mut(&id));
+                match (function, device) {
+                    (Some(function), _) => function.look.want(now, Some(now)),
+                    // A device that is not known yet.
+                    (None, Some(_)) => self.filters.want(now, Some(now)),
+                    // A device without an id is no function.
+                    (None, None) => {}
+                }
+            }
+            Event::DeviceDeleted { device } => {
+                if let Some(id) = device.as_deref().and_then(DeviceId::new)
+                    && self.functions.remove(&id).is_some()
+                {
+                    self.backends_revision += 1;
+                    self.change(Some(now));
+                }
+                self.look_at_everything(now, Some(now));
+            }
+            Event::LookAgain(_) => self.look_at_everything(now, Some(now)),
+            Event::Unrelated(_) => {}
+        }
+        self.pci.want(now, Some(now));
+        self.settle.want(now + self.limits.settle, Some(now));
+    }
+
+    fn look_at_everything(&mut self, now: Instant, event_read: Option<Instant>) {
+        self.status.want(now, event_read);
+        self.pci.want(now, event_read);
+        self.filters.want(now, event_read);
+        self.backings_wanted = true;
+    }
+
+    fn change(&mut self, event_read: Option<Instant>) {
+        self.changed = true;
+        self.changed_by = earlier(self.changed_by, event_read);
+    }
+
+    fn learn(&mut self, waiting: Waiting, value: &str, now: Instant) -> Result<(), Wrong> {
+        let Waiting { command, event_read, .. } = waiting;
+        match command {
+            Command::NegotiateCapabilities => self.open(now),
+            Command::QueryStatus => {
+                self.status.answered = true;
+                let run_state = Some(replies::run_state(value)?);
+                if self.run_state != run_state {
+                    self.run_state = run_state;
+                    self.change(event_read);
+                }
+            }
+            Command::QueryPci => {
+                self.pci.answered = true;
+                let digest = Some(self.hasher.hash_one(value));
+                if self.pci_digest != digest {
+                    let places = replies::pci_places(value)?;
+                    self.pci_digest = digest;
+                    self.place(places, event_read, now);
+                }
+            }
+            Command::QueryRxFilters => {
+                self.filters.answered = true;
+                self.enumerate(replies::rx_filters(value)?, event_read)?;
+            }
+            Command::QueryRxFilter(device) => {
+                let digest = Some(self.hasher.hash_one(value));
+                let Some(function) = self.functions.get_mut(&device) else { return Ok(()) };
+                if function.digest != digest {
+                    let mut filters = replies::rx_filters(value)?.into_iter();
+                    let (Some(NicFilter { name, filter }), None) = (filters.next(), filters.next())
+                    else {
+                        return Err(Wrong::OtherDevice(device));
+                    };
+                    if name != device.as_str() {
+                        return Err(Wrong::OtherDevice(device));
+                    }
+                    function.digest = digest;
+                    if function.filter != filter {
+                        function.filter = filter;
+                        self.change(event_read);
+                    }
+                }
+            }
+            Command::QomGet(device, property) => {
+                let text = replies::text_property(value)?;
+                self.state_fact(&device, property, text);
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.stage = Stage::Open;
+        self.poll = Some(now + self.limits.poll);
+        self.audit = Some(now + self.limits.audit);
+        self.look_at_everything(now, None);
+        self.backings_wanted = false;
+    }
+
+    /// Takes the places of PCI devices. What was enabled or disabled has no event of its own, and
+    /// its filter changed with it.
+    fn place(
+        &mut self,
+        places: BTreeMap<String, PciPlace>,
+        event_read: Option<Instant>,
+        now: Instant,
+    ) {
+        let before = std::mem::replace(&mut self.places, places);
+        let enabled = |places: &BTreeMap<String, PciPlace>, id: &str| {
+            places.get(id).is_some_and(|place| place.enabled)
+        };
+        let mut changed = false;
+        for (id, function) in &mut self.functions {
+            if enabled(&before, id.as_str()) != enabled(&self.places, id.as_str()) {
+                function.look.want(now, event_read);
+                changed = true;
+            }
+        }
+        if changed {
+            self.change(event_read);
+        }
+        let nics = |places: &BTreeMap<String, PciPlace>| -> BTreeSet<String> {
+            places.iter().filter(|(_, place)| place.network).map(|(id, _)| id.clone()).collect()
+        };
+        if !before.is_empty() && nics(&before) != nics(&self.places) {
+            self.filters.want(now, event_read);
+        }
+    }
+
+    /// Takes the list of all NICs that have receive filters.
+    fn enumerate(
+        &mut self,
+        filters: Vec<NicFilter>,
+        event_read: Option<Instant>,
+    ) -> Result<(), Wrong> {
+        let mut seen = BTreeSet::new();
+        let mut changed = false;
+        for NicFilter { name, filter } in filters {
+            let Some(id) = DeviceId::new(&name) else { continue };
+            if !self.functions.contains_key(&id) && self.functions.len() >= self.limits.functions {
+                return Err(Wrong::TooMany(self.limits.functions));
+            }
+            let function = self.functions.entry(id.clone()).or_default();
+            if function.filter != filter {
+                function.filter = filter;
+                function.digest = None;
+                changed = true;
+            }
+            seen.insert(id);
+        }
+        let before = self.functions.len();
+        self.functions.retain(|id, _| seen.contains(id));
+        if self.functions.len() != before {
+            self.backends_revision += 1;
+            changed = true;
+        }
+        if changed {
+            self.change(event_read);
+        }
+        Ok(())
+    }
+
+    fn state_fact(&mut self, device: &DeviceId, property: Property, text: Option<String>) {
+        let Some(function) = self.functions.get_mut(device) else { return };
+        let fact = match property {
+            Property::SriovPf => &mut function.pf,
+            Property::Netdev => &mut function.netdev,
+        };
+        *fact = Fact::Known(text);
+        self.backends_revision += 1;
+        self.change(None);
+    }
+
+    fn refused(
+        &mut self,
+        waiting: Waiting,
+        class: &str,
+        description: String,
+        now: Instant,
+    ) -> Result<(), Offence> {
+        match waiting.command {
+            Command::NegotiateCapabilities => return Err(Offence::Refused(description)),
+            // A machine without PCI, or a QEMU without the command: it has none of these.
+            Command::QueryStatus => self.status.answered = true,
+            Command::QueryPci => self.pci.answered = true,
+            Command::QueryRxFilters => {
+                self.filters.answered = true;
+                if !std::mem::take(&mut self.functions).is_empty() {
+                    self.backends_revision += 1;
+                    self.change(waiting.event_read);
+                }
+            }
+            Command::QueryRxFilter(device) => {
+                if let Some(function) = self.functions.get_mut(&device)
+                    && function.filter.take().is_some()
+                {
+                    function.digest = None;
+                    self.change(waiting.event_read);
+                }
+                self.filters.want(now, waiting.event_read);
+            }
+            Command::QomGet(device, property) => {
+                self.state_fact(&device, property, None);
+                if class == "DeviceNotFound"
+                    && let Some(function) = self.functions.get_mut(&device)
+                {
+                    function.anonymous = true;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------ what is asked
+
+    /// Appends the requests that are due, as many as may wait for answers at a time.
+    pub(crate) fn ask(&mut self, now: Instant, out: &mut Vec<u8>) {
+        self.fall_due(now);
+        while self.waiting.len() < self.limits.window {
+            let Some((command, event_read)) = self.next_request(now) else { break };
+            let id = self.next_id;
+            self.next_id += 1;
+            command.encode(id, out);
+            self.waiting.push_back(Waiting { id, command, sent: now, event_read });
+        }
+    }
+
+    /// Turns what nothing has caused into looks.
+    fn fall_due(&mut self, now: Instant) {
+        if self.stage != Stage::Open {
+            return;
+        }
+        if self.audit.is_some_and(|at| at <= now) {
+            self.audit = Some(now + self.limits.audit);
+            self.look_at_everything(now, None);
+        }
+        if self.poll.is_some_and(|at| at <= now) {
+            self.poll = Some(now + self.limits.poll);
+            self.pci.want(now, None);
+            for (id, function) in &mut self.functions {
+                if self.places.get(id.as_str()).is_some_and(|place| place.enabled) {
+                    function.look.want(now, None);
+                }
+            }
+        }
+        if self.settle.due.is_some_and(|at| at <= now) {
+            let event_read = self.settle.take(now);
+            self.pci.want(now, event_read);
+        }
+    }
+
+    fn next_request(&mut self, now: Instant) -> Option<(Command, Option<Instant>)> {
+        match self.stage {
+            Stage::Greeting => return None,
+            Stage::Negotiating => {
+                return self.waiting.is_empty().then_some((Command::NegotiateCapabilities, None));
+            }
+            Stage::Open => {}
+        }
+        if !self.requests.has(1.0, now) {
+            return None;
+        }
+        let limits = &self.limits;
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        // The function that has waited longest, so that a busy one delays no other.
+        let function = self
+            .functions
+            .iter_mut()
+            .filter(|(_, f)| !f.anonymous && is_due(f.look.ready(limits.filter_interval)))
+            .min_by_key(|(_, function)| function.look.asked);
+        let request = if let Some((id, function)) = function {
+            Some((Command::QueryRxFilter(id.clone()), function.look.take(now)))
+        } else if is_due(self.filters.ready(limits.look_interval)) {
+            Some((Command::QueryRxFilters, self.filters.take(now)))
+        } else if is_due(self.pci.ready(limits.look_interval)) {
+            Some((Command::QueryPci, self.pci.take(now)))
+        } else if is_due(self.status.ready(limits.look_interval)) {
+            Some((Command::QueryStatus, self.status.take(now)))
+        } else {
+            self.next_fact().map(|command| (command, None))
+        };
+        request.inspect(|_| {
+            self.requests.take(1.0, now);
+        })
+    }
+
+    fn next_fact(&mut self) -> Option<Command> {
+        self.functions.iter_mut().filter(|(_, f)| !f.anonymous).find_map(|(id, function)| {
+            let (fact, property) = match (&function.pf, &function.netdev) {
+                (Fact::Unknown, _) => (&mut function.pf, Property::SriovPf),
+                (_, Fact::Unknown) => (&mut function.netdev, Property::Netdev),
+                _ => return None,
+            };
+            *fact = Fact::Asked;
+            Some(Command::QomGet(id.clone(), property))
+        })
+    }
+
+    /// When [`Self::ask`] may have more to ask though nothing is heard.
+    pub(crate) fn next_ask(&self) -> Option<Instant> {
+        if self.stage != Stage::Open || self.waiting.len() >= self.limits.window {
+            return None;
+        }
+        let limits = &self.limits;
+        let functions = self
+            .functions
+            .values()
+            .filter(|function| !function.anonymous)
+            .filter_map(|function| function.look.ready(limits.filter_interval));
+        let looks = [&self.filters, &self.pci, &self.status];
+        let looks = looks.into_iter().filter_map(|look| look.ready(limits.look_interval));
+        let facts = self.functions.values().any(Function::has_unasked_fact).then_some(self.began);
+        let wanted = functions.chain(looks).chain(facts).min();
+        let wanted = wanted.map(|at| at.max(self.requests.next()));
+        [wanted, self.poll, self.audit, self.settle.due].into_iter().flatten().min()
+    }
+}

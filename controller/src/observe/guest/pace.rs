@@ -1,0 +1,192 @@
+//! How often a guest may cause work.
+//!
+//! In: the time, from whoever has a clock. Out: whether something may happen now, or when.
+
+use std::time::{Duration, Instant};
+
+/// What one guest may cost. Everything that it can make happen is bounded by one of these.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// The longest line taken, in bytes.
+    pub(crate) line: usize,
+    /// The most functions a guest may have.
+    pub(crate) functions: usize,
+    /// Requests that may wait for their replies at a time.
+    pub(crate) window: usize,
+    /// Between two looks at one function's filter.
+    pub(crate) filter_interval: Duration,
+    /// Between two looks of another kind.
+    pub(crate) look_interval: Duration,
+    /// After an event, query-pci is asked once more after this time: VFs are enabled and disabled
+    /// without an event, usually just before or after one.
+    pub(crate) settle: Duration,
+    /// Between looks that nothing has caused: query-pci and the filters of enabled functions.
+    pub(crate) poll: Duration,
+    /// Between looks at everything that nothing has caused.
+    pub(crate) audit: Duration,
+    /// Requests: at once, and a second.
+    pub(crate) requests: (f64, f64),
+    /// Messages taken: at once, and a second.
+    pub(crate) messages: (f64, f64),
+    /// Bytes taken: at once, and a second.
+    pub(crate) bytes: (f64, f64),
+    /// How long a reply may take before the guest counts as interrupted.
+    pub(crate) patience: Duration,
+    /// How long a reply may take before the connection is given up.
+    pub(crate) silence: Duration,
+    /// Updates that carry nothing but counts go at most this often.
+    pub(crate) counts_interval: Duration,
+    /// Between attempts to connect: the first, and the longest.
+    pub(crate) reconnect: (Duration, Duration),
+    /// Between attempts after misbehaviour: the first, and the longest.
+    pub(crate) punish: (Duration, Duration),
+    /// A connection that lasted this long clears what was held against the peer.
+    pub(crate) forgive: Duration,
+    /// How long a QEMU that closed its socket may take to end before it counts as still there.
+    pub(crate) farewell: Duration,
+    /// How often a QEMU without a connection is checked for being there.
+    pub(crate) vigil: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            line: 1 << 20,
+            functions: 1024,
+            window: 8,
+            filter_interval: Duration::from_millis(10),
+            look_interval: Duration::from_millis(50),
+            settle: Duration::from_millis(100),
+            poll: Duration::from_secs(1),
+            audit: Duration::from_secs(30),
+            requests: (256.0, 400.0),
+            messages: (4000.0, 2000.0),
+            bytes: (32e6, 8e6),
+            patience: Duration::from_secs(3),
+            silence: Duration::from_secs(60),
+            counts_interval: Duration::from_secs(1),
+            reconnect: (Duration::from_millis(20), Duration::from_secs(5)),
+            punish: (Duration::from_secs(1), Duration::from_secs(60)),
+            forgive: Duration::from_secs(60),
+            farewell: Duration::from_millis(500),
+            vigil: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A token bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct Bucket {
+    tokens: f64,
+    burst: f64,
+    per_second: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full bucket of `burst` tokens that regains `per_second`.
+    pub(crate) fn new((burst, per_second): (f64, f64), now: Instant) -> Self {
+        Bucket { tokens: burst, burst, per_second, filled: now }
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
+        self.tokens = (self.tokens + passed * self.per_second).min(self.burst);
+        self.filled = self.filled.max(now);
+    }
+
+    /// Whether there is `amount`.
+    pub(crate) fn has(&mut self, amount: f64, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens >= amount
+    }
+
+    /// Takes `amount`, or nothing where there is not so much.
+    pub(crate) fn take(&mut self, amount: f64, now: Instant) -> bool {
+        let enough = self.has(amount, now);
+        if enough {
+            self.tokens -= amount;
+        }
+        enough
+    }
+
+    /// When one token will be there.
+    pub(crate) fn next(&self) -> Instant {
+        let missing = (1.0 - self.tokens).max(0.0);
+        self.filled + Duration::from_secs_f64(missing / self.per_second)
+    }
+}
+
+/// Waiting times that double from the first to the longest, each moved by up to a quarter so that
+/// peers which failed together do not return together.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    attempts: u32,
+}
+
+impl Backoff {
+    /// Starts at `first`.
+    pub(crate) fn new((first, longest): (Duration, Duration)) -> Self {
+        Backoff { first, longest, attempts: 0 }
+    }
+
+    /// The next waiting time. `chance` is any number; its low bits move the time.
+    pub(crate) fn next(&mut self, chance: u64) -> Duration {
+        let doubled = self.first.saturating_mul(1 << self.attempts.min(20));
+        self.attempts = self.attempts.saturating_add(1);
+        let parts = u32::try_from(chance % 513).unwrap_or(0);
+        doubled.min(self.longest) * (768 + parts) / 1024
+    }
+
+    /// Starts again at the first.
+    pub(crate) fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new((10.0, 100.0), start);
+        assert_eq!((0..50).filter(|_| bucket.take(1.0, start)).count(), 10);
+        assert_eq!(bucket.next(), start + Duration::from_millis(10));
+        let later = start + Duration::from_millis(55);
+        assert_eq!((0..50).filter(|_| bucket.take(1.0, later)).count(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_never_gives_more_than_its_burst_and_rate_allow(
+            steps in proptest::collection::vec(0u64..50, 1..300),
+        ) {
+            let start = Instant::now();
+            let mut bucket = Bucket::new((5.0, 200.0), start);
+            let (mut now, mut taken) = (start, 0.0);
+            for step in steps {
+                now += Duration::from_millis(step);
+                if bucket.take(1.0, now) { taken += 1.0; }
+                let allowed = 5.0 + 200.0 * (now - start).as_secs_f64();
+                prop_assert!(taken <= allowed + 1e-6);
+            }
+        }
+
+        #[test]
+        fn waiting_times_double_up_to_the_longest_and_move_by_a_quarter(chance in any::<u64>()) {
+            let (first, longest) = (Duration::from_millis(20), Duration::from_secs(5));
+            let mut backoff = Backoff::new((first, longest));
+            for attempt in 0..40u32 {
+                let even = (first * (1 << attempt.min(10))).min(longest);
+                let wait = backoff.next(chance);
+                prop_assert!(wait >= even * 3 / 4 && wait <= even * 5 / 4 + Duration::from_millis(1));
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! One guest's task: connects, converses, tells, and outlives whatever its QEMU does.
+//!
+//! In: where the guest's QMP socket is, and the socket itself. Out: updates through an [`Outbox`].
+//! A failing peer changes the state of its connection and nothing else: what was seen last stands
+//! until its process is gone, or until a new inventory replaces it.
+
+use std::{
+    future,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use api::types::Id;
+use tokio::{
+    net::UnixStream,
+    sync::watch,
+    task::{self, JoinHandle},
+    time,
+};
+
+use super::{
+    backing::{self, Backings, Host},
+    conversation::{Conversation, Offence},
+    folder::Incarnation,
+    lines::Lines,
+    outbox::Outbox,
+    pace::{Backoff, Limits},
+    process::Process,
+};
+use crate::world::{Cause, Connection, GuestView};
+
+/// Where a guest is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Whether the folder or the API names the guest.
+    pub(crate) named: bool,
+    /// Its socket; absent where the API names none and there is no folder.
+    pub(crate) socket: Option<PathBuf>,
+    /// Which socket file it is, where that is watched.
+    pub(crate) incarnation: Option<Incarnation>,
+}
+
+/// Why a conversation ended.
+#[derive(Debug)]
+enum End {
+    Closed(io::Error),
+    Silent(String),
+    Offence(Offence),
+    /// The guest's socket is another one now.
+    Moved,
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    Time,
+    Target,
+    /// The process is gone.
+    Process,
+}
+
+/// The guest.
+#[derive(Debug)]
+pub(crate) struct GuestTask {
+    guest: Id,
+    target: watch::Receiver<Target>,
+    outbox: Outbox,
+    limits: Limits,
+    host: Host,
+    view: GuestView,
+    /// The QEMU of the last conversation.
+    process: Option<Process>,
+}
+
+const BY_ITSELF: Cause = Cause { event_read: None };
+
+/// Any number, another each time.
+fn chance() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => time::sleep_until(deadline.into()).await,
+        None => future::pending().await,
+    }
+}
+
+impl GuestTask {
+    /// A guest of which nothing is known yet.
+    pub(crate) fn new(
+        guest: Id,
+        target: watch::Receiver<Target>,
+        outbox: Outbox,
+        limits: Limits,
+        host: Host,
+    ) -> Self {
+        let view = GuestView::default();
+        GuestTask { guest, target, outbox, limits, host, view, process: None }
+    }
+
+    /// Observes until the guest is neither named nor there. Says so then.
+    pub(crate) async fn run(mut self) {
+        self.tell(self.view.clone(), BY_ITSELF);
+        let mut backoff = Backoff::new(self.limits.reconnect);
+        let mut punishment = Backoff::new(self.limits.punish);
+        let mut refusals = 0;
+        loop {
+            if self.process.is_some_and(|process| !process.is_alive()) {
+                self.gone();
+            }
+            let target = self.target.borrow_and_update().clone();
+            if !target.named && self.process.is_none() {
+                break;
+            }
+            let Some(path) = target.socket.clone().filter(|_| target.named) else {
+                if target.named {
+                    self.connection(Connection::Interrupted {
+                        reason: "no folder of QMP sockets is configured and the guest names no \
+                                 socket; set its spec.qmp"
+                            .into(),
+                    });
+                }
+                self.pause(None).await;
+                continue;
+            };
+            match UnixStream::connect(&path).await {
+                Ok(stream) => {
+                    refusals = 0;
+                    let began = Instant::now();
+                    let end = self.converse(stream, &path).await;
+                    if began.elapsed() >= self.limits.forgive {
+                        punishment.reset();
+                    }
+                    if self.view.connection == Connection::Connected {
+                        backoff.reset();
+                    }
+                    tracing::info!(guest = %self.guest, ?end, "conversation ended");
+                    match end {
+                        End::Closed(error) => {
+                            if self.ends_soon().await {
+                                backoff.reset();
+                                continue;
+                            }
+                            let reason = format!("the connection failed: {error}");
+                            self.connection(Connection::Interrupted { reason });
+                        }
+                        End::Silent(reason) => {
+                            self.connection(Connection::Interrupted { reason });
+                        }
+                        End::Offence(offence) => {
+                            let reason = offence.to_string();
+                            self.connection(Connection::Misbehaving { reason });
+                            self.sit_out(&path, Instant::now() + punishment.next(chance())).await;
+                            continue;
+                        }
+                        End::Moved => {
+                            self.gone();
+                            continue;
+                        }
+                    }
+                }
+                Err(error) => {
+                    refusals += 1;
+                    self.refused(&path, &error, refusals);
+                }
+            }
+            let retry = Instant::now() + backoff.next(chance());
+            if self.pause(Some(retry)).await == Wake::Target {
+                backoff.reset();
+                refusals = 0;
+            }
+        }
+        self.outbox.forget().await;
+    }
+
+    // ------------------------------------------------------------ telling
+
+    fn tell(&mut self, view: GuestView, cause: Cause) {
+        self.view = view;
+        self.outbox.put(&self.view, cause, Instant::now());
+    }
+
+    fn connection(&mut self, connection: Connection) {
+        if self.view.connection != connection {
+            self.tell(GuestView { connection, ..self.view.clone() }, BY_ITSELF);
+        }
+    }
+
+    /// The process is gone, and with it everything that it was.
+    fn gone(&mut self) {
+        self.process = None;
+        let view = GuestView { connection: Connection::Gone, ..GuestView::default() };
+        if self.view != view {
+            self.tell(view, BY_ITSELF);
+        }
+    }
+
+    // ------------------------------------------------------------ waiting
+
+    /// Waits for the deadline, for another target or for the end of the process.
+    async fn pause(&mut self, until: Option<Instant>) -> Wake {
+        let mut vigil = time::interval(self.limits.vigil);
+        vigil.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.outbox.flush() => {}
+                () = at(until) => return Wake::Time,
+                changed = self.target.changed() => match changed {
+                    Ok(()) => return Wake::Target,
+                    // Nobody is left to say anything: the daemon ends.
+                    Err(_) => future::pending().await,
+                },
+                _ = vigil.tick(), if self.process.is_some() => {
+                    if self.process.is_some_and(|process| !process.is_alive()) {
+                        return Wake::Process;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits out a punishment. A new socket file does not shorten it while the process lives.
+    async fn sit_out(&mut self, path: &Path, until: Instant) {
+        loop {
+            match self.pause(Some(until)).await {
+                Wake::Time | Wake::Process => return,
+                Wake::Target => {
+                    let target = self.target.borrow();
+                    if !target.named || target.socket.as_deref() != Some(path) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the process that closed its socket is on its way out: its files close before it is
+    /// gone.
+    async fn ends_soon(&mut self) -> bool {
+        let Some(process) = self.process else { return false };
+        let deadline = Instant::now() + self.limits.farewell;
+        let mut wait = Duration::from_millis(1);
+        while process.is_alive() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            time::sleep(wait).await;
+            wait *= 2;
+        }
+        true
+    }
+
+    /// The socket cannot be connected to.
+    fn refused(&mut self, path: &Path, error: &io::Error, refusals: u32) {
+        let nobody =
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => "; let the daemon's user write to it",
+            io::ErrorKind::WouldBlock => {
+                "; others wait for it too: give the daemon a -qmp of its own"
+            }
+            _ => "",
+        };
+        // QEMU binds its socket a moment before it listens.
+        if nobody && self.process.is_none() {
+            if refusals >= 3 || error.kind() == io::ErrorKind::NotFound {
+                self.gone();
+            }
+            return;
+        }
+        let reason = format!("{}: {error}{remedy}", path.display());
+        self.connection(Connection::Interrupted { reason });
+    }
+
+    // ------------------------------------------------------------ conversing
+
+    /// Takes the process at the other end for the guest's QEMU.
+    fn meet(&mut self, stream: &UnixStream) -> Option<u32> {
+        // Pid 0 is a process that this pid namespace does not see.
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+        let process = pid.and_then(|pid| Process::of_pid(pid).ok());
+        if self.process.is_some_and(|before| Some(before) != process && !before.is_alive()) {
+            self.gone();
+        }
+        self.process = process;
+        pid
+    }
+
+    fn look_at_backings(&self, conversation: &Conversation) -> JoinHandle<Backings> {
+        let (host, process, backends) = (self.host.clone(), self.process, conversation.backends());
+        task::spawn_blocking(move || match process {
+            Some(process) => host.backings(process, &backends),
+            None => backing::all_unknown(
+                &backends,
+                "the socket's peer is no process that the daemon can see; run it in QEMU's pid \
+                 namespace, or name the backings in the guest's spec.backings",
+            ),
+        })
+    }
+
+    /// The guest as the conversation shows it.
+    fn view_of(
+        &self,
+        conversation: &Conversation,
+        backings: &Backings,
+        pid: Option<u32>,
+        connection: Connection,
+    ) -> GuestView {
+        GuestView {
+            connection,
+            pid,
+            qemu: conversation.qemu().map(str::to_owned),
+            run_state: conversation.run_state().map(str::to_owned),
+            functions: conversation.functions(backings),
+        }
+    }
+
+    /// Talks until the peer or the guest's target ends it.
+    async fn converse(&mut self, stream: UnixStream, path: &Path) -> End {
+        let pid = self.meet(&stream);
+        let mut conversation = Conversation::new(self.limits.clone(), Instant::now());
+        let mut lines = Lines::new(self.limits.line);
+        let mut unsent = Vec::new();
+        let mut backings = Backings::new();
+        let mut looked_at = None;
+        let mut looking: Option<(u64, JoinHandle<Backings>)> = None;
+        let mut complete = false;
+        loop {
+            let now = Instant::now();
+            conversation.ask(now, &mut unsent);
+            if let Err(error) = send(&stream, &mut unsent) {
+                return End::Closed(error);
+            }
+            self.outbox.count(conversation.take_counts());
+
+            let waits = conversation.waits();
+            if let Some((since, what)) = waits
+                && now >= since + self.limits.silence
+            {
+                return End::Silent(format!("no answer to {what} in {:?}", now - since));
+            }
+            let unanswered = waits.filter(|(since, _)| now >= *since + self.limits.patience);
+            complete = complete
+                || (conversation.is_inventoried()
+                    && looked_at == Some(conversation.backends_revision()));
+            if complete {
+                let connection = match unanswered {
+                    Some((_, what)) => Connection::Interrupted { reason: no_answer(what) },
+                    None => Connection::Connected,
+                };
+                if let Some(cause) = conversation.take_change() {
+                    let view = self.view_of(&conversation, &backings, pid, connection);
+                    if view != self.view {
+                        self.tell(view, cause);
+                    }
+                } else {
+                    self.connection(connection);
+                }
+            } else if let Some((_, what)) = unanswered
+                && !matches!(self.view.connection, Connection::Misbehaving { .. })
+            {
+                self.connection(Connection::Interrupted { reason: no_answer(what) });
+            }
+            let counts_due = self.outbox.counts_due(self.limits.counts_interval);
+            if counts_due.is_some_and(|due| due <= now) {
+                self.outbox.put(&self.view, BY_ITSELF, now);
+            }
+
+            let revision = conversation.backends_revision();
+            if looking.is_none()
+                && conversation.is_inventoried()
+                && (conversation.take_backings_wanted() || looked_at != Some(revision))
+            {
+                looking = Some((revision, self.look_at_backings(&conversation)));
+            }
+
+            let patience = match unanswered {
+                Some(_) => self.limits.silence,
+                None => self.limits.patience,
+            };
+            let deadline = [
+                conversation.next_ask(),
+                waits.map(|(since, _)| since + patience),
+                self.outbox.counts_due(self.limits.counts_interval),
+            ];
+            let looked = async {
+                match &mut looking {
+                    Some((revision, job)) => (*revision, job.await),
+                    None => future::pending().await,
+                }
+            };
+            tokio::select! {
+                readable = stream.readable() => {
+                    let heard = readable
+                        .map_err(End::Closed)
+                        .and_then(|()| hear(&stream, &mut lines, &mut conversation));
+                    if let Err(end) = heard {
+                        self.outbox.count(conversation.take_counts());
+                        return end;
+                    }
+                }
+                // Whether it can be written to is seen when it is.
+                _ = stream.writable(), if !unsent.is_empty() => {}
+                () = at(deadline.into_iter().flatten().min()) => {}
+                (revision, found) = looked => {
+                    looking = None;
+                    looked_at = Some(revision);
+                    match found {
+                        Ok(found) if found == backings => {}
+                        Ok(found) => {
+                            backings = found;
+                            conversation.note_change();
+                        }
+                        Err(error) => tracing::error!(guest = %self.guest, %error, "backings"),
+                    }
+                }
+                () = self.outbox.flush() => {}
+                changed = self.target.changed() => {
+                    if changed.is_err() {
+                        future::pending::<()>().await;
+                    }
+                    let target = self.target.borrow_and_update();
+                    if target.named && target.socket.as_deref() != Some(path) {
+                        return End::Moved;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn no_answer(what: &str) -> String {
+    format!(
+        "no answer to {what}: QEMU is stopped or busy, or another client holds this monitor (give \
+         the daemon a -qmp of its own)"
+    )
+}
+
+/// Writes as much as the socket takes.
+fn send(stream: &UnixStream, unsent: &mut Vec<u8>) -> io::Result<()> {
+    while !unsent.is_empty() {
+        match stream.try_write(unsent) {
+            Ok(written) => {
+                unsent.drain(..written);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads once, and takes every line that is whole by then.
+fn hear(
+    stream: &UnixStream,
+    lines: &mut Lines,
+    conversation: &mut Conversation,
+) -> Result<(), End> {
+    match stream.try_read_buf(lines.room()) {
+        Ok(0) => return Err(End::Closed(io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        Err(error) => return Err(End::Closed(error)),
+    }
+    let now = Instant::now();
+    while let Some(line) = lines.next_line().map_err(|long| End::Offence(long.into()))? {
+        conversation.hear(line, now).map_err(End::Offence)?;
+    }
+    Ok(())
+}
