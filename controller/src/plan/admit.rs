@@ -12,7 +12,10 @@ use api::{
     types::{Id, MacAddr},
 };
 
-use super::{Finding, bind::{Bindings, Place}};
+use super::{
+    Finding,
+    bind::{Bindings, Place},
+};
 use crate::{
     intent::{Claims, Intent},
     world::{RxFilter, World},
@@ -70,11 +73,7 @@ pub fn admit(world: &World, intent: &Intent, bindings: &Bindings, held: &Claims)
 }
 
 /// What the guest's driver asks for, where the port is a guest's and the guest may choose.
-fn filter_of<'w>(
-    world: &'w World,
-    spec: &PortSpec,
-    place: Option<&Place>,
-) -> Option<&'w RxFilter> {
+fn filter_of<'w>(world: &'w World, spec: &PortSpec, place: Option<&Place>) -> Option<&'w RxFilter> {
     place?;
     let PortFunction::GuestVf { guest, device } = &spec.function else { return None };
     world.guests.get(guest)?.functions.get(device)?.filter.as_ref()

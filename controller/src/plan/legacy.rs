@@ -81,7 +81,10 @@ pub fn program(
         if plan.macs.len() > 1 {
             plan.unmet.push(Finding::new(
                 "OneMacOnly",
-                format!("in legacy mode a VF has one address: {} is set, the others not", settings.mac),
+                format!(
+                    "in legacy mode a VF has one address: {} is set, the others not",
+                    settings.mac
+                ),
             ));
         }
         match attachment(adapter_id, intent, &port.spec.attachments) {

@@ -82,12 +82,7 @@ impl Finding {
 }
 
 /// Plans everything.
-pub fn plan(
-    world: &World,
-    intent: &Intent,
-    claims: &Claims,
-    policies: &AdapterPolicies,
-) -> Plan {
+pub fn plan(world: &World, intent: &Intent, claims: &Claims, policies: &AdapterPolicies) -> Plan {
     let bindings = bind::bind(world, intent);
     let admissions = admit::admit(world, intent, &bindings, claims);
 

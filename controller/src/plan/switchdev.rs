@@ -371,7 +371,7 @@ fn representor_guards(out: &mut Writer, netdev: &NetdevView) {
         why(Purpose::LinkLocalGuard),
     );
     for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
-        let matched = Match::double_tagged(VlanTpid::Dot1Q, inner);
+        let matched = Match::double_tagged(VlanTpid::Dot1Q, None, inner);
         out.add(hook, 0, 2, matched, vec![Action::Drop], why(Purpose::DoubleTagGuard));
     }
     for (prio, tpid) in [(4, VlanTpid::Dot1Q), (5, VlanTpid::Dot1Ad)] {
@@ -397,14 +397,7 @@ fn admission(out: &mut Writer, segment: &Segment<'_>, sender: &Member<'_>) {
                 // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
                 if let Some(none) = vlan_id(0) {
                     let matched = Match::vlan(VlanTpid::Dot1Q, none).src(wire(*mac));
-                    out.add(
-                        hook,
-                        0,
-                        3,
-                        matched,
-                        vec![Action::VlanPop, Action::Goto(chain)],
-                        why(),
-                    );
+                    out.add(hook, 0, 3, matched, vec![Action::VlanPop, Action::Goto(chain)], why());
                 }
             }
         }
@@ -470,31 +463,26 @@ fn uplink_entry(
     for (segment, tag) in owned {
         let Some(chain) = ChainId::new(segment.base) else { continue };
         let why = || segment.why(Purpose::FromUplink, None);
-        match tag {
-            Some((tpid, vid)) => {
-                let prio = if tpid == VlanTpid::Dot1Q { 2 } else { 3 };
-                out.add(hook, 0, prio, Match::vlan(tpid, vid), vec![Action::Goto(chain)], why());
-            }
-            None => {
-                if let Some(none) = vlan_id(0) {
-                    let matched = Match::vlan(VlanTpid::Dot1Q, none);
-                    let actions = vec![Action::VlanPop, Action::Goto(chain)];
-                    out.add(hook, 0, 2, matched, actions, why());
-                }
-                // Flower without a VLAN key matches tagged frames too: those are not this network's.
-                for (prio, tpid) in [(4, VlanTpid::Dot1Q), (5, VlanTpid::Dot1Ad)] {
-                    out.add(
-                        hook,
-                        0,
-                        prio,
-                        Match::tagged(tpid),
-                        vec![Action::Pass],
-                        host(Purpose::HostPass),
-                    );
-                }
-                out.add(hook, 0, 6, Match::any(), vec![Action::Goto(chain)], why());
-            }
+        if let Some((tpid, vid)) = tag {
+            let prio = if tpid == VlanTpid::Dot1Q { 3 } else { 4 };
+            out.add(hook, 0, prio, Match::vlan(tpid, vid), vec![Action::Goto(chain)], why());
+            continue;
         }
+        if let Some(none) = vlan_id(0) {
+            // With the priority tag gone, a second tag would stand for a VLAN.
+            for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
+                let matched = Match::double_tagged(VlanTpid::Dot1Q, Some(none), inner);
+                out.add(hook, 0, 2, matched, vec![Action::Pass], host(Purpose::HostPass));
+            }
+            let matched = Match::vlan(VlanTpid::Dot1Q, none);
+            out.add(hook, 0, 3, matched, vec![Action::VlanPop, Action::Goto(chain)], why());
+        }
+        // Flower without a VLAN key matches tagged frames too: those are not this network's.
+        for (prio, tpid) in [(5, VlanTpid::Dot1Q), (6, VlanTpid::Dot1Ad)] {
+            let why = host(Purpose::HostPass);
+            out.add(hook, 0, prio, Match::tagged(tpid), vec![Action::Pass], why);
+        }
+        out.add(hook, 0, 7, Match::any(), vec![Action::Goto(chain)], why());
     }
 }
 

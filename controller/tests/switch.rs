@@ -1,0 +1,391 @@
+//! The switchdev program is a complete L2 switch: for random intents and frames, a walk through
+//! the planned rules delivers exactly what a reference switch delivers, tags included.
+//!
+//! The reference knows MAC tables and VLAN rules and nothing of tc.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::{
+        AdminState, Attachment, EswitchMode, NetworkKind, NetworkSpec, PortFunction, PortSpec,
+        UnknownUnicast, VlanProto, VlanTag,
+    },
+    types::{Id, MacAddr, Vid},
+};
+use controller::{
+    config::UplinkUse,
+    intent::{Change, Claims, Intent},
+    plan::{Plan, Program, plan},
+    world::{AdapterView, NetdevView, World},
+};
+use proptest::prelude::*;
+use tc_flows::{EtherType, Frame, Hook, Ifindex, Mac, VlanId, VlanTpid, walk};
+
+const UPLINK: u32 = 1000;
+const UPLINK_MAC: [u8; 6] = [2, 0xff, 0, 0, 0, 1];
+
+fn id(text: String) -> Id {
+    text.parse().unwrap()
+}
+
+fn adapter_id() -> Id {
+    id("soft-lab".into())
+}
+
+fn netdev(ifindex: u32, name: String, mac: [u8; 6]) -> NetdevView {
+    NetdevView { ifindex: Ifindex::new(ifindex).unwrap(), name, mac: Some(MacAddr(mac)) }
+}
+
+/// A host with `ports` representors, numbered from 1, and an uplink.
+fn world(ports: usize) -> World {
+    let representors = (1..=ports as u32)
+        .map(|n| (format!("rep{n}"), netdev(n, format!("rep{n}"), [2, 0xfe, 0, 0, 0, n as u8])))
+        .collect();
+    let adapter = AdapterView {
+        handle: "soft-lab".into(),
+        mode: Some(EswitchMode::Software),
+        uplink: Some(netdev(UPLINK, "up0".into(), UPLINK_MAC)),
+        representors,
+        ..AdapterView::default()
+    };
+    World { adapters: BTreeMap::from([(adapter_id(), adapter)]), ..World::default() }
+}
+
+fn mac(n: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, n])
+}
+
+fn kinds() -> impl Strategy<Value = NetworkKind> {
+    let vlan = |proto| {
+        (1u16..5).prop_map(move |vid| {
+            NetworkKind::Vlan(VlanTag { vid: Vid::try_from(vid).unwrap(), proto })
+        })
+    };
+    prop_oneof![
+        2 => Just(NetworkKind::Flat),
+        4 => vlan(VlanProto::Dot1Q),
+        1 => vlan(VlanProto::Dot1Ad),
+        1 => Just(NetworkKind::Isolated),
+    ]
+}
+
+fn network(kind: NetworkKind, unknown_unicast: UnknownUnicast) -> NetworkSpec {
+    NetworkSpec { kind, adapter: None, reserved_macs: Vec::new(), unknown_unicast }
+}
+
+fn networks() -> impl Strategy<Value = NetworkSpec> {
+    let unknown = prop_oneof![Just(UnknownUnicast::Drop), Just(UnknownUnicast::Uplink)];
+    (kinds(), unknown).prop_map(|(kind, unknown)| network(kind, unknown))
+}
+
+/// A port's attachments as (network number, guest tag), its addresses, and whether it is up.
+type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool);
+
+fn ports(networks: usize, most: usize) -> impl Strategy<Value = Vec<PortSketch>> {
+    let attachments =
+        prop::collection::vec((0..networks, prop::option::weighted(0.4, 1u16..6)), 0..4);
+    let macs = prop::collection::vec(1u8..40, 1..3);
+    prop::collection::vec((attachments, macs, prop::bool::weighted(0.9)), 1..=most)
+}
+
+fn port(number: usize, attachments: Vec<Attachment>, macs: Vec<MacAddr>, up: bool) -> Change {
+    let name = format!("rep{}", number + 1);
+    let spec = PortSpec {
+        function: PortFunction::Netdev { adapter: adapter_id(), name },
+        attachments,
+        macs,
+        guest_macs: None,
+        admin_state: if up { AdminState::Up } else { AdminState::Down },
+    };
+    Change::Port(id(format!("port{number}")), Some(spec))
+}
+
+fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
+    let mut intent = Intent::default();
+    for (n, spec) in networks.into_iter().enumerate() {
+        intent.apply(Change::Network(id(format!("net{n}")), Some(spec)));
+    }
+    for (n, (sketch, macs, up)) in ports.into_iter().enumerate() {
+        let mut attachments: Vec<Attachment> = Vec::new();
+        for (network, tag) in sketch {
+            let network = id(format!("net{network}"));
+            let tag = tag.map(|tag| Vid::try_from(tag).unwrap());
+            if attachments.iter().all(|a| a.network != network && a.tag != tag) {
+                attachments.push(Attachment { network, tag });
+            }
+        }
+        let macs: BTreeSet<MacAddr> = macs.into_iter().map(mac).collect();
+        intent.apply(port(n, attachments, macs.into_iter().collect(), up));
+    }
+    intent
+}
+
+fn frames() -> impl Strategy<Value = Frame> {
+    let source = prop_oneof![6 => (1u8..40).prop_map(|n| Mac(mac(n).0)), 1 => Just(Mac([9; 6]))];
+    let destination = prop_oneof![
+        6 => (1u8..40).prop_map(|n| Mac(mac(n).0)),
+        3 => Just(Mac([0xff; 6])),
+        2 => Just(Mac([0x33, 0x33, 0, 0, 0, 1])),
+        1 => (0u8..20).prop_map(|n| Mac([1, 0x80, 0xc2, 0, 0, n])),
+        1 => Just(Mac(UPLINK_MAC)),
+        1 => Just(Mac([2, 9, 9, 9, 9, 9])),
+    ];
+    let tag = (prop::bool::weighted(0.15), 0u16..6).prop_map(|(ad, vid)| {
+        let tpid = if ad { VlanTpid::Dot1Ad } else { VlanTpid::Dot1Q };
+        (tpid, VlanId::new(vid).unwrap())
+    });
+    let tags = prop_oneof![
+        4 => Just(Vec::new()),
+        5 => prop::collection::vec(tag.clone(), 1),
+        2 => prop::collection::vec(tag, 2..4),
+    ];
+    (source, destination, tags).prop_map(|(src, dst, tags)| Frame {
+        tags,
+        ..Frame::opaque(dst, src, EtherType::IPV4)
+    })
+}
+
+/// What becomes of a frame: copies by interface, and what the host gets.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Fate {
+    copies: BTreeSet<(u32, Frame)>,
+    to_host: Option<Frame>,
+}
+
+/// The reference: an L2 switch with MAC tables and VLANs.
+struct Reference<'a> {
+    intent: &'a Intent,
+    plan: &'a Plan,
+    uplink_use: UplinkUse,
+}
+
+type Tag = Option<(VlanTpid, VlanId)>;
+
+/// The copy that leaves with this tag, of a frame whose own tag is stripped.
+fn copy(stripped: &Frame, tag: Tag) -> Frame {
+    let mut frame = stripped.clone();
+    frame.tags.splice(0..0, tag);
+    frame
+}
+
+impl Reference<'_> {
+    fn ifindex(&self, port: &Id) -> u32 {
+        let place = self.plan.ports[port].place.as_ref().unwrap();
+        place.representor.as_ref().unwrap().ifindex.get()
+    }
+
+    fn owns(&self, port: &Id, mac: Mac) -> bool {
+        self.plan.ports[port].macs.contains(&MacAddr(mac.0))
+    }
+
+    fn uplink_tag(&self, network: &Id) -> Option<Tag> {
+        match self.intent.networks[network].spec.kind {
+            NetworkKind::Flat => Some(None),
+            NetworkKind::Isolated => None,
+            NetworkKind::Vlan(tag) => {
+                let tpid = match tag.proto {
+                    VlanProto::Dot1Q => VlanTpid::Dot1Q,
+                    VlanProto::Dot1Ad => VlanTpid::Dot1Ad,
+                };
+                Some(Some((tpid, VlanId::new(tag.vid.get()).unwrap())))
+            }
+        }
+    }
+
+    /// The networks that work: those with a member, and of two that look alike on the uplink the
+    /// one that came first.
+    fn working(&self) -> Vec<&Id> {
+        let mut networks: Vec<&Id> = self.intent.networks.keys().collect();
+        networks.sort_by_key(|id| self.intent.networks[*id].number);
+        let mut seen = BTreeSet::new();
+        networks.retain(|network| !self.attached(network).is_empty());
+        networks.retain(|network| self.uplink_tag(network).is_none_or(|tag| seen.insert(tag)));
+        networks
+    }
+
+    /// The ports attached to a network that pass frames, with their tag.
+    fn attached(&self, network: &Id) -> Vec<(&Id, Tag)> {
+        self.intent
+            .ports
+            .iter()
+            .filter(|(id, port)| {
+                port.spec.admin_state == AdminState::Up && !self.plan.ports[*id].macs.is_empty()
+            })
+            .flat_map(|(id, port)| {
+                let mine = port.spec.attachments.iter().filter(|a| a.network == *network);
+                mine.map(move |a| {
+                    (id, a.tag.map(|vid| (VlanTpid::Dot1Q, VlanId::new(vid.get()).unwrap())))
+                })
+            })
+            .collect()
+    }
+
+    fn from_port(&self, port: &Id, frame: &Frame) -> Fate {
+        let mut fate = Fate::default();
+        if frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10 {
+            return fate;
+        }
+        let stripped = Frame { tags: Vec::new(), ..frame.clone() };
+        let tag = match frame.tags.as_slice() {
+            [] => None,
+            [(VlanTpid::Dot1Q, vid)] => (vid.get() != 0).then_some((VlanTpid::Dot1Q, *vid)),
+            _ => return fate,
+        };
+        let found = self
+            .working()
+            .into_iter()
+            .find(|network| self.attached(network).contains(&(port, tag)));
+        let Some(network) = found else { return fate };
+        if !self.owns(port, frame.src) {
+            return fate;
+        }
+        let unknown_out =
+            self.intent.networks[network].spec.unknown_unicast == UnknownUnicast::Uplink;
+        let group = frame.dst.0[0] & 1 == 1;
+        let mut known = self.owns(port, frame.dst);
+        for (other, tag) in self.attached(network).into_iter().filter(|(id, _)| *id != port) {
+            let owns = self.owns(other, frame.dst);
+            if group || owns {
+                fate.copies.insert((self.ifindex(other), copy(&stripped, tag)));
+            }
+            known |= owns;
+        }
+        if let Some(tag) = self.uplink_tag(network)
+            && (group || !known && unknown_out)
+        {
+            fate.copies.insert((UPLINK, copy(&stripped, tag)));
+        }
+        fate
+    }
+
+    fn from_uplink(&self, frame: &Frame) -> Fate {
+        let to_host = || Fate { to_host: Some(frame.clone()), ..Fate::default() };
+        let working = self.working();
+        let on_uplink =
+            |tag: Tag| working.iter().copied().find(|n| self.uplink_tag(n) == Some(tag));
+        let shared = self.uplink_use == UplinkUse::Shared;
+        let any = working.iter().any(|network| self.uplink_tag(network).is_some());
+        if shared && any && frame.dst.0 == UPLINK_MAC {
+            return to_host();
+        }
+        let owned = frame.tags.first().and_then(|tag| on_uplink(Some(*tag)));
+        let (network, stripped) = match (owned, frame.tags.as_slice()) {
+            (Some(network), [_, inner @ ..]) => {
+                (network, Frame { tags: inner.to_vec(), ..frame.clone() })
+            }
+            (_, []) => match on_uplink(None) {
+                Some(network) => (network, frame.clone()),
+                None => return to_host(),
+            },
+            (_, [(VlanTpid::Dot1Q, vid)]) if vid.get() == 0 => match on_uplink(None) {
+                Some(network) => (network, Frame { tags: Vec::new(), ..frame.clone() }),
+                None => return to_host(),
+            },
+            _ => return to_host(),
+        };
+        let mut fate = Fate::default();
+        let group = frame.dst.0[0] & 1 == 1;
+        let mut known = false;
+        for (port, tag) in self.attached(network) {
+            let owns = self.owns(port, frame.dst);
+            if group || owns {
+                fate.copies.insert((self.ifindex(port), copy(&stripped, tag)));
+            }
+            known |= owns;
+        }
+        if shared && self.uplink_tag(network) == Some(None) && (group || !known) {
+            fate.to_host = Some(stripped);
+        }
+        fate
+    }
+}
+
+/// Holds every frame's walk through the program against the reference. A frame's first part says
+/// where it comes from: 0 for the uplink, else a port.
+fn compare(
+    intent: &Intent,
+    ports: usize,
+    uplink_use: UplinkUse,
+    frames: &[(usize, Frame)],
+) -> Result<(), TestCaseError> {
+    let world = world(ports);
+    let policies = BTreeMap::from([(adapter_id(), uplink_use)]);
+    let plan = plan(&world, intent, &Claims::default(), &policies);
+    let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
+    let reference = Reference { intent, plan: &plan, uplink_use };
+    for (from, frame) in frames {
+        let (ifindex, expected) = match from {
+            0 => (UPLINK, reference.from_uplink(frame)),
+            _ => {
+                let number = (from - 1) % ports;
+                let port = id(format!("port{number}"));
+                (number as u32 + 1, reference.from_port(&port, frame))
+            }
+        };
+        let hook = Hook::ingress(Ifindex::new(ifindex).unwrap());
+        let walked = walk(&program.rules, hook, frame);
+        let seen = Fate {
+            copies: walked.deliveries.iter().map(|(i, f)| (i.get(), f.clone())).collect(),
+            to_host: walked.to_host.clone(),
+        };
+        prop_assert_eq!(&seen, &expected, "from {} {:?}\n{:#?}", ifindex, frame, walked.trace);
+        prop_assert_eq!(walked.deliveries.len(), seen.copies.len(), "delivered twice");
+    }
+    Ok(())
+}
+
+fn uplink_uses() -> impl Strategy<Value = UplinkUse> {
+    prop_oneof![Just(UplinkUse::Shared), Just(UplinkUse::Exclusive)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_walk_through_the_program_delivers_what_a_switch_delivers(
+        networks in prop::collection::vec(networks(), 4),
+        ports in ports(4, 7),
+        uplink_use in uplink_uses(),
+        frames in prop::collection::vec((0usize..8, frames()), 60),
+    ) {
+        let count = ports.len();
+        compare(&intent(networks, ports), count, uplink_use, &frames)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+
+    #[test]
+    fn floods_reach_everybody_over_as_many_rules_as_they_take(
+        kind in kinds(),
+        tags in prop::collection::vec(prop::option::weighted(0.3, 1u16..4), 31..120),
+        uplink_use in uplink_uses(),
+        frames in prop::collection::vec((0usize..120, frames()), 20),
+    ) {
+        let count = tags.len();
+        let ports = tags
+            .into_iter()
+            .enumerate()
+            .map(|(n, tag)| (vec![(0, tag)], vec![n as u8 + 1], true))
+            .collect();
+        let networks = vec![network(kind, UnknownUnicast::Uplink)];
+        compare(&intent(networks, ports), count, uplink_use, &frames)?;
+    }
+}
+
+#[test]
+fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_installed() {
+    let isolated = network(NetworkKind::Isolated, UnknownUnicast::Drop);
+    let mut intent = intent(vec![isolated], Vec::new());
+    for n in 0..520u32 {
+        let [_, _, hi, lo] = n.to_be_bytes();
+        let attachment = Attachment { network: id("net0".into()), tag: None };
+        intent.apply(port(n as usize, vec![attachment], vec![MacAddr([2, 0, 0, 1, hi, lo])], true));
+    }
+    let plan = plan(&world(520), &intent, &Claims::default(), &BTreeMap::new());
+    let refused = plan.ports.values().filter(|port| !port.unmet.is_empty()).count();
+    assert_eq!(refused, 520 - 481, "sixteen rules of thirty receivers, and the sender");
+    assert!(plan.ports[&id("port519".into())].unmet[0].message.contains("second network"));
+    assert!(plan.ports[&id("port0".into())].unmet.is_empty());
+}
