@@ -149,12 +149,21 @@ pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let (detail, remedy) = split_remedy(message.strip_suffix(&place).unwrap_or(&message));
         match path.as_str() {
             "." if detail.starts_with("invalid type") => malformed(format!("the body: {detail}")),
-            "." => InvalidField { field: "spec".to_owned(), detail, remedy }.into(),
-            _ => InvalidField { field: path, detail, remedy }.into(),
+            _ => InvalidField { field: field(path, &detail), detail, remedy }.into(),
         }
     })?;
     deserializer.end().map_err(|error| malformed(format!("after the JSON object: {error}")))?;
     Ok(value)
+}
+
+/// The field that a message of serde's is about, where serde names what contains it.
+fn field(path: String, detail: &str) -> String {
+    let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
+    match (path.as_str(), missing) {
+        (".", Some(missing)) => missing.to_owned(),
+        (path, Some(missing)) => format!("{path}.{missing}"),
+        (_, None) => path,
+    }
 }
 
 /// Splits serde's messages and those of [`crate::types`] into what is wrong and what is right.
@@ -198,7 +207,7 @@ mod tests {
                 "unknown field `colour`",
                 "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`",
             ),
-            (of_network(r#"{"spec": {}}"#), "spec", "missing field `kind`", "add it"),
+            (of_network(r#"{"spec": {}}"#), "spec.kind", "missing field `kind`", "add it"),
             (of_network("{}"), "spec", "missing field `spec`", "add it"),
             (
                 of_network(r#"{"spec": {"kind": "flat", "kind": "flat"}}"#),

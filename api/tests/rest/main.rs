@@ -1,7 +1,11 @@
-//! The REST API over a daemon in memory: routes, document, listeners, client.
+//! The REST API over a daemon in memory: routes, document, listeners, client,
+//! eswitchctl.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by its panic")]
 
 mod any_json;
 mod ask;
+mod ctl;
 mod document;
 mod double;
 mod routes;

@@ -315,7 +315,8 @@ async fn a_body_of_one_mebibyte_is_read_and_a_larger_one_is_not() {
 
 #[tokio::test]
 async fn each_error_of_the_daemon_has_its_status() {
-    let cases: [(fn() -> ApiError, u16, &str); 8] = [
+    type Case = (fn() -> ApiError, u16, &'static str);
+    let cases: [Case; 8] = [
         (
             || ApiError::NotFound { kind: ResourceKind::Port, id: "a".parse().unwrap() },
             404,

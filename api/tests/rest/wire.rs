@@ -29,8 +29,8 @@ use tokio::{
 use crate::double::{Double, Trouble};
 
 /// A daemon that listens in a folder of its own.
-struct Running {
-    folder: TempDir,
+pub(crate) struct Running {
+    pub(crate) folder: TempDir,
     tcp: Vec<std::net::SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -52,16 +52,21 @@ impl Running {
         Self { folder, tcp, stop: Some(stop), task }
     }
 
-    async fn usual(double: Arc<Double>) -> Self {
+    pub(crate) async fn usual(double: Arc<Double>) -> Self {
         Self::new(double, ConnectionLimits::default()).await
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("api.sock")
     }
 
     fn client(&self) -> Client {
         Client::new(Server::Unix(self.socket()))
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        within(5, &mut self.task).await.unwrap();
     }
 
     async fn connect(&self) -> UnixStream {
@@ -272,8 +277,7 @@ async fn the_socket_has_its_mode_and_goes_with_the_daemon() {
     let mut daemon = Running::usual(Double::with(|_| {})).await;
     let mode = std::fs::metadata(daemon.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o660);
-    daemon.stop.take().unwrap().send(()).unwrap();
-    within(5, &mut daemon.task).await.unwrap();
+    daemon.stop().await;
     assert!(!daemon.socket().exists());
 }
 
@@ -301,8 +305,7 @@ async fn a_daemon_removes_no_socket_but_its_own() {
     let mut daemon = Running::usual(Double::with(|_| {})).await;
     std::fs::remove_file(daemon.socket()).unwrap();
     let _other = std::os::unix::net::UnixListener::bind(daemon.socket()).unwrap();
-    daemon.stop.take().unwrap().send(()).unwrap();
-    within(5, &mut daemon.task).await.unwrap();
+    daemon.stop().await;
     assert!(daemon.socket().exists());
 }
 

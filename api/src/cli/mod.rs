@@ -1,0 +1,346 @@
+//! eswitchctl: the API for people on a command line.
+//!
+//! In: arguments, documents, and a daemon to ask. Out: text on the writers that are handed over,
+//! and an exit status. What the daemon says reaches a terminal without control characters.
+
+mod apply;
+mod get;
+mod status;
+mod table;
+
+use std::{
+    io::{self, Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+
+use crate::{
+    DEFAULT_SOCKET,
+    client::{Client, ClientError, Server},
+    error::{Problem, ResourceKind},
+    server::FlowFilter,
+    types::Id,
+};
+use table::printable;
+
+const EXAMPLES: &str = "\
+Examples:
+  eswitchctl status
+  eswitchctl get ports -o wide
+  eswitchctl get network blue -o json
+  eswitchctl get flows --port web-1 -o wide
+  eswitchctl apply -f networks.json
+  echo '{\"kind\": \"network\", \"id\": \"blue\", \"spec\": {\"kind\": {\"vlan\": {\"vid\": 100}}}}' |
+      eswitchctl apply -f -
+  eswitchctl delete port web-1
+
+Exit status:
+  0  done
+  1  the daemon refused: what it says tells what would be right
+  2  wrong arguments, or a file that is not what it should be
+  3  no daemon answers
+  4  the daemon failed
+  5  status: the daemon is not ready, or something is degraded";
+
+/// Shows and changes what eswitchd does.
+#[derive(Debug, Parser)]
+#[command(name = "eswitchctl", version, about, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Where the daemon listens: a Unix socket's path, or http://127.0.0.1:PORT
+    #[arg(
+        long,
+        global = true,
+        env = "ESWITCHD_API",
+        default_value = DEFAULT_SOCKET,
+        value_name = "SOCKET"
+    )]
+    server: Server,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show resources, all of a kind or one
+    #[command(after_help = "Examples:
+  eswitchctl get ports -o wide
+  eswitchctl get network blue -o json
+  eswitchctl get flows --port web-1 -o wide")]
+    Get {
+        /// What to show
+        kind: Kind,
+        /// Only this one
+        id: Option<Id>,
+        /// How to show it
+        #[arg(short, long, default_value = "table")]
+        output: Output,
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Create or change networks, ports and guests
+    #[command(
+        after_help = "A document is {\"kind\": \"network\", \"id\": \"blue\", \"spec\": {…}} with \
+                            kind network, port or guest. A file holds any number of them, one after \
+                            another or in arrays. All are checked before the first one is sent; one \
+                            that the daemon refuses does not keep the others back."
+    )]
+    Apply {
+        /// A file of JSON documents, - for standard input
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// Remove a network, port or guest
+    #[command(after_help = "Example:
+  eswitchctl delete port web-1")]
+    Delete {
+        /// Its kind
+        kind: DeclaredKind,
+        /// Its id
+        id: Id,
+    },
+    /// Show on one screen what there is, and what is degraded and why
+    Status,
+}
+
+/// Kinds of resources that can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// L2 segments
+    #[value(alias = "network")]
+    Networks,
+    /// Permissions of VFs to take part in networks
+    #[value(alias = "port")]
+    Ports,
+    /// VMs
+    #[value(alias = "guest")]
+    Guests,
+    /// Eswitches of the host
+    #[value(alias = "adapter")]
+    Adapters,
+    /// tc-flower rules
+    #[value(alias = "flow")]
+    Flows,
+}
+
+/// Kinds of resources that clients declare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DeclaredKind {
+    /// An L2 segment
+    #[value(alias = "networks")]
+    Network,
+    /// A permission of a VF to take part in networks
+    #[value(alias = "ports")]
+    Port,
+    /// A VM
+    #[value(alias = "guests")]
+    Guest,
+}
+
+impl From<DeclaredKind> for ResourceKind {
+    fn from(kind: DeclaredKind) -> Self {
+        match kind {
+            DeclaredKind::Network => Self::Network,
+            DeclaredKind::Port => Self::Port,
+            DeclaredKind::Guest => Self::Guest,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// One line each, what matters most
+    Table,
+    /// One line each, more of it
+    Wide,
+    /// Everything
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+struct Filter {
+    /// Flows: only on this adapter
+    #[arg(long, value_name = "ID")]
+    adapter: Option<Id>,
+    /// Flows: only because of this port
+    #[arg(long, value_name = "ID")]
+    port: Option<Id>,
+    /// Flows: only because of this network
+    #[arg(long, value_name = "ID")]
+    network: Option<Id>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The daemon refused.
+    Refused = 1,
+    /// Wrong arguments or documents.
+    Usage = 2,
+    /// No daemon answers.
+    Unreachable = 3,
+    /// The daemon failed.
+    Failed = 4,
+    /// `status`: something is degraded.
+    Degraded = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Why a command came to no end.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("{0}")]
+    Document(String),
+    #[error("cannot read {}: {source}", .path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot write: {0}")]
+    Write(#[from] io::Error),
+}
+
+impl CommandError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Client(error) => exit_of(error),
+            Self::Document(_) | Self::File { .. } => Exit::Usage,
+            // Whoever read our output has seen enough: `eswitchctl get flows | head`.
+            Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Self::Write(_) => Exit::Failed,
+        }
+    }
+}
+
+fn exit_of(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Broken(_) | ClientError::Timeout { .. } => {
+            Exit::Unreachable
+        }
+        ClientError::Problem(problem) if problem.status < 500 => Exit::Refused,
+        ClientError::Problem(_) | ClientError::Strange { .. } => Exit::Failed,
+    }
+}
+
+/// Carries out a command line: results go to `out`, what went wrong to `err`.
+pub async fn run(
+    arguments: Arguments,
+    input: &mut dyn Read,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    let client = Client::new(arguments.server);
+    let done = match arguments.command {
+        Command::Get { kind, id, output, filter } => {
+            get::get(&client, kind, id.as_ref(), &filter.into(), output, out)
+                .await
+                .map(|()| Exit::Done)
+        }
+        Command::Apply { file } => apply::apply(&client, &file, input, out, err).await,
+        Command::Delete { kind, id } => delete(&client, kind, &id, out).await,
+        Command::Status => status::status(&client, out).await,
+    };
+    done.unwrap_or_else(|error| {
+        let exit = error.exit();
+        // Where standard error cannot be written to, there is nobody left to tell.
+        let _ = match (&error, exit) {
+            (_, Exit::Done) => Ok(()),
+            (CommandError::Client(error), _) => complain(err, "", error),
+            (error, _) => writeln!(err, "eswitchctl: {}", printable(&error.to_string())),
+        };
+        exit
+    })
+}
+
+impl Arguments {
+    /// Reads a command line; an error is clap's, with its usage and exit status 2.
+    pub fn read<I, T>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator<Item = T>,
+        T: Into<std::ffi::OsString> + Clone,
+    {
+        let read = Self::try_parse_from(arguments)?;
+        if let Command::Get { kind, id, filter, .. } = &read.command {
+            let wrong = |text| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+            match kind {
+                Kind::Flows if id.is_some() => {
+                    return wrong("flows have no id: use --adapter, --port or --network");
+                }
+                Kind::Flows => {}
+                _ if !filter.is_empty() => {
+                    return wrong("--adapter, --port and --network are for flows only");
+                }
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        self.adapter.is_none() && self.port.is_none() && self.network.is_none()
+    }
+}
+
+impl From<Filter> for FlowFilter {
+    fn from(filter: Filter) -> Self {
+        Self { adapter: filter.adapter, port: filter.port, network: filter.network }
+    }
+}
+
+async fn delete(
+    client: &Client,
+    kind: DeclaredKind,
+    id: &Id,
+    out: &mut dyn Write,
+) -> Result<Exit, CommandError> {
+    match kind {
+        DeclaredKind::Network => client.delete_network(id).await?,
+        DeclaredKind::Port => client.delete_port(id).await?,
+        DeclaredKind::Guest => client.delete_guest(id).await?,
+    }
+    writeln!(out, "{}/{id} deleted", ResourceKind::from(kind))?;
+    Ok(Exit::Done)
+}
+
+/// Says what is wrong with `what` and, where the daemon knows, what would be right.
+fn complain(err: &mut dyn Write, what: &str, error: &ClientError) -> io::Result<()> {
+    let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
+    let ClientError::Problem(problem) = error else {
+        return writeln!(err, "eswitchctl: {what}{}", printable(&chain(error)));
+    };
+    let Problem { detail, field, remedy, blockers, .. } = &**problem;
+    let field = field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default();
+    writeln!(err, "eswitchctl: {what}{}{}", printable(&field), printable(detail))?;
+    if !blockers.is_empty() {
+        writeln!(err, "  in the way: {}", printable(&blockers.join(", ")))?;
+    }
+    match remedy {
+        Some(remedy) => writeln!(err, "  remedy: {}", printable(remedy)),
+        None => Ok(()),
+    }
+}
+
+/// An error and what it comes from.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,511 @@
+//! eswitchctl: what it reads, what it prints, how it ends.
+
+use std::sync::Arc;
+
+use clap::error::ErrorKind;
+use eswitchd_api::{
+    cli::{Arguments, Exit, run},
+    error::ApiError,
+    resources::*,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    double::{Double, State, Trouble},
+    wire::Running,
+};
+
+/// What a run printed, and how it ended.
+#[derive(Debug, PartialEq)]
+struct Ran {
+    exit: Exit,
+    out: String,
+    err: String,
+}
+
+/// Runs a command line against a daemon.
+async fn ctl(daemon: &Running, line: &str, input: &str) -> Ran {
+    let server = daemon.socket();
+    let words = ["eswitchctl", "--server", server.to_str().unwrap()];
+    let arguments = Arguments::read(words.into_iter().chain(line.split_whitespace())).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = run(arguments, &mut input.as_bytes(), &mut out, &mut err).await;
+    let text =
+        |bytes| String::from_utf8(bytes).unwrap().replace(server.to_str().unwrap(), "SOCKET");
+    Ran { exit, out: text(out), err: text(err) }
+}
+
+fn from<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn condition(r#type: &str, status: &str, reason: &str, message: &str) -> Value {
+    json!({"type": r#type, "status": status, "reason": reason, "message": message,
+           "last_transition": "2026-11-22T15:04:05Z"})
+}
+
+/// A host with a NIC and a software adapter; all is well but a flow of `web-2`.
+fn host(state: &mut State) {
+    let networks: [Network; 2] = [
+        from(json!({
+            "id": "blue", "revision": 1,
+            "spec": {"kind": {"vlan": {"vid": 100}}, "reserved_macs": ["02:00:5e:00:00:01"]},
+            "status": {"ports": ["web-1", "web-2"], "conditions": []},
+        })),
+        from(json!({
+            "id": "red", "revision": 2,
+            "spec": {"kind": {"vlan": {"vid": 7, "proto": "802.1ad"}}, "adapter": "soft-lab",
+                     "unknown_unicast": "drop"},
+            "status": {"ports": ["web-1"], "conditions": []},
+        })),
+    ];
+    let ports: [Port; 2] = [
+        from(json!({
+            "id": "web-1", "revision": 3,
+            "spec": {"function": {"guest_vf": {"guest": "vm1", "device": "vf0"}},
+                     "attachments": [{"network": "blue"}, {"network": "red", "tag": 20}]},
+            "status": {
+                "conditions": [condition("Bound", "True", "Backed", ""),
+                               condition("Offloaded", "False", "Software", "no hardware")],
+                "adapter": "soft-lab", "representor": {"name": "tap0", "ifindex": 14},
+                "macs": ["02:aa:bb:cc:00:01"], "events_programmed": 3,
+                "event_to_programmed_us": 1740,
+                "flows": {"in_hw": 0, "not_in_hw": 12, "refused": 0, "pending": 0},
+            },
+        })),
+        from(json!({
+            "id": "web-2", "revision": 4,
+            "spec": {"function": {"vf": {"adapter": "pci-0000:03:00.0", "index": 1}},
+                     "attachments": [{"network": "blue"}]},
+            "status": {
+                "conditions": [
+                    condition("Programmed", "False", "KernelRefused", "EOPNOTSUPP: no\u{1b}[2J"),
+                    condition("Offloaded", "Partial", "SomeInSoftware", "9 of 10"),
+                    condition("Conflict", "False", "NoConflict", ""),
+                ],
+                "adapter": "pci-0000:03:00.0", "vf": 1, "macs": [], "events_programmed": 0,
+                "flows": {"in_hw": 9, "not_in_hw": 0, "refused": 1, "pending": 0},
+            },
+        })),
+    ];
+    let guest: Guest = from(json!({
+        "id": "vm1", "revision": 0, "spec": {},
+        "status": {
+            "conditions": [condition("Connected", "True", "Greeted", "")],
+            "pid": 4711, "qemu": "11.1.3", "run_state": "running",
+            "functions": [
+                {"device": "vf0", "pf": "pf0", "enabled": true, "promiscuous": false,
+                 "filter_known": true},
+                {"device": "vf1", "pf": "pf0", "enabled": false, "promiscuous": true,
+                 "filter_known": false},
+            ],
+        },
+    }));
+    state.networks = networks.into_iter().map(|network| (network.id.clone(), network)).collect();
+    state.ports = ports.into_iter().map(|port| (port.id.clone(), port)).collect();
+    state.guests = [(guest.id.clone(), guest)].into();
+    state.adapters = vec![
+        from(json!({
+            "id": "pci-0000:03:00.0", "handle": "pci/0000:03:00.0", "driver": "mlx5_core",
+            "mode": "switchdev", "switch_id": "1a2b", "foreign_filters": 2,
+            "uplink": {"name": "enp3s0f0np0", "ifindex": 4}, "vfs": [{"index": 0}, {"index": 1}],
+            "flows": {"in_hw": 9, "not_in_hw": 0, "refused": 1, "pending": 0},
+            "conditions": [],
+        })),
+        from(json!({
+            "id": "soft-lab", "handle": "soft-lab", "mode": "software", "foreign_filters": 0,
+            "vfs": [{"representor": {"name": "tap0", "ifindex": 14}}],
+            "flows": {"in_hw": 0, "not_in_hw": 12, "refused": 0, "pending": 0},
+            "conditions": [condition("Offloaded", "False", "Software", "")],
+        })),
+    ];
+    state.flows = vec![
+        from(json!({
+            "adapter": "soft-lab", "netdev": "tap0", "purpose": "flood", "port": "web-1",
+            "network": "blue", "state": "not_in_hw",
+            "tc": "ingress chain 1 prio 2 protocol all flower action mirred egress mirror dev t1",
+        })),
+        from(json!({
+            "adapter": "pci-0000:03:00.0", "netdev": "rep1", "purpose": "default drop",
+            "port": "web-2", "state": "refused", "reason": "no room",
+            "tc": "ingress prio 9 flower action drop",
+        })),
+    ];
+}
+
+async fn full() -> Running {
+    Running::usual(Double::with(host)).await
+}
+
+// ---------------------------------------------------------------- arguments
+
+#[test]
+fn command_lines_that_make_no_sense_are_refused_with_usage() {
+    for (line, kind) in [
+        ("", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+        ("get", ErrorKind::MissingRequiredArgument),
+        ("get switches", ErrorKind::InvalidValue),
+        ("get ports a/b", ErrorKind::ValueValidation),
+        ("get ports -o yaml", ErrorKind::InvalidValue),
+        ("get flows web-1", ErrorKind::ArgumentConflict),
+        ("get ports --port web-1", ErrorKind::ArgumentConflict),
+        ("apply", ErrorKind::MissingRequiredArgument),
+        ("delete adapter x", ErrorKind::InvalidValue),
+        ("delete port", ErrorKind::MissingRequiredArgument),
+        ("--server example:80 status", ErrorKind::ValueValidation),
+        ("status --verbose", ErrorKind::UnknownArgument),
+    ] {
+        let words = std::iter::once("eswitchctl").chain(line.split_whitespace());
+        let error = Arguments::read(words).unwrap_err();
+        assert_eq!(error.kind(), kind, "{line}");
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn kinds_are_understood_in_singular_and_plural_and_the_server_anywhere() {
+    for line in [
+        "get network",
+        "get networks",
+        "get port web-1",
+        "get guest",
+        "get adapter",
+        "get flow --adapter a --network b",
+        "delete networks blue",
+        "delete port web-1",
+        "status --server http://127.0.0.1:80",
+        "--server unix:/run/x.sock get ports -owide",
+        "apply -f -",
+    ] {
+        let words = std::iter::once("eswitchctl").chain(line.split_whitespace());
+        assert!(Arguments::read(words).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn help_has_examples_and_exit_statuses() {
+    let help = Arguments::read(["eswitchctl", "--help"]).unwrap_err().to_string();
+    for text in
+        ["Examples:", "eswitchctl apply -f -", "Exit status:", "ESWITCHD_API", "/run/eswitchd"]
+    {
+        assert!(help.contains(text), "{text}: {help}");
+    }
+}
+
+// ---------------------------------------------------------------- get
+
+#[tokio::test]
+async fn tables_say_what_matters() {
+    let daemon = full().await;
+    for (line, expected) in [
+        (
+            "get networks",
+            "\
+ID    KIND            ADAPTER   PORTS  STATE
+blue  vlan 100        any       2      ok
+red   vlan 7 802.1ad  soft-lab  1      ok
+",
+        ),
+        (
+            "get network blue -o wide",
+            "\
+ID    KIND      ADAPTER  PORTS  UNKNOWN UNICAST  RESERVED           REVISION  STATE
+blue  vlan 100  any      2      uplink           02:00:5e:00:00:01  1         ok
+",
+        ),
+        (
+            "get ports",
+            "\
+ID     FUNCTION            NETWORKS     MACS               FLOWS  IN HW  STATE
+web-1  vm1/vf0             blue,red@20  02:aa:bb:cc:00:01  12     0      ok
+web-2  pci-0000:03:00.0/1  blue         -                  10     9      Programmed False (KernelRefused) +1
+",
+        ),
+        (
+            "get port web-1 -o wide",
+            "\
+ID     FUNCTION  NETWORKS     MACS               FLOWS  IN HW  ADAPTER   VF  REPRESENTOR  EVENT TO FLOW  REVISION  STATE
+web-1  vm1/vf0   blue,red@20  02:aa:bb:cc:00:01  12     0      soft-lab  -   tap0#14      1.740 ms       3         ok
+",
+        ),
+        (
+            "get guests",
+            "\
+ID   RUN STATE  QEMU    ENABLED  STATE
+vm1  running    11.1.3  1/2      ok
+",
+        ),
+        (
+            "get guest vm1 -o wide",
+            "\
+ID   RUN STATE  QEMU    ENABLED  PID   QMP  REVISION  STATE
+vm1  running    11.1.3  1/2      4711  -    0         ok
+",
+        ),
+        (
+            "get adapters",
+            "\
+ID                MODE       UPLINK       VFS  FLOWS  IN HW  STATE
+pci-0000:03:00.0  switchdev  enp3s0f0np0  2    10     9      ok
+soft-lab          software   -            1    12     0      ok
+",
+        ),
+        (
+            "get flows",
+            "\
+NETDEV  STATE      PORT   NETWORK  PURPOSE
+tap0    not in hw  web-1  blue     flood
+rep1    refused    web-2  -        default drop
+",
+        ),
+        (
+            "get flows --port web-2 -o wide",
+            "\
+ADAPTER           NETDEV  STATE    PORT   NETWORK  PURPOSE       REASON   TC
+pci-0000:03:00.0  rep1    refused  web-2  -        default drop  no room  ingress prio 9 flower action drop
+",
+        ),
+    ] {
+        let ran = ctl(&daemon, line, "").await;
+        assert_eq!(ran.out, expected, "{line}: {ran:?}");
+        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, ""));
+    }
+}
+
+#[tokio::test]
+async fn json_is_what_the_daemon_says() {
+    let daemon = full().await;
+    let all: List<Port> =
+        serde_json::from_str(&ctl(&daemon, "get ports -o json", "").await.out).unwrap();
+    assert_eq!(all.items.len(), 2);
+    let one: Port =
+        serde_json::from_str(&ctl(&daemon, "get port web-1 -o json", "").await.out).unwrap();
+    assert_eq!(all.items[0], one);
+}
+
+// ---------------------------------------------------------------- status
+
+#[tokio::test]
+async fn status_says_what_is_degraded_and_why_without_control_characters() {
+    let ran = ctl(&full().await, "status", "").await;
+    let expected = "\
+eswitchd at unix:SOCKET: ready
+
+adapters: 2
+  ID                MODE       UPLINK       VFS  FLOWS  IN HW  STATE
+  pci-0000:03:00.0  switchdev  enp3s0f0np0  2    10     9      ok
+  soft-lab          software   -            1    12     0      ok
+
+guests: 1
+  ID   RUN STATE  QEMU    ENABLED  STATE
+  vm1  running    11.1.3  1/2      ok
+
+ports: 2
+  ID     FUNCTION            NETWORKS     MACS               FLOWS  IN HW  STATE
+  web-1  vm1/vf0             blue,red@20  02:aa:bb:cc:00:01  12     0      ok
+  web-2  pci-0000:03:00.0/1  blue         -                  10     9      Programmed False (KernelRefused) +1
+
+degraded: 2
+  WHAT        CONDITION          SINCE                 WHY
+  port/web-2  Programmed False   2026-11-22T15:04:05Z  KernelRefused: EOPNOTSUPP: no\\u{1b}[2J
+  port/web-2  Offloaded Partial  2026-11-22T15:04:05Z  SomeInSoftware: 9 of 10
+";
+    assert_eq!(ran, Ran { exit: Exit::Degraded, out: expected.to_owned(), err: String::new() });
+}
+
+#[tokio::test]
+async fn status_of_a_daemon_with_nothing_to_do_is_short() {
+    let daemon = Running::usual(Double::with(|_| {})).await;
+    let expected = "\
+eswitchd at unix:SOCKET: ready
+
+adapters: 0
+
+guests: 0
+
+ports: 0
+
+nothing is degraded
+";
+    let ran = ctl(&daemon, "status", "").await;
+    assert_eq!(ran, Ran { exit: Exit::Done, out: expected.to_owned(), err: String::new() });
+}
+
+#[tokio::test]
+async fn status_of_a_daemon_that_is_not_ready_says_so() {
+    let daemon = Running::usual(Double::with(|state| {
+        state.not_ready = vec!["adapter soft-lab: uplink is missing".into()];
+    }))
+    .await;
+    let ran = ctl(&daemon, "status", "").await;
+    assert_eq!(ran.exit, Exit::Degraded);
+    assert!(ran.out.starts_with(
+        "eswitchd at unix:SOCKET: NOT READY\n  adapter soft-lab: uplink is missing\n"
+    ));
+}
+
+#[tokio::test]
+async fn status_of_a_large_host_still_is_one_screen() {
+    let daemon = Running::usual(Double::with(|state| {
+        host(state);
+        let port = state.ports["web-2"].clone();
+        state.ports = (0..1000)
+            .map(|n| format!("p{n:04}").parse().unwrap())
+            .map(|id: eswitchd_api::types::Id| (id.clone(), Port { id, ..port.clone() }))
+            .collect();
+    }))
+    .await;
+    let ran = ctl(&daemon, "status", "").await;
+    assert!(ran.out.contains("ports: 1000\n") && ran.out.contains("… and 985 more"));
+    assert!(ran.out.contains("degraded: 2000\n"));
+    assert!(ran.out.lines().count() < 60, "{}", ran.out);
+}
+
+// ---------------------------------------------------------------- apply and delete
+
+const BLUE: &str = r#"{"kind": "network", "id": "blue", "spec": {"kind": "flat"}}"#;
+const WEB: &str = r#"{"kind": "port", "id": "web", "spec": {
+    "function": {"vf": {"adapter": "a", "index": 0}}, "attachments": [{"network": "blue"}]}}"#;
+const VM: &str = r#"{"kind": "guest", "id": "vm1", "spec": {}}"#;
+
+async fn empty() -> (Arc<Double>, Running) {
+    let double = Double::with(|_| {});
+    (Arc::clone(&double), Running::usual(double).await)
+}
+
+#[tokio::test]
+async fn apply_takes_one_document_several_or_arrays_of_them() {
+    let (_, daemon) = empty().await;
+    for (input, out) in [
+        (BLUE.to_owned(), "network/blue created\n"),
+        (
+            format!("{BLUE}\n{VM} [{WEB}]"),
+            "network/blue unchanged\nguest/vm1 created\nport/web created\n",
+        ),
+        (BLUE.replace("flat", "isolated"), "network/blue updated\n"),
+    ] {
+        let ran = ctl(&daemon, "apply -f -", &input).await;
+        assert_eq!(ran, Ran { exit: Exit::Done, out: out.to_owned(), err: String::new() });
+    }
+}
+
+#[tokio::test]
+async fn apply_reads_files() {
+    let (_, daemon) = empty().await;
+    let file = daemon.folder.path().join("blue.json");
+    std::fs::write(&file, BLUE).unwrap();
+    let ran = ctl(&daemon, &format!("apply -f {}", file.display()), "").await;
+    assert_eq!(ran.out, "network/blue created\n");
+    let ran = ctl(&daemon, &format!("apply -f {}.none", file.display()), "").await;
+    assert_eq!(ran.exit, Exit::Usage);
+    assert!(ran.err.contains("blue.json.none"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn apply_sends_nothing_where_any_document_is_wrong() {
+    let (double, daemon) = empty().await;
+    for (wrong, says) in [
+        ("", "there is no document"),
+        ("kind: network", "not JSON"),
+        ("{", "not JSON"),
+        ("5", "document 1"),
+        (r#"{"kind": "switch", "id": "a", "spec": {}}"#, "kind: unknown variant `switch`"),
+        (r#"{"kind": "guest", "spec": {}}"#, "id: missing field `id`"),
+        (r#"{"kind": "guest", "id": "a", "spec": {}, "status": {}}"#, "status: unknown field"),
+        (
+            r#"{"kind": "network", "id": "a", "spec": {"kind": {"vlan": {"vid": 5000}}}}"#,
+            "spec.kind.vlan.vid: 5000 is not a VLAN id; use 1 to 4094",
+        ),
+        (
+            r#"{"kind": "guest", "id": "a", "spec": {"qmp": "x"}}"#,
+            "spec.qmp: `x` is not an absolute",
+        ),
+    ] {
+        let input = if wrong.is_empty() { String::new() } else { format!("{wrong} {BLUE}") };
+        let ran = ctl(&daemon, "apply -f -", &input).await;
+        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Usage, ""), "{wrong}");
+        assert!(ran.err.contains(says), "{}", ran.err);
+    }
+    assert!(double.change(|state| state.networks.is_empty()));
+}
+
+#[tokio::test]
+async fn apply_goes_on_after_a_refusal_and_remembers_it() {
+    let (double, daemon) = empty().await;
+    double.change(|state| {
+        state.trouble = Some(Trouble::Error(|| ApiError::Conflict {
+            detail: "VF 0 has a port".into(),
+            blockers: vec![],
+            remedy: "delete that port first".into(),
+        }));
+    });
+    let ran = ctl(&daemon, "apply -f -", &format!("{WEB} {BLUE}")).await;
+    let refused = |what: &str| {
+        format!("eswitchctl: {what}: VF 0 has a port\n  remedy: delete that port first\n")
+    };
+    assert_eq!(ran.err, refused("port/web") + &refused("network/blue"));
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Refused, ""));
+}
+
+#[tokio::test]
+async fn delete_says_what_stands_in_the_way() {
+    let (_, daemon) = empty().await;
+    ctl(&daemon, "apply -f -", &format!("{BLUE} {WEB}")).await;
+    let ran = ctl(&daemon, "delete network blue", "").await;
+    assert_eq!(
+        ran.err,
+        "eswitchctl: network `blue` has 1 ports\n  in the way: ports/web\n  \
+         remedy: detach or delete these ports first\n"
+    );
+    assert_eq!(ran.exit, Exit::Refused);
+    for line in ["delete port web", "delete network blue"] {
+        let ran = ctl(&daemon, line, "").await;
+        assert_eq!(ran.exit, Exit::Done);
+        assert!(ran.out.ends_with(" deleted\n"));
+    }
+}
+
+// ---------------------------------------------------------------- how it ends
+
+/// Runs the program itself.
+async fn program(daemon: &Running, words: &[&str]) -> std::process::Output {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_eswitchctl"))
+        .env("ESWITCHD_API", daemon.socket())
+        .args(words)
+        .output()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_program_ends_with_the_status_that_its_help_promises() {
+    let (double, mut daemon) = empty().await;
+    let status =
+        async |daemon: &Running, words: &[&str]| program(daemon, words).await.status.code();
+    assert_eq!(status(&daemon, &["status"]).await, Some(0));
+    assert_eq!(status(&daemon, &["get", "port", "none"]).await, Some(1));
+    assert_eq!(status(&daemon, &["get", "switches"]).await, Some(2));
+    double.change(|state| state.trouble = Some(Trouble::Error(|| ApiError::Store("disk".into()))));
+    assert_eq!(status(&daemon, &["get", "ports"]).await, Some(4));
+    double.change(|state| {
+        state.trouble = None;
+        host(state);
+    });
+    assert_eq!(status(&daemon, &["status"]).await, Some(5));
+    daemon.stop().await;
+    let gone = program(&daemon, &["status"]).await;
+    assert_eq!(gone.status.code(), Some(3));
+    let err = String::from_utf8(gone.stderr).unwrap();
+    assert!(err.starts_with("eswitchctl: cannot reach eswitchd at unix:/"), "{err}");
+}
+
+#[tokio::test]
+async fn the_program_prints_to_a_pipe() {
+    let ran = program(&full().await, &["get", "guests"]).await;
+    let out = String::from_utf8(ran.stdout).unwrap();
+    assert_eq!(
+        out,
+        "ID   RUN STATE  QEMU    ENABLED  STATE\nvm1  running    11.1.3  1/2      ok\n"
+    );
+    assert!(ran.stderr.is_empty());
+}
