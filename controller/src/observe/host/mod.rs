@@ -8,14 +8,7 @@ mod link;
 mod pattern;
 mod view;
 
-use std::{
-    collections::BTreeMap,
-    future::pending,
-    io,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::pending, io, path::Path, sync::Arc, time::Duration};
 
 use api::types::Id;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
