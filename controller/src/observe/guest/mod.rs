@@ -16,6 +16,11 @@ mod qmp;
 mod replies;
 mod task;
 
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     future, io,
@@ -35,7 +40,7 @@ use self::{
     folder::{Folder, SocketFile},
     outbox::Outbox,
     pace::Limits,
-    task::{GuestTask, Target},
+    task::{GuestTask, Standing, Target},
 };
 use crate::world::{Cause, GuestView};
 
@@ -61,7 +66,8 @@ pub struct GuestUpdate {
 pub enum GuestMessage {
     /// A guest changed, or events were counted.
     Update(Box<GuestUpdate>),
-    /// Neither a socket nor the API names this guest any more, and its QEMU is gone.
+    /// Neither a socket nor the API names this guest any more. A QEMU whose socket file went is
+    /// observed until it ends; a guest that only the API named is left at once.
     Forgotten(Id),
 }
 
@@ -160,15 +166,18 @@ impl Guests {
     fn wanted(&mut self) -> BTreeMap<Id, Target> {
         let mut wanted: BTreeMap<Id, Target> = BTreeMap::new();
         for (id, SocketFile { path, incarnation }) in &self.sockets {
-            let target =
-                Target { named: true, socket: Some(path.clone()), incarnation: Some(*incarnation) };
+            let target = Target {
+                standing: Standing::Named,
+                socket: Some(path.clone()),
+                incarnation: Some(*incarnation),
+            };
             wanted.insert(id.clone(), target);
         }
         for (id, socket) in self.named.borrow_and_update().iter() {
             let in_folder = || Some(self.qmp_dir.as_ref()?.join(format!("{id}.sock")));
             let socket = socket.clone().or_else(in_folder);
             if wanted.get(id).is_none_or(|target| target.socket != socket) {
-                let target = Target { named: true, socket, incarnation: None };
+                let target = Target { standing: Standing::Named, socket, incarnation: None };
                 wanted.insert(id.clone(), target);
             }
         }
@@ -194,7 +203,12 @@ impl Guests {
         for (id, sender) in &self.targets {
             let target = wanted.remove(id);
             sender.send_if_modified(|now| {
-                let target = target.unwrap_or_else(|| Target { named: false, ..now.clone() });
+                let target = target.unwrap_or_else(|| {
+                    let from_folder = now.incarnation.is_some();
+                    let standing =
+                        if from_folder { Standing::Unlinked } else { Standing::Released };
+                    Target { standing, ..now.clone() }
+                });
                 let differs = *now != target;
                 *now = target;
                 differs

@@ -31,15 +31,37 @@ use super::{
 };
 use crate::world::{Cause, Connection, GuestView};
 
+/// Whether there is to be such a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The folder or the API names it.
+    Named,
+    /// Its socket file went. A QEMU that runs on is still its QEMU.
+    Unlinked,
+    /// The API named it and does so no longer: it is to be left alone.
+    Released,
+}
+
 /// Where a guest is to be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Whether the folder or the API names the guest.
-    pub(crate) named: bool,
+    /// Whether there is to be such a guest.
+    pub(crate) standing: Standing,
     /// Its socket; absent where the API names none and there is no folder.
     pub(crate) socket: Option<PathBuf>,
     /// Which socket file it is, where that is watched.
     pub(crate) incarnation: Option<Incarnation>,
+}
+
+impl Target {
+    /// Whether a conversation over `path` is with this guest no longer.
+    fn is_elsewhere(&self, path: &Path) -> bool {
+        match self.standing {
+            Standing::Named => self.socket.as_deref() != Some(path),
+            Standing::Unlinked => false,
+            Standing::Released => true,
+        }
+    }
 }
 
 /// Why a conversation ended.
@@ -48,7 +70,7 @@ enum End {
     Closed(io::Error),
     Silent(String),
     Offence(Offence),
-    /// The guest's socket is another one now.
+    /// The guest's socket is another one now, or it is no guest any more.
     Moved,
 }
 
@@ -112,11 +134,13 @@ impl GuestTask {
                 self.gone();
             }
             let target = self.target.borrow_and_update().clone();
-            if !target.named && self.process.is_none() {
-                break;
-            }
-            let Some(path) = target.socket.clone().filter(|_| target.named) else {
-                if target.named {
+            let named = match target.standing {
+                Standing::Named => true,
+                Standing::Unlinked if self.process.is_some() => false,
+                Standing::Unlinked | Standing::Released => break,
+            };
+            let Some(path) = target.socket.clone().filter(|_| named) else {
+                if named {
                     self.connection(Connection::Interrupted {
                         reason: "no folder of QMP sockets is configured and the guest names no \
                                  socket; set its spec.qmp"
@@ -229,7 +253,7 @@ impl GuestTask {
                 Wake::Time | Wake::Process => return,
                 Wake::Target => {
                     let target = self.target.borrow();
-                    if !target.named || target.socket.as_deref() != Some(path) {
+                    if target.is_elsewhere(path) {
                         return;
                     }
                 }
@@ -424,7 +448,7 @@ impl GuestTask {
                         future::pending::<()>().await;
                     }
                     let target = self.target.borrow_and_update();
-                    if target.named && target.socket.as_deref() != Some(path) {
+                    if target.is_elsewhere(path) {
                         return End::Moved;
                     }
                 }
