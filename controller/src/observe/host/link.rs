@@ -327,3 +327,147 @@ impl Links {
         netlink::answer(what, replies).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{
+        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoVlan,
+        VfVlan, VfVlanInfo, VlanProtocol,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes of a link message with these attributes.
+    fn message(ifindex: u32, attributes: Vec<LinkAttribute>) -> Vec<u8> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.attributes = attributes;
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn vf(number: u32, settings: Vec<VfInfo>) -> LinkVfInfo {
+        let mac = VfInfo::Mac(VfInfoMac::new(number, &[2, 0xaa, 0, 0, 0, number as u8]));
+        LinkVfInfo([vec![mac], settings].concat())
+    }
+
+    #[test]
+    fn a_netdev_has_its_index_name_address_switch_and_device() {
+        let bytes = message(
+            7,
+            vec![
+                LinkAttribute::IfName("enp3s0f0np0".into()),
+                LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]),
+                LinkAttribute::Other(netlink_packet_core::DefaultNla::new(
+                    attribute::PHYS_SWITCH_ID,
+                    vec![0x1e, 0x0f, 0xa4],
+                )),
+                LinkAttribute::ParentDevName("0000:03:00.0".into()),
+                LinkAttribute::ParentDevBusName("pci".into()),
+                LinkAttribute::Other(netlink_packet_core::DefaultNla::new(999, vec![1])),
+            ],
+        );
+        assert_eq!(
+            Link::decode(&bytes),
+            Some(Link {
+                ifindex: Ifindex::new(7).unwrap(),
+                name: "enp3s0f0np0".into(),
+                mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+                switch_id: Some("1e0fa4".into()),
+                parent: Some("pci/0000:03:00.0".parse().unwrap()),
+            })
+        );
+    }
+
+    #[test]
+    fn a_netdev_without_an_ethernet_address_has_none() {
+        for address in [vec![], vec![0; 6], vec![1; 20]] {
+            let bytes = message(
+                1,
+                vec![LinkAttribute::IfName("x".into()), LinkAttribute::Address(address)],
+            );
+            assert_eq!(Link::decode(&bytes).unwrap().mac, None);
+        }
+    }
+
+    #[test]
+    fn vf_settings_are_read_as_the_packet_crate_writes_them() {
+        let list = vec![
+            vf(
+                0,
+                vec![
+                    VfInfo::Vlan(VfInfoVlan::new(0, 200, 3)),
+                    VfInfo::VlanList(vec![VfVlan::Info(VfVlanInfo::new(
+                        0,
+                        200,
+                        3,
+                        VlanProtocol::Ieee8021Ad,
+                    ))]),
+                    VfInfo::SpoofCheck(VfInfoSpoofCheck::new(0, true)),
+                    VfInfo::LinkState(VfInfoLinkState::new(0, wire::VfLinkState::Disable)),
+                ],
+            ),
+            vf(1, vec![VfInfo::Vlan(VfInfoVlan::new(1, 5, 0))]),
+        ];
+        let bytes = message(3, vec![LinkAttribute::NumVf(2), LinkAttribute::VfInfoList(list)]);
+        let table = VfTable::decode(&bytes);
+        assert_eq!(table.count, 2);
+        assert_eq!(
+            table.settings[&0],
+            VfSettings {
+                mac: MacAddr([2, 0xaa, 0, 0, 0, 0]),
+                vlan: 200,
+                vlan_proto: VlanProto::Dot1Ad,
+                spoof_check: Some(true),
+                link_state: Some(VfLinkState::Disable),
+            }
+        );
+        assert_eq!(
+            table.settings[&1],
+            VfSettings {
+                mac: MacAddr([2, 0xaa, 0, 0, 0, 1]),
+                vlan: 5,
+                vlan_proto: VlanProto::Dot1Q,
+                spoof_check: None,
+                link_state: None,
+            }
+        );
+    }
+
+    #[test]
+    fn a_spoof_check_of_all_ones_means_that_the_driver_does_not_say() {
+        let mut info = Vec::new();
+        let mac: Vec<u8> = [4_u32.to_ne_bytes().to_vec(), vec![0; 32]].concat();
+        netlink::put(&mut info, vf_attribute::MAC, &mac);
+        let spoof_check = [4_u32.to_ne_bytes(), u32::MAX.to_ne_bytes()].concat();
+        netlink::put(&mut info, vf_attribute::SPOOFCHK, &spoof_check);
+        let (number, settings) = vf_settings(&info).unwrap();
+        assert_eq!((number, settings.spoof_check), (4, None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_without_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let _ = Link::decode(&bytes);
+            let _ = VfTable::decode(&bytes);
+            let _ = vf_settings(&bytes);
+        }
+
+        #[test]
+        fn a_message_cut_short_decodes_to_less(cut in 0_usize..200) {
+            let list = vec![vf(0, vec![VfInfo::Vlan(VfInfoVlan::new(0, 200, 3))])];
+            let bytes = message(3, vec![
+                LinkAttribute::IfName("p".into()),
+                LinkAttribute::NumVf(1),
+                LinkAttribute::VfInfoList(list),
+            ]);
+            let cut = &bytes[..cut.min(bytes.len())];
+            let _ = Link::decode(cut);
+            prop_assert!(VfTable::decode(cut).settings.len() <= 1);
+        }
+    }
+}

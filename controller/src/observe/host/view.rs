@@ -331,3 +331,223 @@ impl Adapter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use api::{
+        resources::{VfSettings, VlanProto},
+        types::MacAddr,
+    };
+
+    use super::*;
+
+    const DEVICE: &str = "pci/0000:03:00.1";
+
+    fn device() -> DevlinkName {
+        DEVICE.parse().unwrap()
+    }
+
+    fn link(ifindex: u32, name: &str) -> Link {
+        Link {
+            ifindex: Ifindex::new(ifindex).unwrap(),
+            name: name.into(),
+            mac: Some(MacAddr([2, 0, 0, 0, 0, ifindex as u8])),
+            switch_id: Some("abcd".into()),
+            parent: None,
+        }
+    }
+
+    fn port(index: u32, flavour: Flavour, ifindex: u32) -> DevlinkPort {
+        DevlinkPort {
+            device: device(),
+            index,
+            flavour: Some(flavour),
+            number: (flavour == Flavour::Physical).then_some(index),
+            pf: None,
+            vf: None,
+            controller: 0,
+            external: false,
+            ifindex: Some(ifindex),
+            netdev: None,
+        }
+    }
+
+    fn vf_port(pf: u16, vf: u16, ifindex: u32) -> DevlinkPort {
+        let index = 100 * u32::from(pf) + u32::from(vf);
+        DevlinkPort { pf: Some(pf), vf: Some(vf), ..port(index, Flavour::PciVf, ifindex) }
+    }
+
+    fn settings(vid: u16) -> VfSettings {
+        VfSettings {
+            mac: MacAddr([2, 0, 0, 0, 1, 0]),
+            vlan: vid,
+            vlan_proto: VlanProto::Dot1Q,
+            spoof_check: Some(true),
+            link_state: None,
+        }
+    }
+
+    fn nic(uplink: Option<&str>) -> Nic {
+        Nic { device: device(), uplink: uplink.map(str::to_owned) }
+    }
+
+    /// A NIC in switchdev mode with two VFs.
+    fn switchdev() -> Facts {
+        Facts {
+            links: [link(2, "p0"), link(3, "rep0"), link(4, "rep1"), link(9, "bond0")]
+                .into_iter()
+                .collect(),
+            ports: vec![port(0, Flavour::Physical, 2), vf_port(1, 0, 3), vf_port(1, 1, 4)],
+            eswitches: [(device(), Eswitch::Mode(DevlinkMode::Switchdev))].into(),
+            drivers: [(device(), "mlx5_core".to_owned())].into(),
+            vfs: BTreeMap::new(),
+        }
+    }
+
+    fn representor_names(view: &AdapterView) -> Vec<(u16, Option<&str>)> {
+        view.vfs
+            .iter()
+            .map(|(vf, view)| (*vf, view.representor.as_ref().map(|rep| rep.name.as_str())))
+            .collect()
+    }
+
+    #[test]
+    fn in_switchdev_mode_ports_say_who_is_uplink_and_whose_representor_a_netdev_is() {
+        let view = nic(None).view(&switchdev());
+        assert_eq!(view.mode, Some(EswitchMode::Switchdev));
+        assert_eq!(view.driver.as_deref(), Some("mlx5_core"));
+        assert_eq!(view.uplink.as_ref().unwrap().name, "p0");
+        assert_eq!(view.switch_id.as_deref(), Some("abcd"));
+        assert_eq!(representor_names(&view), [(0, Some("rep0")), (1, Some("rep1"))]);
+        assert!(view.problems.is_empty() && view.pf.is_none());
+    }
+
+    #[test]
+    fn vfs_of_another_hosts_controller_are_not_ours() {
+        let mut facts = switchdev();
+        facts.ports.push(DevlinkPort { controller: 1, external: true, ..vf_port(1, 0, 9) });
+        let view = nic(None).view(&facts);
+        assert_eq!(representor_names(&view), [(0, Some("rep0")), (1, Some("rep1"))]);
+    }
+
+    #[test]
+    fn where_one_device_holds_several_pfs_the_handles_function_says_which_is_meant() {
+        let mut facts = switchdev();
+        facts.ports.insert(0, vf_port(0, 0, 9));
+        let view = nic(None).view(&facts);
+        assert_eq!(representor_names(&view), [(0, Some("rep0")), (1, Some("rep1"))]);
+        assert!(view.problems[0].contains("1 VF representors"), "{:?}", view.problems);
+    }
+
+    #[test]
+    fn a_port_whose_netdev_is_not_here_leaves_its_vf_without_a_representor() {
+        let mut facts = switchdev();
+        facts.ports[2].ifindex = None;
+        let view = nic(None).view(&facts);
+        assert_eq!(representor_names(&view), [(0, Some("rep0")), (1, None)]);
+    }
+
+    #[test]
+    fn the_uplink_that_the_configuration_names_wins_and_must_be_there() {
+        let view = nic(Some("bond0")).view(&switchdev());
+        assert_eq!(view.uplink.unwrap().name, "bond0");
+        let view = nic(Some("bond7")).view(&switchdev());
+        assert_eq!(view.uplink, None);
+        assert!(view.problems[0].contains("`bond7` is not there; correct"), "{:?}", view.problems);
+    }
+
+    #[test]
+    fn of_several_physical_ports_the_lowest_is_taken_and_that_is_said() {
+        let mut facts = switchdev();
+        facts.ports.insert(0, port(1, Flavour::Physical, 9));
+        let view = nic(None).view(&facts);
+        assert_eq!(view.uplink.unwrap().name, "p0");
+        assert!(view.problems[0].contains("name another with `uplink`"), "{:?}", view.problems);
+    }
+
+    #[test]
+    fn in_legacy_mode_the_physical_ports_netdev_carries_the_vf_settings() {
+        let mut facts = switchdev();
+        facts.eswitches.insert(device(), Eswitch::Mode(DevlinkMode::Legacy));
+        let table = VfTable { count: 2, settings: [(0, settings(5)), (1, settings(0))].into() };
+        facts.vfs.insert(Ifindex::new(2).unwrap(), Ok(table));
+        let view = nic(None).view(&facts);
+        assert_eq!(view.mode, Some(EswitchMode::Legacy));
+        assert_eq!(view.pf.as_ref().unwrap().name, "p0");
+        assert_eq!(view.uplink, None);
+        assert_eq!(view.vfs[&0], VfView { representor: None, settings: Some(settings(5)) });
+        assert!(view.problems.is_empty(), "{:?}", view.problems);
+    }
+
+    #[test]
+    fn a_nic_that_devlink_does_not_know_is_legacy_on_the_devices_own_netdev() {
+        let pf = Link { parent: Some(device()), ..link(5, "ens1") };
+        for eswitch in [Eswitch::Absent, Eswitch::Fixed] {
+            let facts = Facts {
+                links: [link(4, "other"), pf.clone()].into_iter().collect(),
+                eswitches: [(device(), eswitch)].into(),
+                ..Facts::default()
+            };
+            assert_eq!(nic(None).legacy_pf(&facts), Some(&pf));
+            let view = nic(None).view(&facts);
+            assert_eq!(view.mode, Some(EswitchMode::Legacy));
+            assert_eq!(view.pf.unwrap().name, "ens1");
+        }
+    }
+
+    #[test]
+    fn vfs_that_the_kernel_does_not_tell_are_a_problem() {
+        let mut facts = switchdev();
+        facts.eswitches.insert(device(), Eswitch::Mode(DevlinkMode::Legacy));
+        let table = VfTable { count: 250, settings: [(0, settings(0))].into() };
+        facts.vfs.insert(Ifindex::new(2).unwrap(), Ok(table));
+        let view = nic(None).view(&facts);
+        assert!(view.problems[0].contains("250 VFs"), "{:?}", view.problems);
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told_in_its_own_words() {
+        let refusal = KernelRefusal {
+            errno: 1,
+            message: "not for you".into(),
+            what: "read the eswitch mode".into(),
+        };
+        let mut facts = switchdev();
+        facts.eswitches.insert(device(), Eswitch::Refused(refusal.clone()));
+        let view = nic(None).view(&facts);
+        assert_eq!((view.mode, view.pf, view.vfs.len()), (None, None, 0));
+        assert_eq!(view.problems, [refusal.to_string()]);
+    }
+
+    #[test]
+    fn absence_has_a_remedy_that_fits_its_reason() {
+        let absent = |facts: &Facts| nic(None).view(facts).problems.join("");
+        let nothing = Facts::default();
+        assert!(absent(&nothing).contains("load its driver, or correct `handle`"));
+        let bound =
+            Facts { drivers: [(device(), "vfio-pci".to_owned())].into(), ..Facts::default() };
+        assert!(absent(&bound).contains("with driver vfio-pci"));
+        assert_eq!(nic(None).view(&bound).mode, None);
+    }
+
+    #[test]
+    fn a_software_adapter_takes_its_netdevs_by_name_but_never_its_uplink() {
+        let adapter = Software {
+            handle: "soft-lab".into(),
+            uplink: Some("tap-up".into()),
+            patterns: vec!["tap*".into(), "one".into()],
+        };
+        let facts = Facts {
+            links: [link(2, "tap0"), link(3, "tap-up"), link(4, "one"), link(5, "oneself")]
+                .into_iter()
+                .collect(),
+            ..Facts::default()
+        };
+        let view = adapter.view(&facts);
+        assert_eq!(view.uplink.as_ref().unwrap().name, "tap-up");
+        let names: Vec<&str> = view.representors.keys().map(String::as_str).collect();
+        assert_eq!(names, ["one", "tap0"]);
+        assert_eq!((view.handle.as_str(), view.mode), ("soft-lab", Some(EswitchMode::Software)));
+        assert!(view.problems.is_empty());
+    }
+}
