@@ -1,1 +1,20 @@
-//! 
+//! The lab: a virtual machine whose kernel has what eswitchd programs (netdevsim, flower, devlink,
+//! vDPA, an igb PF), and real QEMU guests with emulated PFs inside it.
+//!
+//! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
+//! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],
+//! [`vm`], [`cargo`], [`native`]); tests, demo and benchmarks *inside* it use [`guest`] and [`net`].
+//! Nothing here knows anything about eswitchd itself, and nothing touches the machine's own network.
+
+pub mod cache;
+pub mod cargo;
+mod cpio;
+mod error;
+pub mod guest;
+pub mod native;
+pub mod net;
+pub mod setup;
+pub mod totals;
+pub mod vm;
+
+pub use error::{At, Error, Result};

@@ -1,3 +1,58 @@
-//! 
+//! `cargo lab`: builds the lab, runs tests in it, opens a shell in it.
+//!
+//! In: the command line. Out: output of what ran, and its exit status. Each subcommand has a file
+//! in `command/`; what they do stands in the library.
 
-fn main() {}
+mod command {
+    //! The subcommands.
+    pub(crate) mod inside;
+    pub(crate) mod setup;
+    pub(crate) mod shell;
+    pub(crate) mod test;
+}
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A virtual machine with netdevsim, flower and real QEMU guests, and what runs in it.
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Builds the lab, or what is missing of it (the other subcommands do so too).
+    Setup(command::setup::Arguments),
+    /// Runs all tests: the workspace's on this machine, the suites of tests/ in the lab.
+    Test(command::test::Arguments),
+    /// Opens a shell in the lab VM, or runs one command there.
+    Shell(command::shell::Arguments),
+    /// What runs inside the lab.
+    #[command(hide = true)]
+    Inside(command::inside::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Commands::Setup(arguments) => command::setup::run(&arguments),
+        Commands::Test(arguments) => command::test::run(&arguments),
+        Commands::Shell(arguments) => command::shell::run(&arguments),
+        Commands::Inside(arguments) => command::inside::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cargo lab: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Exit status of a job, as this process's own.
+fn exit_code(status: i32) -> ExitCode {
+    u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from)
+}
