@@ -214,6 +214,8 @@ pub(crate) fn matches() -> BoxedStrategy<Match> {
         3 => payloads().prop_map(Match::ethertype),
         1 => (tpids(), vids(), payloads())
             .prop_map(|(tpid, vid, payload)| Match::vlan_with(tpid, vid, payload)),
+        1 => (tpids(), option::of(vids()), tpids())
+            .prop_map(|(outer, vid, inner)| Match::double_tagged(outer, vid, inner)),
         1 => (tpids(), payloads()).prop_map(|(tpid, payload)| Match::tagged_with(tpid, payload)),
     ];
     (base, option::of((macs(), mac_masks())), option::of((macs(), mac_masks())))

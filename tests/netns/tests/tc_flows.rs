@@ -1,0 +1,831 @@
+//! tc-flows against a real kernel: what it encodes, what it decodes, what it says of refusals and
+//! of hardware, and whether the packet walk tells the truth.
+//!
+//! iproute2's `tc` is the authority on what a rule means: a rule of ours and the same rule given
+//! to `tc` in its own syntax must look alike to it. Each test has network namespaces of its own.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lab::net::{self, Capture, Netdevsim, Netns};
+use serde_json::Value;
+use tc_flows::{
+    Action, ArpMatch, Body, ChainId, EtherType, Frame, Handle, Hook, HwState, Ifindex, Installed,
+    Ipv4Match, Ipv6Match, Kernel, Layer4, Mac, Match, Mode, NetlinkKernel, Offload, Op, Outcome,
+    Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff, walk,
+};
+
+const OWNER: Owner = Owner(*b"test");
+const Q: VlanTpid = VlanTpid::Dot1Q;
+const AD: VlanTpid = VlanTpid::Dot1Ad;
+
+/// Software emulation is slow, and the suites run side by side.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+// ---------------------------------------------------------------- the rooms
+
+fn ifindex(link: &str) -> Ifindex {
+    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).expect(link);
+    Ifindex::new(index.trim().parse().unwrap()).unwrap()
+}
+
+/// A veth pair, both ends up, IPv6 autoconfiguration off.
+fn veth(link: &str, peer: &str) {
+    net::ip(&format!("link add {link} type veth peer name {peer}")).unwrap();
+    for end in [link, peer] {
+        net::ip(&format!("link set {end} addrgenmode none up")).unwrap();
+    }
+}
+
+fn chain(number: u32) -> ChainId {
+    ChainId::new(number).unwrap()
+}
+
+fn prio(number: u16) -> Prio {
+    Prio::new(number).unwrap()
+}
+
+fn vid(number: u16) -> VlanId {
+    VlanId::new(number).unwrap()
+}
+
+const fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+fn kernel_at(hook: Hook) -> NetlinkKernel {
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+    kernel.ensure_hook(hook).unwrap();
+    kernel
+}
+
+fn add(rule: Rule, handle: u32) -> Op {
+    Op::Add { rule, handle: Handle(handle) }
+}
+
+/// The filters of a link's ingress hook as `tc` shows them, without what the kernel or `tc` adds
+/// to a rule, by chain and prio.
+fn shown_by_tc(link: &str, direction: &str) -> BTreeMap<(u64, u64), Value> {
+    let shown = net::tc_json(&format!("filter show dev {link} {direction}")).unwrap();
+    let mut filters = BTreeMap::new();
+    for mut filter in shown.as_array().cloned().unwrap_or_default() {
+        let Some(options) = filter["options"].as_object_mut().filter(|o| o.contains_key("handle"))
+        else {
+            continue;
+        };
+        options.remove("handle");
+        for action in options["actions"].as_array_mut().into_iter().flatten() {
+            let action = action.as_object_mut().unwrap();
+            for added in ["index", "ref", "bind", "cookie"] {
+                action.remove(added);
+            }
+        }
+        let place = (filter["chain"].as_u64().unwrap_or(0), filter["pref"].as_u64().unwrap());
+        let before = filters.insert(place, filter);
+        assert!(before.is_none(), "this listing is for one rule a prio");
+    }
+    filters
+}
+
+// ---------------------------------------------------------------- every key, every action
+
+fn every_match() -> Vec<Match> {
+    let v4 = |last: u8| [192, 0, 2, last].into();
+    let v6 = |last: u16| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into();
+    let multicast = Mac([1, 0, 0, 0, 0, 0]);
+    let ports = Ports::any().src(67).dst(68);
+    let any4 = Ipv4Match::any;
+    let any6 = Ipv6Match::any;
+    vec![
+        Match::any(),
+        Match::any().src(mac(1)),
+        Match::any().dst(mac(2)),
+        Match::any().src(mac(1)).dst(mac(2)),
+        Match::any().dst_masked(multicast, multicast),
+        Match::any().src_masked(mac(0), Mac([0xff, 0xff, 0xff, 0, 0, 0])),
+        Match::vlan(Q, vid(0)),
+        Match::vlan(Q, vid(100)).src(mac(1)),
+        Match::vlan(AD, vid(4095)).dst(mac(1)),
+        Match::tagged(Q),
+        Match::tagged(AD).src(mac(3)),
+        Match::double_tagged(AD, None, Q),
+        Match::double_tagged(AD, Some(vid(7)), Q).src(mac(1)),
+        Match::tagged_with(Q, EtherType::ARP),
+        Match::vlan_with(Q, vid(5), EtherType::IPV4),
+        Match::vlan_with(Q, vid(5), any6().icmp_type(134)),
+        Match::vlan_with(AD, vid(5), any4().udp(ports)),
+        Match::ethertype(EtherType::IPV4),
+        Match::ethertype(EtherType::IPV6),
+        Match::ethertype(EtherType::ARP),
+        Match::ethertype(EtherType::RARP),
+        Match::ethertype(EtherType::new(0x88cc).unwrap()).dst(mac(1)),
+        Match::ethertype(any4().src(v4(1)).dst(v4(2))),
+        Match::ethertype(any4().src_masked(v4(0), [255, 255, 255, 0].into())),
+        Match::ethertype(any4().dst_masked(v4(0), [255, 255, 255, 0].into())),
+        Match::ethertype(any4().tos(0x10, 0xf0).ttl(64)),
+        Match::ethertype(any4().proto(47)),
+        Match::ethertype(any4().udp(ports)),
+        Match::ethertype(any4().tcp(ports)),
+        Match::ethertype(any4().sctp(ports)),
+        Match::ethertype(any4().icmp(3, 1)),
+        Match::ethertype(any6().src(v6(1)).dst(v6(2))),
+        Match::ethertype(any6().src_masked(v6(0), [0xffff, 0xffff, 0, 0, 0, 0, 0, 0].into())),
+        Match::ethertype(any6().tos(4, 4).ttl(255)),
+        Match::ethertype(any6().tcp(Ports::any().dst(22))),
+        Match::ethertype(any6().icmp(135, 0)),
+        Match::ethertype(ArpMatch::any().op(2).sip(v4(1)).tip(v4(2)).sha(mac(1)).tha(mac(2))),
+        Match::ethertype(ArpMatch::any().sip_masked(v4(0), [255, 255, 255, 0].into())),
+    ]
+}
+
+fn every_action_list(to: Ifindex, other: Ifindex) -> Vec<Vec<Action>> {
+    let push = |tpid, n| Action::VlanPush { tpid, vid: vid(n) };
+    let modify = |tpid, n| Action::VlanModify { tpid, vid: vid(n) };
+    let mut full: Vec<Action> = vec![Action::Mirror(to); 31];
+    full.push(Action::Redirect(other));
+    vec![
+        vec![Action::Drop],
+        vec![Action::Pass],
+        vec![Action::Trap],
+        vec![Action::Goto(chain(7))],
+        vec![Action::Goto(chain((1 << 28) - 1))],
+        vec![Action::Redirect(to)],
+        vec![Action::Mirror(to), Action::Redirect(other)],
+        vec![Action::Mirror(to), Action::Drop],
+        vec![push(Q, 100), Action::Redirect(to)],
+        vec![push(AD, 4095), push(Q, 1), Action::Pass],
+        vec![Action::VlanPop, Action::Goto(chain(3))],
+        vec![modify(Q, 8), Action::Mirror(to), modify(AD, 9), Action::Drop],
+        full,
+    ]
+}
+
+/// Every match with a plain action, and every action list with a plain match, each in a prio of
+/// its own.
+fn table(hook: Hook, to: Ifindex, other: Ifindex) -> Vec<Rule> {
+    let matches = every_match().into_iter().map(|matching| (matching, vec![Action::Drop]));
+    let actions = every_action_list(to, other).into_iter().map(|list| (Match::any(), list));
+    matches
+        .chain(actions)
+        .zip(1..)
+        .map(|((matching, actions), at)| {
+            Rule::new(hook, chain(u32::from(at) % 3), prio(at), matching, actions).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn tc_sees_every_key_and_action_as_if_it_had_installed_them_itself() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    veth("tcs", "tcs-peer");
+    veth("out", "out-peer");
+    veth("out2", "out2-peer");
+    net::tc("qdisc add dev tcs clsact").unwrap();
+    for (direction, hook) in
+        [("ingress", Hook::ingress(ifindex("ours"))), ("egress", Hook::egress(ifindex("ours")))]
+    {
+        let mut rules = table(hook, ifindex("out"), ifindex("out2"));
+        let last = u16::try_from(rules.len()).unwrap();
+        rules.push(
+            Rule::new(hook, chain(0), prio(last + 1), Match::any(), [Action::Drop])
+                .unwrap()
+                .with_offload(Offload::SkipHw),
+        );
+        let mut kernel = kernel_at(hook);
+        for mode in [Mode::Fast, Mode::Told] {
+            let ops: Vec<Op> = rules.iter().map(|rule| add(rule.clone(), 1)).collect();
+            for (op, outcome) in ops.iter().zip(kernel.apply(&ops, mode)) {
+                assert!(outcome.is_done(), "{op:?}: {outcome:?}");
+            }
+            for rule in &rules {
+                net::tc(&format!("filter add dev tcs {rule}")).unwrap();
+            }
+            let ours = shown_by_tc("ours", direction);
+            let theirs = shown_by_tc("tcs", direction);
+            assert_eq!(ours.len(), rules.len());
+            for rule in &rules {
+                let place = (rule.chain().get().into(), rule.prio().get().into());
+                assert_eq!(ours[&place], theirs[&place], "{rule}");
+            }
+            let ops: Vec<Op> = rules
+                .iter()
+                .map(|rule| Op::Delete { id: rule.id().clone(), handle: Handle(1) })
+                .collect();
+            let gone = kernel.apply(&ops, mode);
+            assert!(gone.iter().all(|outcome| *outcome == Outcome::Deleted), "{gone:?}");
+            assert_eq!(shown_by_tc("ours", direction), BTreeMap::new());
+            net::tc(&format!("filter del dev tcs {direction}")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_dump_reads_back_every_key_and_action_as_the_rules_that_were_installed() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    veth("out", "out-peer");
+    veth("out2", "out2-peer");
+    for hook in [Hook::ingress(ifindex("ours")), Hook::egress(ifindex("ours"))] {
+        let mut kernel = kernel_at(hook);
+        let rules = table(hook, ifindex("out"), ifindex("out2"));
+        let mut wanted = RuleSet::new();
+        for rule in &rules {
+            wanted.insert(rule.clone()).unwrap();
+        }
+        let mut installed = Installed::new();
+        let ops = diff(&installed, &wanted);
+        for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
+            assert_eq!(outcome, Outcome::NotInHw { reason: None }, "{op:?}");
+            installed.record(op, &outcome);
+        }
+        let dump = kernel.dump(hook).unwrap();
+        assert!(dump.hook_present);
+        assert_eq!((dump.unreadable_own.len(), dump.foreign.len()), (0, 0), "{dump:?}");
+        let mut adopted = Installed::new();
+        adopted.adopt(&dump);
+        assert_eq!(adopted, installed);
+        assert_eq!(diff(&adopted, &wanted), []);
+    }
+}
+
+// ---------------------------------------------------------------- hooks, owners, refusals
+
+#[test]
+fn a_hook_is_made_once_and_an_existing_qdisc_is_left_alone() {
+    let _room = Netns::enter().unwrap();
+    veth("bare", "bare-peer");
+    veth("plain", "plain-peer");
+    net::tc("qdisc add dev plain ingress").unwrap();
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+
+    let bare = Hook::ingress(ifindex("bare"));
+    assert!(!kernel.dump(bare).unwrap().hook_present);
+    kernel.ensure_hook(bare).unwrap();
+    kernel.ensure_hook(bare).unwrap();
+    kernel.ensure_hook(Hook::egress(bare.ifindex)).unwrap();
+    assert!(kernel.dump(bare).unwrap().hook_present);
+
+    let plain = Hook::ingress(ifindex("plain"));
+    kernel.ensure_hook(plain).unwrap();
+    assert!(kernel.dump(plain).unwrap().hook_present);
+    assert!(net::tc("qdisc show dev plain").unwrap().contains("qdisc ingress"));
+    // An ingress qdisc has no egress hook: there the rules would meet the wrong frames.
+    assert!(kernel.ensure_hook(Hook::egress(plain.ifindex)).is_err());
+    assert!(!kernel.dump(Hook::egress(plain.ifindex)).unwrap().hook_present);
+
+    let nowhere = Hook::ingress(Ifindex::new(9999).unwrap());
+    assert!(matches!(kernel.ensure_hook(nowhere), Err(tc_flows::Error::Refused { errno: 19, .. })));
+    assert!(!kernel.dump(nowhere).unwrap().hook_present);
+}
+
+#[test]
+fn filters_of_others_are_reported_and_left_alone() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = kernel_at(hook);
+    net::tc("filter add dev ours ingress protocol ip pref 7 flower src_ip 192.0.2.1 action drop")
+        .unwrap();
+    net::tc("filter add dev ours ingress protocol all pref 8 chain 2 matchall action drop")
+        .unwrap();
+    let rule = Rule::new(hook, chain(0), prio(1), Match::any(), [Action::Drop]).unwrap();
+    let mut other = NetlinkKernel::open(Owner(*b"them")).unwrap();
+    assert_eq!(other.apply(&[add(rule.clone(), 1)], Mode::Fast), [Outcome::Installed]);
+
+    let dump = kernel.dump(hook).unwrap();
+    assert_eq!((dump.own.len(), dump.unreadable_own.len()), (0, 0));
+    let mut foreign: Vec<(u32, u16, u16, &str)> = dump
+        .foreign
+        .iter()
+        .map(|filter| (filter.chain, filter.prio, filter.protocol, filter.kind.as_str()))
+        .collect();
+    foreign.sort_unstable();
+    assert_eq!(foreign, [(0, 1, 3, "flower"), (0, 7, 0x0800, "flower"), (2, 8, 3, "matchall")]);
+
+    // Its place is taken, and stays so.
+    let mine = Rule::new(hook, chain(0), prio(1), Match::any(), [Action::Pass]).unwrap();
+    let refused = kernel.apply(&[add(mine, 1)], Mode::Fast);
+    assert!(matches!(refused[..], [Outcome::Refused { errno: 17, .. }]), "{refused:?}");
+    assert_eq!(kernel.dump(hook).unwrap().foreign.len(), 3);
+    assert_eq!(other.dump(hook).unwrap().own, [(rule, Handle(1), HwState::NotInHw(None))]);
+}
+
+#[test]
+fn a_rule_whose_destination_vanished_is_unreadable_and_can_be_deleted_by_its_place() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    veth("out", "out-peer");
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = kernel_at(hook);
+    let rule = Rule::new(
+        hook,
+        chain(4),
+        prio(1),
+        Match::vlan(Q, vid(5)),
+        [Action::Redirect(ifindex("out"))],
+    )
+    .unwrap();
+    assert_eq!(kernel.apply(&[add(rule, 3)], Mode::Fast), [Outcome::Installed]);
+    net::ip("link del out").unwrap();
+    let dump = kernel.dump(hook).unwrap();
+    let [(location, handle)] = dump.unreadable_own[..] else { panic!("{dump:?}") };
+    let delete = Op::delete_at(location, handle);
+    assert_eq!(kernel.apply(&[delete], Mode::Fast), [Outcome::Deleted]);
+    assert_eq!(kernel.dump(hook).unwrap().unreadable_own, []);
+}
+
+#[test]
+fn a_replacement_keeps_handle_and_place_and_changes_the_rest() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = kernel_at(hook);
+    let rule =
+        |action| Rule::new(hook, chain(0), prio(1), Match::any().src(mac(1)), [action]).unwrap();
+    for mode in [Mode::Fast, Mode::Told] {
+        let ops = [
+            add(rule(Action::Drop), 1),
+            Op::Replace { rule: rule(Action::Pass), handle: Handle(1) },
+        ];
+        for outcome in kernel.apply(&ops, mode) {
+            assert!(outcome.is_done(), "{outcome:?}");
+        }
+        let own = kernel.dump(hook).unwrap().own;
+        assert_eq!(own, [(rule(Action::Pass), Handle(1), HwState::NotInHw(None))]);
+        let gone = Op::Delete { id: rule(Action::Pass).id().clone(), handle: Handle(1) };
+        // The second finds nothing, which is as good.
+        assert_eq!(kernel.apply(&[gone.clone(), gone], mode), [Outcome::Deleted, Outcome::Deleted]);
+    }
+}
+
+#[test]
+fn one_bad_rule_among_ten_thousand_is_refused_alone_and_the_kernel_says_why() {
+    let _room = Netns::enter().unwrap();
+    veth("ours", "ours-peer");
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = kernel_at(hook);
+    let source = |n: u32| {
+        let [a, b, c, d] = n.to_be_bytes();
+        Mac([2, 1, a, b, c, d])
+    };
+    for mode in [Mode::Fast, Mode::Told] {
+        let bad = 5_000;
+        let ops: Vec<Op> = (0..10_000)
+            .map(|n| {
+                let nowhere = Action::Redirect(Ifindex::new(9_999).unwrap());
+                let action = if n == bad { nowhere } else { Action::Drop };
+                let matching = Match::any().src(source(n));
+                add(Rule::new(hook, chain(0), prio(1), matching, [action]).unwrap(), n + 1)
+            })
+            .collect();
+        let start = Instant::now();
+        let outcomes = kernel.apply(&ops, mode);
+        let took = start.elapsed();
+        println!("{mode:?}: {:.0} rules/s", ops.len() as f64 / took.as_secs_f64());
+        for (n, outcome) in (0..).zip(&outcomes) {
+            if n == bad {
+                let Outcome::Refused { errno: 19, message: Some(message) } = outcome else {
+                    panic!("{outcome:?}");
+                };
+                assert!(!message.is_empty());
+            } else {
+                assert!(outcome.is_done(), "{n}: {outcome:?}");
+            }
+        }
+        let start = Instant::now();
+        let own = kernel.dump(hook).unwrap().own;
+        let rate = own.len() as f64 / start.elapsed().as_secs_f64();
+        println!("dump: {rate:.0} rules/s");
+        assert_eq!(own.len(), 9_999);
+        let deletes: Vec<Op> = own
+            .iter()
+            .map(|(rule, handle, _)| Op::Delete { id: rule.id().clone(), handle: *handle })
+            .collect();
+        let gone = kernel.apply(&deletes, mode);
+        assert!(gone.iter().all(|outcome| *outcome == Outcome::Deleted));
+        assert_eq!(kernel.dump(hook).unwrap().own, []);
+    }
+}
+
+// ---------------------------------------------------------------- hardware
+
+#[test]
+fn told_mode_says_whether_hardware_took_a_rule_and_why_not() {
+    net::modprobe("netdevsim").unwrap();
+    let _room = Netns::enter().unwrap();
+    let device = Netdevsim::create(1).unwrap();
+    device.set_vfs(2).unwrap();
+    device.switchdev().unwrap();
+    let (with, without) = (device.representor(0).unwrap(), device.representor(1).unwrap());
+    for (link, offload) in [(&with, "on"), (&without, "off")] {
+        net::ip(&format!("link set {link} up")).unwrap();
+        net::command("ethtool", ["-K", link, "hw-tc-offload", offload]).unwrap();
+    }
+    let rule = |hook, offload| {
+        Rule::new(hook, chain(0), prio(1), Match::any().src(mac(1)), [Action::Drop])
+            .unwrap()
+            .with_offload(offload)
+    };
+
+    let hook = Hook::ingress(ifindex(&with));
+    let mut kernel = kernel_at(hook);
+    let told = |kernel: &mut NetlinkKernel, rule: Rule| {
+        let outcomes = kernel.apply(&[add(rule.clone(), 1)], Mode::Told);
+        kernel.apply(&[Op::Delete { id: rule.id().clone(), handle: Handle(1) }], Mode::Fast);
+        outcomes
+    };
+    assert_eq!(told(&mut kernel, rule(hook, Offload::Auto)), [Outcome::InHw]);
+    assert_eq!(told(&mut kernel, rule(hook, Offload::SkipSw)), [Outcome::InHw]);
+    assert_eq!(told(&mut kernel, rule(hook, Offload::SkipHw)), [Outcome::NotInHw { reason: None }]);
+    let installed = rule(hook, Offload::Auto);
+    assert_eq!(kernel.apply(&[add(installed.clone(), 1)], Mode::Fast), [Outcome::Installed]);
+    assert_eq!(kernel.dump(hook).unwrap().own, [(installed, Handle(1), HwState::InHw)]);
+
+    let hook = Hook::ingress(ifindex(&without));
+    kernel.ensure_hook(hook).unwrap();
+    let outcomes = told(&mut kernel, rule(hook, Offload::Auto));
+    println!("without offload: {outcomes:?}");
+    assert!(matches!(outcomes[..], [Outcome::NotInHw { .. }]), "{outcomes:?}");
+    let outcomes = told(&mut kernel, rule(hook, Offload::SkipSw));
+    println!("without offload, skip_sw: {outcomes:?}");
+    assert!(matches!(outcomes[..], [Outcome::Refused { errno: 95, .. }]), "{outcomes:?}");
+}
+
+// ---------------------------------------------------------------- the walk tells the truth
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere for one seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 up to, not including, `below`.
+    fn below(&mut self, below: usize) -> usize {
+        (self.next() % below as u64) as usize
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+
+    fn chance(&mut self, of: usize) -> bool {
+        self.below(of) == 0
+    }
+}
+
+const OPAQUE: EtherType = match EtherType::new(0x88b5) {
+    Some(ethertype) => ethertype,
+    None => EtherType::ARP,
+};
+const UNICAST: [Mac; 3] = [mac(1), mac(2), mac(3)];
+const GROUPS: [Mac; 2] = [Mac([0x33, 0x33, 0, 0, 0, 1]), Mac([0xff; 6])];
+const CHAINS: u32 = 4;
+
+fn some_vid(random: &mut Random) -> VlanId {
+    vid(random.pick(&[0, 1, 2, 3]))
+}
+
+fn some_tpid(random: &mut Random) -> VlanTpid {
+    random.pick(&[Q, Q, AD])
+}
+
+fn some_layer4(random: &mut Random) -> Layer4 {
+    let (src, dst) = (random.pick(&[67, 68]), random.pick(&[67, 68]));
+    match random.below(5) {
+        0 => Layer4::Udp { src, dst },
+        1 => Layer4::Tcp { src, dst, flags: 2 },
+        2 => Layer4::Sctp { src, dst },
+        3 => Layer4::Icmp { kind: random.pick(&[134, 135]), code: random.pick(&[0, 1]) },
+        _ => Layer4::Other(89),
+    }
+}
+
+fn some_v4(random: &mut Random) -> std::net::Ipv4Addr {
+    [192, 0, 2, random.pick(&[1, 2])].into()
+}
+
+fn some_v6(random: &mut Random) -> std::net::Ipv6Addr {
+    [0x2001, 0xdb8, 0, 0, 0, 0, 0, random.pick(&[1, 2])].into()
+}
+
+fn some_frame(random: &mut Random) -> Frame {
+    let all = [UNICAST.as_slice(), GROUPS.as_slice()].concat();
+    let mut frame = Frame::opaque(random.pick(&all), random.pick(&UNICAST), OPAQUE);
+    frame = frame.clone().with_body(match random.below(5) {
+        0 | 1 => Body::Opaque,
+        2 => Body::Ipv4 {
+            src: some_v4(random),
+            dst: some_v4(random),
+            tos: random.pick(&[0, 0x10]),
+            ttl: random.pick(&[1, 64]),
+            layer4: some_layer4(random),
+        },
+        3 => Body::Ipv6 {
+            src: some_v6(random),
+            dst: some_v6(random),
+            tos: random.pick(&[0, 0x10]),
+            ttl: random.pick(&[1, 64]),
+            layer4: some_layer4(random),
+        },
+        _ => Body::Arp {
+            op: random.pick(&[1, 2]),
+            sha: frame.src,
+            sip: some_v4(random),
+            tha: random.pick(&UNICAST),
+            tip: some_v4(random),
+        },
+    });
+    for _ in 0..random.pick(&[0, 0, 1, 1, 1, 2, 3]) {
+        frame = frame.tagged(some_tpid(random), some_vid(random));
+    }
+    frame
+}
+
+fn some_payload(random: &mut Random) -> tc_flows::Payload {
+    let ports = match random.below(3) {
+        0 => Ports::any(),
+        1 => Ports::any().dst(68),
+        _ => Ports::any().src(67),
+    };
+    match random.below(12) {
+        0 | 1 => OPAQUE.into(),
+        2 => EtherType::IPV4.into(),
+        3 => EtherType::IPV6.into(),
+        4 => Ipv4Match::any().src(some_v4(random)).into(),
+        5 => Ipv4Match::any()
+            .dst_masked(some_v4(random), [255, 255, 255, 0].into())
+            .tos(16, 16)
+            .into(),
+        6 => Ipv4Match::any().ttl(64).udp(ports).into(),
+        7 => Ipv6Match::any().icmp_type(random.pick(&[134, 135])).into(),
+        8 => Ipv6Match::any().dst(some_v6(random)).tcp(ports).into(),
+        9 => Ipv4Match::any().icmp(134, random.pick(&[0, 1])).into(),
+        10 => ArpMatch::any().op(random.pick(&[1, 2])).into(),
+        _ => ArpMatch::any().sip(some_v4(random)).tha(random.pick(&UNICAST)).into(),
+    }
+}
+
+fn some_match(random: &mut Random) -> Match {
+    let tpid = some_tpid(random);
+    let vid = some_vid(random);
+    let mut matching = match random.below(9) {
+        0 | 1 => Match::any(),
+        2 | 3 => Match::vlan(tpid, vid),
+        4 => Match::tagged(tpid),
+        5 => {
+            let outer = random.pick(&[None, Some(vid)]);
+            Match::double_tagged(tpid, outer, some_tpid(random))
+        }
+        6 => Match::vlan_with(tpid, vid, some_payload(random)),
+        7 => Match::tagged_with(tpid, some_payload(random)),
+        _ => Match::ethertype(some_payload(random)),
+    };
+    if random.chance(2) {
+        let mask = random.pick(&[Mac::EXACT, Mac([0, 0, 0, 0, 0, 2])]);
+        matching = matching.src_masked(random.pick(&UNICAST), mask);
+    }
+    if random.chance(3) {
+        let multicast = Mac([1, 0, 0, 0, 0, 0]);
+        let mask = random.pick(&[Mac::EXACT, Mac::EXACT, multicast]);
+        matching = matching.dst_masked(random.pick(&[mac(1), mac(2), GROUPS[0], GROUPS[1]]), mask);
+    }
+    matching
+}
+
+fn some_rules(random: &mut Random, hook: Hook, to: &[Ifindex]) -> RuleSet {
+    let mut set = RuleSet::new();
+    for _ in 0..40 {
+        let at = random.below(CHAINS as usize) as u32;
+        let mut actions = Vec::new();
+        for _ in 0..random.below(4) {
+            actions.push(match random.below(5) {
+                0 | 1 => Action::Mirror(random.pick(to)),
+                2 => Action::VlanPush { tpid: some_tpid(random), vid: some_vid(random) },
+                3 => Action::VlanPop,
+                _ => Action::VlanModify { tpid: some_tpid(random), vid: some_vid(random) },
+            });
+        }
+        actions.push(match random.below(8) {
+            0 => Action::Drop,
+            1 => Action::Pass,
+            2 => Action::Trap,
+            3 | 4 => Action::Redirect(random.pick(to)),
+            // Now and then a loop, which the limit on gotos ends.
+            _ if random.chance(20) => Action::Goto(chain(random.below(CHAINS as usize) as u32)),
+            _ => Action::Goto(chain((at + 1 + random.below(2) as u32).min(CHAINS))),
+        });
+        let at_prio = prio(1 + random.below(8) as u16);
+        let rule = Rule::new(hook, chain(at), at_prio, some_match(random), actions).unwrap();
+        // Whatever can stand together does.
+        let _ = set.insert(rule);
+    }
+    set
+}
+
+/// What marks a frame as one of this test, before its number.
+const MARK: [u8; 4] = *b"walk";
+
+/// The frame as bytes, ending in its number.
+fn bytes(frame: &Frame, number: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(frame.dst.0);
+    out.extend(frame.src.0);
+    for (tpid, vid) in &frame.tags {
+        out.extend(tpid.ethertype().to_be_bytes());
+        out.extend(vid.get().to_be_bytes());
+    }
+    out.extend(frame.ethertype.to_be_bytes());
+    match frame.body {
+        Body::Opaque => {}
+        Body::Ipv4 { src, dst, tos, ttl, layer4 } => {
+            out.extend([0x45, tos, 0, 60, 0, 0, 0, 0, ttl, proto(layer4, 1), 0, 0]);
+            out.extend(src.octets());
+            out.extend(dst.octets());
+            push_layer4(layer4, &mut out);
+        }
+        Body::Ipv6 { src, dst, tos, ttl, layer4 } => {
+            out.extend([0x60 | tos >> 4, tos << 4, 0, 0, 0, 40, proto(layer4, 58), ttl]);
+            out.extend(src.octets());
+            out.extend(dst.octets());
+            push_layer4(layer4, &mut out);
+        }
+        Body::Arp { op, sha, sip, tha, tip } => {
+            out.extend([0, 1, 8, 0, 6, 4, 0, op]);
+            out.extend(sha.0);
+            out.extend(sip.octets());
+            out.extend(tha.0);
+            out.extend(tip.octets());
+        }
+    }
+    out.resize(out.len() + 40, 0);
+    out.extend(MARK);
+    out.extend(number.to_be_bytes());
+    out
+}
+
+fn proto(layer4: Layer4, icmp: u8) -> u8 {
+    match layer4 {
+        Layer4::Tcp { .. } => 6,
+        Layer4::Udp { .. } => 17,
+        Layer4::Sctp { .. } => 132,
+        Layer4::Icmp { .. } => icmp,
+        Layer4::Other(proto) => proto,
+    }
+}
+
+fn push_layer4(layer4: Layer4, out: &mut Vec<u8>) {
+    match layer4 {
+        Layer4::Udp { src, dst } | Layer4::Sctp { src, dst } => {
+            out.extend(src.to_be_bytes());
+            out.extend(dst.to_be_bytes());
+            out.extend([0, 20, 0, 0, 0, 0, 0, 0]);
+        }
+        Layer4::Tcp { src, dst, flags } => {
+            out.extend(src.to_be_bytes());
+            out.extend(dst.to_be_bytes());
+            out.extend([0; 8]);
+            out.extend((0x5000 | flags).to_be_bytes());
+            out.extend([0; 6]);
+        }
+        Layer4::Icmp { kind, code } => out.extend([kind, code, 0, 0, 0, 0, 0, 0]),
+        Layer4::Other(_) => {}
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    let (rest, number) = bytes.split_last_chunk()?;
+    rest.ends_with(&MARK).then(|| u32::from_be_bytes(*number))
+}
+
+/// What came out where, by the number of the frame that went in.
+type Deliveries = BTreeMap<u32, BTreeMap<&'static str, Vec<Vec<u8>>>>;
+
+#[test]
+fn the_walk_delivers_what_the_kernel_delivers() {
+    const SETS: usize = 40;
+    const FRAMES: usize = 20;
+    // Which frame leaves through which of them.
+    const OUT: [&str; 3] = ["out0", "out1", "out2"];
+    let seed = std::env::var("TC_FLOWS_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x5eed);
+    println!("TC_FLOWS_SEED={seed}");
+    let mut random = Random(seed);
+
+    let _room = Netns::enter().unwrap();
+    veth("in", "source");
+    for (out, far) in OUT.iter().zip(["far0", "far1", "far2"]) {
+        veth(out, far);
+    }
+    // What reaches the host reaches a bridge that floods it, tags and all, to one more pair.
+    veth("host", "farhost");
+    net::ip("link add bridge type bridge mcast_snooping 0").unwrap();
+    net::ip("link set bridge addrgenmode none up").unwrap();
+    for link in ["in", "host"] {
+        net::ip(&format!("link set {link} master bridge")).unwrap();
+        net::ip(&format!("link set {link} type bridge_slave learning off")).unwrap();
+    }
+    let hook = Hook::ingress(ifindex("in"));
+    let mut kernel = kernel_at(hook);
+    let to: Vec<Ifindex> = OUT.iter().map(|out| ifindex(out)).collect();
+    let name = |to_: Ifindex| OUT[to.iter().position(|index| *index == to_).unwrap()];
+    let captures: Vec<(&'static str, Capture)> =
+        [("out0", "far0"), ("out1", "far1"), ("out2", "far2"), ("host", "farhost")]
+            .map(|(at, far)| (at, Capture::start(far).unwrap()))
+            .into();
+
+    // A sentinel goes everywhere, behind the frames under test.
+    let sentinel_rules = {
+        let mut actions: Vec<Action> = to.iter().copied().map(Action::Mirror).collect();
+        actions.push(Action::Pass);
+        let rule = Rule::new(hook, chain(0), prio(100), Match::any(), actions).unwrap();
+        let mut set = RuleSet::new();
+        set.insert(rule).unwrap();
+        set
+    };
+    let mut installed = Installed::new();
+    let mut change = |wanted: &RuleSet| {
+        let ops = diff(&installed, wanted);
+        for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Fast)) {
+            assert!(outcome.is_done(), "{op:?}: {outcome:?}");
+            installed.record(op, &outcome);
+        }
+    };
+
+    let mut next = 0;
+    let (mut delivered, mut to_host, mut dropped, mut gotos) = (0, 0, 0, 0);
+    for _ in 0..SETS {
+        let rules = some_rules(&mut random, hook, &to);
+        change(&rules);
+        let mut expected = Deliveries::new();
+        let mut sent = BTreeMap::new();
+        for _ in 0..FRAMES {
+            let frame = some_frame(&mut random);
+            next += 1;
+            net::send_frame("source", &bytes(&frame, next)).unwrap();
+            let told = walk(&rules, hook, &frame);
+            let at = expected.entry(next).or_default();
+            for (to, frame) in &told.deliveries {
+                at.entry(name(*to)).or_default().push(bytes(frame, next));
+            }
+            if let Some(frame) = &told.to_host {
+                at.entry("host").or_default().push(bytes(frame, next));
+            }
+            delivered += told.deliveries.len();
+            to_host += usize::from(told.to_host.is_some());
+            dropped += usize::from(told.dropped);
+            gotos += told
+                .trace
+                .iter()
+                .filter(|step| matches!(step, tc_flows::Step::Did(Action::Goto(_))))
+                .count();
+            sent.insert(next, (frame, told));
+        }
+        change(&sentinel_rules);
+        next += 1;
+        let sentinel = bytes(&Frame::opaque(mac(2), mac(1), OPAQUE), next);
+        net::send_frame("source", &sentinel).unwrap();
+        let mut got = Deliveries::new();
+        for at in expected.keys() {
+            got.insert(*at, BTreeMap::new());
+        }
+        for (at, capture) in &captures {
+            capture.wait_for(PATIENCE, |frame| frame == sentinel).unwrap();
+            for frame in capture.frames() {
+                let Some(number) = number(&frame).filter(|number| *number != next) else {
+                    continue;
+                };
+                got.entry(number).or_default().entry(at).or_default().push(frame);
+            }
+            capture.clear();
+        }
+        for (number, (frame, told)) in &sent {
+            assert_eq!(
+                got[number],
+                expected[number],
+                "seed {seed}, {frame:?}\nwalk: {:#?}\nrules: {:#?}",
+                told.trace,
+                rules.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            );
+        }
+    }
+    println!(
+        "{} pairs of rule set and frame: {delivered} deliveries, {to_host} to the host, \
+         {dropped} dropped, {gotos} gotos",
+        SETS * FRAMES
+    );
+    // A generator under which nothing happens would prove nothing.
+    for count in [delivered, to_host, dropped, gotos] {
+        assert!(count > SETS * FRAMES / 20, "of a kind too little happened");
+    }
+}
