@@ -140,6 +140,13 @@ pub enum ApiError {
         /// The largest body that is read.
         limit_bytes: usize,
     },
+    /// The request came over TCP in the name of another host: from a web page that has made a
+    /// browser believe that this is its own server.
+    #[error("this is not {host}")]
+    ForeignHost {
+        /// The host that was asked for.
+        host: String,
+    },
     /// The daemon has too much to do, or this client asks too often.
     #[error("{detail}")]
     Overloaded {
@@ -284,6 +291,12 @@ impl ApiError {
                 "media-type",
                 "Not JSON",
                 "send JSON with `Content-Type: application/json` (curl: --json)",
+            ),
+            Self::ForeignHost { .. } => problem(
+                421,
+                "foreign-host",
+                "Asked for another host",
+                "ask for 127.0.0.1, [::1] or localhost",
             ),
             Self::Invalid(InvalidField { field, detail, remedy }) => Problem {
                 field: Some(field.clone()),

@@ -44,13 +44,19 @@ Exit status:
   4  the daemon failed
   5  status: the daemon is not ready, or something is degraded";
 
-/// Shows and changes what eswitchd does.
+/// A command line of eswitchctl.
 #[derive(Debug, Parser)]
-#[command(name = "eswitchctl", version, about, after_help = EXAMPLES)]
+#[command(
+    name = "eswitchctl",
+    version,
+    about = "Shows and changes what eswitchd does",
+    after_help = EXAMPLES
+)]
 pub struct Arguments {
-    /// Where the daemon listens: a Unix socket's path, or http://127.0.0.1:PORT
+    /// Where the daemon listens: a Unix socket's path, or <http://127.0.0.1:PORT>
     #[arg(
         long,
+        help = "Where the daemon listens: a Unix socket's path, or http://127.0.0.1:PORT",
         global = true,
         env = "ESWITCHD_API",
         default_value = DEFAULT_SOCKET,

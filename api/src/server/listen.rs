@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::AsFd,
         unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
@@ -18,7 +18,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, header::HOST},
+    response::IntoResponse,
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -30,7 +35,7 @@ use tokio::{
 };
 use tower::ServiceExt;
 
-use crate::validate::SOCKET_PATH_LEN_MAX;
+use crate::{error::ApiError, validate::SOCKET_PATH_LEN_MAX};
 
 /// Where to listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -286,12 +291,17 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 // ---------------------------------------------------------------- connections
 
 trait Accept: Send + 'static {
+    /// Whether web pages can reach it through a browser.
+    const FOR_BROWSERS: bool;
+
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
 impl Accept for UnixListener {
+    const FOR_BROWSERS: bool = false;
+
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
@@ -300,6 +310,8 @@ impl Accept for UnixListener {
 }
 
 impl Accept for TcpListener {
+    const FOR_BROWSERS: bool = true;
+
     type Stream = tokio::net::TcpStream;
 
     async fn accept(&self) -> io::Result<tokio::net::TcpStream> {
@@ -319,7 +331,7 @@ struct Server {
 
 impl Server {
     /// Accepts until stopped, then sees the connections out.
-    async fn accept_all(self, listener: impl Accept) {
+    async fn accept_all<L: Accept>(self, listener: L) {
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         let mut connections = JoinSet::new();
         let mut stopped = self.stopped.clone();
@@ -327,7 +339,7 @@ impl Server {
             tokio::select! {
                 _ = stopped.changed() => break,
                 (stream, slot) = next(&listener, &slots) => {
-                    connections.spawn(self.clone().converse(stream, slot));
+                    connections.spawn(self.clone().converse(stream, slot, L::FOR_BROWSERS));
                 }
                 Some(_) = connections.join_next() => {}
             }
@@ -343,10 +355,17 @@ impl Server {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         _slot: OwnedSemaphorePermit,
+        for_browsers: bool,
     ) {
         let Self { router, limits, mut stopped } = self;
         let service = service_fn(move |request: Request<Incoming>| {
-            router.clone().oneshot(request.map(Body::new))
+            let router = router.clone();
+            async move {
+                match foreign_host(request.headers()).filter(|_| for_browsers) {
+                    Some(host) => Ok(ApiError::ForeignHost { host }.into_response()),
+                    None => router.oneshot(request.map(Body::new)).await,
+                }
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -365,6 +384,21 @@ impl Server {
             tracing::debug!("connection ended: {error}");
         }
     }
+}
+
+/// The host that a request is for, where that is not this one. A web page whose name resolves to
+/// 127.0.0.1 could otherwise do whatever its reader's host may do (DNS rebinding).
+fn foreign_host(headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(HOST)?;
+    let host = String::from_utf8_lossy(host.as_bytes()).into_owned();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host.as_str(),
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let is_here = name.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback());
+    (!is_here).then_some(host)
 }
 
 /// The next connection, when there is a slot for it.
@@ -459,5 +493,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_in_the_name_of_another_host_are_told_from_those_for_this_one() {
+        let foreign = |host: &str| {
+            foreign_host(&HeaderMap::from_iter([(HOST, host.parse().unwrap())])).is_some()
+        };
+        for here in ["127.0.0.1", "127.0.0.1:80", "127.8.0.1", "[::1]", "[::1]:80", "LocalHost:80"]
+        {
+            assert!(!foreign(here), "{here}");
+        }
+        for there in ["", "evil.example", "evil.example:80", "localhost.example", "192.0.2.1:80"] {
+            assert!(foreign(there), "{there}");
+        }
+        assert_eq!(foreign_host(&HeaderMap::new()), None);
     }
 }

@@ -43,8 +43,8 @@ status says so.
 Every error is problem details (RFC 9457) with a `type` that never changes and, where there is \
 one, the `field` that is wrong and the `remedy`. Any path may also answer `method-not-allowed` \
 (405) and any other path `no-route` (404). Unknown fields and unknown query parameters are refused. \
-What is not HTTP at all, or has headers that are too many or too large, is answered by a bare 400 \
-or 431.";
+Over TCP, a request in the name of another host than localhost is `foreign-host` (421). What is \
+not HTTP at all, or has headers that are too many or too large, is answered by a bare 400 or 431.";
 
 // ---------------------------------------------------------------- the document
 

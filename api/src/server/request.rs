@@ -156,12 +156,15 @@ pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// The field that a message of serde's is about, where serde names what contains it.
+/// The field that a message of serde's is about. Where serde misses a field or finds it twice, the
+/// path is that of the object around it.
 fn field(path: String, detail: &str) -> String {
-    let missing = detail.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
-    match (path.as_str(), missing) {
-        (".", Some(missing)) => missing.to_owned(),
-        (path, Some(missing)) => format!("{path}.{missing}"),
+    let named = ["missing field `", "duplicate field `"]
+        .into_iter()
+        .find_map(|start| detail.strip_prefix(start)?.strip_suffix('`'));
+    match (path.as_str(), named) {
+        (".", Some(name)) => name.to_owned(),
+        (path, Some(name)) => format!("{path}.{name}"),
         (_, None) => path,
     }
 }
@@ -174,8 +177,8 @@ fn split_remedy(message: &str) -> (String, String) {
         (message.to_owned(), "add it".to_owned())
     } else if message.starts_with("duplicate field") {
         (message.to_owned(), "name it once".to_owned())
-    } else if let Some((detail, remedy)) = message.rsplit_once(": ") {
-        (detail.to_owned(), remedy.to_owned())
+    } else if let Some(colon) = message.rfind(": use ").or_else(|| message.rfind(": write ")) {
+        (message[..colon].to_owned(), message[colon + 2..].to_owned())
     } else {
         (message.to_owned(), "/openapi.json describes what is accepted".to_owned())
     }
@@ -234,7 +237,7 @@ mod tests {
                 problem::<GuestSpec>(
                     r#"{"spec": {"backings": {"vf0": {"tap": {"name": "tap0"}}}}}"#,
                 ),
-                "spec.backings.vf0.tap",
+                "spec.backings.vf0",
                 "unknown variant `tap`",
                 "expected `vf` or `netdev`",
             ),
@@ -248,8 +251,18 @@ mod tests {
 
     #[test]
     fn what_is_no_json_object_is_malformed() {
-        for body in ["", " ", "[]", r#"[{"kind": "flat"}]"#, "5", "null", "{", "{} {}", "\u{0}"] {
-            assert!([400].contains(&problem::<GuestSpec>(body).status), "{body}");
+        for body in [
+            "",
+            " ",
+            "[]",
+            r#"[{"kind": "flat"}]"#,
+            "5",
+            "null",
+            "{",
+            "\u{0}",
+            r#"{"spec": {}} {}"#,
+        ] {
+            assert_eq!(problem::<GuestSpec>(body).status, 400, "{body}");
         }
     }
 }

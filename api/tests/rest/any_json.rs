@@ -1,6 +1,9 @@
 //! Whatever is sent, the API answers in its own words and never fails.
 
+use std::sync::LazyLock;
+
 use axum::{
+    Router,
     body::Body,
     http::{Method, Request},
 };
@@ -143,6 +146,9 @@ fn path() -> impl Strategy<Value = String> {
     ]
 }
 
+/// One API for all requests: what one leaves behind must not harm the next either.
+static API: LazyLock<Router> = LazyLock::new(|| router(Double::with(|_| {})));
+
 /// The answer to a request; nothing where the request is no HTTP.
 fn answer(method: Method, path: &str, body: Vec<u8>) -> Option<Answer> {
     let request = Request::builder()
@@ -152,7 +158,7 @@ fn answer(method: Method, path: &str, body: Vec<u8>) -> Option<Answer> {
         .body(Body::from(body))
         .ok()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    Some(runtime.block_on(send(&router(Double::with(|_| {})), request)))
+    Some(runtime.block_on(send(&API, request)))
 }
 
 proptest! {

@@ -8,5 +8,6 @@ mod ask;
 mod ctl;
 mod document;
 mod double;
+mod guide;
 mod routes;
 mod wire;

@@ -270,6 +270,18 @@ async fn a_header_that_is_too_large_is_refused() {
     assert!(answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
 }
 
+#[tokio::test]
+async fn a_web_page_of_another_host_is_refused_over_tcp() {
+    let daemon = Running::usual(Double::with(|_| {})).await;
+    let mut stream = tokio::net::TcpStream::connect(daemon.tcp[0]).await.unwrap();
+    let request = "GET /v1/ports HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within(5, stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
+    assert!(answer.contains("/problems/foreign-host"), "{answer}");
+}
+
 // ---------------------------------------------------------------- the socket
 
 #[tokio::test]
