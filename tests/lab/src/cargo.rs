@@ -60,7 +60,7 @@ pub fn suites() -> Result<Vec<Executable>> {
 }
 
 fn executables(command: &mut Command) -> Result<Vec<Executable>> {
-    command.args(["--quiet", "--profile", "lab", "--message-format=json-render-diagnostics"]);
+    command.args(["--profile", "lab", "--message-format=json-render-diagnostics"]);
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().at("starting cargo")?;
     if !output.status.success() {
