@@ -449,9 +449,24 @@ impl Guest {
         };
         if cold {
             console.ready(BOOT_LIMIT).map_err(|reason| self.failure(&reason))?;
+        } else {
+            self.resumed(deadline)?;
         }
         console.exec("true", START_LIMIT).map_err(|reason| self.failure(&reason))?;
         self.console = Mutex::new(Some(console));
+        Ok(())
+    }
+
+    /// Waits until the saved state is loaded: it overwrites the serial line's receiver, and with it
+    /// the first byte that came too early.
+    fn resumed(&mut self, deadline: Instant) -> Result<()> {
+        let mut qmp = self.qmp()?;
+        while qmp.execute("query-status", json!({}))?["status"] != "running" {
+            if Instant::now() > deadline {
+                return Err(self.failure("its saved state is not loaded in time"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Ok(())
     }
 
