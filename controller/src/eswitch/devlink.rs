@@ -363,6 +363,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::eswitch::netlink::recorded;
 
     fn name() -> DevlinkName {
         "netdevsim/netdevsim10".parse().unwrap()
@@ -387,16 +388,82 @@ mod tests {
         assert_eq!(ask.command(), 29);
     }
 
+    fn told(command: u8, bytes: &[u8]) -> Content {
+        let header = GenlHeader { cmd: command, version: VERSION };
+        match DevlinkMessage::parse_with_param(bytes, header).unwrap() {
+            DevlinkMessage::Told { content, .. } => *content,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn modes_are_read_from_what_linux_7_3_says_of_a_netdevsim() {
+        let answer = |mode: &str| {
+            recorded(&format!(
+                "0e0001006e657464657673696d000000100002006e657464657673696d3130000800b80000000000\
+                 06001900{mode}0000"
+            ))
+        };
+        for (bytes, mode) in
+            [(answer("0000"), DevlinkMode::Legacy), (answer("0100"), DevlinkMode::Switchdev)]
+        {
+            let content = told(command::ESWITCH_GET, &bytes);
+            assert_eq!(content.name(), Some(name()));
+            assert_eq!(content.eswitch_mode.map(DevlinkMode::from), Some(mode));
+        }
+    }
+
+    #[test]
+    fn ports_are_read_from_what_linux_7_3_says_of_a_netdevsim() {
+        let physical = recorded(
+            "0e0001006e657464657673696d000000100002006e657464657673696d3130000800b80000000000080003\
+             000000000006000400020000000800060004000000090007006574683100000000050094000000000006004d\
+             000000000008004e0001000000",
+        );
+        assert_eq!(
+            told(command::PORT_GET, &physical).port(),
+            Some(DevlinkPort {
+                device: name(),
+                index: 0,
+                flavour: Some(Flavour::Physical),
+                number: Some(1),
+                pf: None,
+                vf: None,
+                controller: 0,
+                external: false,
+                ifindex: Some(4),
+                netdev: Some("eth1".into()),
+            })
+        );
+        let vf1 = recorded(
+            "0e0001006e657464657673696d000000100002006e657464657673696d3130000800b80000000000080003\
+             008100000006000400020000000800060006000000090007006574683300000000050094000000000006004d\
+             0004000000080096000000000006007f000000000006008000010000000500950000000000",
+        );
+        assert_eq!(
+            told(command::PORT_GET, &vf1).port(),
+            Some(DevlinkPort {
+                device: name(),
+                index: 129,
+                flavour: Some(Flavour::PciVf),
+                number: None,
+                pf: Some(0),
+                vf: Some(1),
+                controller: 0,
+                external: false,
+                ifindex: Some(6),
+                netdev: Some("eth3".into()),
+            })
+        );
+    }
+
     proptest! {
         #[test]
         fn any_bytes_decode_without_a_panic(
             command: u8,
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            let header = GenlHeader { cmd: command, version: VERSION };
-            let message = DevlinkMessage::parse_with_param(&bytes, header).unwrap();
-            let DevlinkMessage::Told { content, .. } = message else { unreachable!() };
-            let _ = content.port();
+            let _ = told(command, &bytes).port();
         }
     }
 }

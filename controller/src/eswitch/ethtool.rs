@@ -192,6 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::eswitch::netlink::recorded;
 
     fn read(bytes: &[u8]) -> TcOffload {
         let header = GenlHeader { cmd: FEATURES_GET, version: VERSION };
@@ -253,6 +254,14 @@ mod tests {
                 .unwrap()
                 .1
         ));
+    }
+
+    #[test]
+    fn tc_offload_is_read_from_what_linux_7_3_says_of_a_netdevsim() {
+        let off = recorded(include_str!("recorded/netdevsim-features-off.hex"));
+        assert_eq!(read(&off), TcOffload { changeable: true, active: false });
+        let on = recorded(include_str!("recorded/netdevsim-features-on.hex"));
+        assert_eq!(read(&on), TcOffload { changeable: true, active: true });
     }
 
     proptest! {

@@ -320,6 +320,17 @@ where
     told.recv().unwrap_or_else(|_| Err(failed(io::Error::other("it ended at once"))))
 }
 
+/// The bytes of a message recorded from a kernel, from hexadecimal text.
+#[cfg(test)]
+pub(crate) fn recorded(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text
+        .chars()
+        .filter_map(|digit| digit.to_digit(16))
+        .filter_map(|digit| u8::try_from(digit).ok())
+        .collect();
+    digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -353,6 +364,28 @@ mod tests {
             assert_eq!(extended_ack(flags, &payload).as_deref(), Some("Device is gone"));
             assert_eq!(extended_ack(flags & !ACK_TLVS, &payload), None);
         }
+    }
+
+    #[test]
+    fn the_errno_of_a_real_refusal_is_kept_where_the_kernel_gives_no_words() {
+        // Linux 7.3, RTM_SETLINK with IFLA_VF_LINK_STATE to igb, which has none.
+        let payload = recorded(
+            "3400000010000500731b036b000000000000000002000000000000000000000014001600100001000c000500\
+             0100000002000000",
+        );
+        let mut error = ErrorMessage::default();
+        error.code = std::num::NonZeroI32::new(-95);
+        error.header = payload;
+        assert_eq!(
+            refusal("set the link state of VF 1", 0, &error),
+            Some(KernelRefusal {
+                errno: 95,
+                message: "Operation not supported on transport endpoint".into(),
+                what: "set the link state of VF 1".into(),
+            })
+        );
+        error.code = None;
+        assert_eq!(refusal("", 0, &error), None);
     }
 
     proptest! {

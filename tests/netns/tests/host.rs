@@ -1,13 +1,13 @@
 //! The host watch and the eswitch settings against a real kernel.
 //!
-//! Each test has a network namespace of its own (that of igb works in the first one). A test that
-//! lacks what it needs fails and says so: `cargo lab test` has it all.
+//! iproute2's tools say what the kernel holds. Each test has a network namespace of its own (that of
+//! igb works in the first one). A test that lacks what it needs fails: `cargo lab test` has it all.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -21,7 +21,8 @@ use controller::{
     observe::host::{HostMessage, HostWatch},
     world::{AdapterView, NetdevView},
 };
-use nix::sched::{CloneFlags, unshare};
+use lab::net::{self, Netdevsim, Netns};
+use nix::errno::Errno;
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -30,62 +31,30 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 // ---------------------------------------------------------------- the rooms
 
-/// Moves this test into a network namespace of its own.
-fn own_namespace() {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .expect("a network namespace: run as root, or `cargo lab test`");
-    sh("ip link set lo up");
-}
-
 /// Runs a shell command in this thread's network namespace; its output.
 fn sh(command: &str) -> String {
-    let output = Command::new("sh").args(["-ec", command]).output().expect("sh");
-    assert!(
-        output.status.success(),
-        "`{command}` failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    net::command("sh", ["-ec", command]).expect(command)
 }
 
 fn json(command: &str) -> serde_json::Value {
     serde_json::from_str(&sh(command)).expect("JSON")
 }
 
-/// A netdevsim device, in the network namespace of who made it.
-struct Netdevsim {
-    number: u32,
+/// A netdevsim device with that many VFs, in legacy mode.
+fn netdevsim(vfs: u32) -> Netdevsim {
+    net::modprobe("netdevsim").expect("netdevsim");
+    let device = Netdevsim::create(1).expect("a device");
+    if vfs != 0 {
+        device.set_vfs(vfs).expect("VFs");
+    }
+    device
 }
 
-impl Netdevsim {
-    fn new() -> Netdevsim {
-        static NEXT: AtomicU32 = AtomicU32::new(700);
-        sh(
-            "[ -e /sys/bus/netdevsim ] || modprobe netdevsim || { echo 'netdevsim is needed: cargo lab test' >&2; exit 1; }",
-        );
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        std::fs::write("/sys/bus/netdevsim/new_device", format!("{number} 1")).expect("netdevsim");
-        Netdevsim { number }
-    }
-
-    fn handle(&self) -> String {
-        format!("netdevsim/netdevsim{}", self.number)
-    }
-
-    fn set_vfs(&self, count: u32) {
-        let path = format!("/sys/bus/netdevsim/devices/netdevsim{}/sriov_numvfs", self.number);
-        std::fs::write(path, count.to_string()).expect("sriov_numvfs");
-    }
-
-    fn set_mode(&self, mode: &str) {
-        sh(&format!("devlink dev eswitch set {} mode {mode}", self.handle()));
-    }
-}
-
-impl Drop for Netdevsim {
-    fn drop(&mut self) {
-        let _ = std::fs::write("/sys/bus/netdevsim/del_device", self.number.to_string());
-    }
+/// Opens the connections that change the host, and a runtime to use them from.
+fn eswitch() -> (EswitchHandle, Runtime) {
+    let eswitch = EswitchHandle::open().expect("netlink");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
+    (eswitch, runtime)
 }
 
 /// A host watch over one adapter.
@@ -203,7 +172,7 @@ fn representors_by_devlink(handle: &str) -> BTreeMap<u16, String> {
 
 #[test]
 fn a_software_adapters_netdevs_join_and_leave_by_name() {
-    own_namespace();
+    let _room = Netns::enter().expect("root");
     let mut watched = Watched::adapter(software("up0", &["tap*", "up*"]));
     assert_eq!(watched.latest.mode, Some(EswitchMode::Software));
     assert_eq!(watched.latest.handle, "soft-lab");
@@ -232,7 +201,7 @@ fn a_software_adapters_netdevs_join_and_leave_by_name() {
 
 #[test]
 fn a_new_tap_is_in_a_snapshot_within_milliseconds() {
-    own_namespace();
+    let _room = Netns::enter().expect("root");
     let mut watched = Watched::adapter(software("lo", &["tap*"]));
     let mut waits = Vec::new();
     for round in 0..20 {
@@ -253,7 +222,7 @@ fn a_new_tap_is_in_a_snapshot_within_milliseconds() {
 
 #[test]
 fn a_flood_of_changes_is_answered_by_few_snapshots_and_the_last_one_is_right() {
-    own_namespace();
+    let _room = Netns::enter().expect("root");
     let mut watched = Watched::adapter(software("lo", &["v*"]));
     let script = Path::new("/tmp").join(format!("eswitchd-flood-{}", std::process::id()));
     let adds: String =
@@ -269,7 +238,7 @@ fn a_flood_of_changes_is_answered_by_few_snapshots_and_the_last_one_is_right() {
 
 #[test]
 fn asking_again_without_a_change_sends_nothing() {
-    own_namespace();
+    let _room = Netns::enter().expect("root");
     let mut watched = Watched::adapter(software("lo", &["tap*"]));
     for _ in 0..10 {
         watched.watch.look_again();
@@ -281,9 +250,8 @@ fn asking_again_without_a_change_sends_nothing() {
 
 #[test]
 fn a_prepared_representor_is_up_and_never_gets_an_ipv6_address() {
-    own_namespace();
-    let eswitch = EswitchHandle::open().expect("netlink");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
+    let _room = Netns::enter().expect("root");
+    let (eswitch, runtime) = eswitch();
     sh("ip link add rep0 type veth peer name vf0; ip link set vf0 up");
     let mut watched = Watched::adapter(software("lo", &["rep*"]));
     let rep = watched.until("the representor", |view| view.representors.get("rep0").cloned());
@@ -298,9 +266,8 @@ fn a_prepared_representor_is_up_and_never_gets_an_ipv6_address() {
 
 #[test]
 fn a_representor_that_was_up_before_loses_the_address_that_it_gave_itself() {
-    own_namespace();
-    let eswitch = EswitchHandle::open().expect("netlink");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
+    let _room = Netns::enter().expect("root");
+    let (eswitch, runtime) = eswitch();
     sh("ip link add rep0 type veth peer name vf0; ip link set vf0 up; ip link set rep0 up");
     sh("ip addr add fe80::77/64 dev rep0; ip link add bystander type veth peer name b1");
     sh("ip link set b1 up; ip link set bystander up");
@@ -318,16 +285,15 @@ fn a_representor_that_was_up_before_loses_the_address_that_it_gave_itself() {
 
 #[test]
 fn what_cannot_be_done_says_what_and_why() {
-    own_namespace();
-    let eswitch = EswitchHandle::open().expect("netlink");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("rt");
+    let _room = Netns::enter().expect("root");
+    let (eswitch, runtime) = eswitch();
     let gone = NetdevView {
         ifindex: tc_flows::Ifindex::new(4242).expect("an index"),
         name: "gone0".into(),
         mac: None,
     };
     let refusal = runtime.block_on(eswitch.prepare_representor(&gone)).expect_err("no such netdev");
-    assert_eq!(refusal.errno, nix::errno::Errno::ENODEV as i32);
+    assert_eq!(refusal.errno, Errno::ENODEV as i32);
     assert!(refusal.what.contains("gone0"), "{refusal}");
 
     sh("ip link add v0 type veth peer name v1");
@@ -340,7 +306,7 @@ fn what_cannot_be_done_says_what_and_why() {
     );
     for (setting, answer) in answers {
         let refusal = answer.expect_err("a veth has no VFs");
-        assert_eq!(refusal.errno, nix::errno::Errno::EOPNOTSUPP as i32, "{refusal}");
+        assert_eq!(refusal.errno, Errno::EOPNOTSUPP as i32, "{refusal}");
         assert!(refusal.what.contains(&setting.to_string()), "{refusal}");
     }
 }
@@ -374,7 +340,7 @@ fn mac(text: &str) -> MacAddr {
 
 #[test]
 fn a_nic_that_is_not_there_is_a_problem_with_a_remedy() {
-    own_namespace();
+    let _room = Netns::enter().expect("root");
     let watched = Watched::adapter(nic("pci/0000:ff:1f.7"));
     assert_eq!(watched.latest.mode, None);
     assert_eq!(watched.latest.driver, None);
@@ -383,10 +349,9 @@ fn a_nic_that_is_not_there_is_a_problem_with_a_remedy() {
 
 #[test]
 fn representors_are_found_by_what_devlink_says_also_after_the_vfs_came_anew() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(3);
-    device.set_mode("switchdev");
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(3);
+    device.switchdev().expect("switchdev");
     let mut watched = Watched::adapter(nic(&device.handle()));
     let first = watched.until("three representors", |view| representors(view, 3));
     assert_eq!(watched.latest.mode, Some(EswitchMode::Switchdev));
@@ -402,14 +367,18 @@ fn representors_are_found_by_what_devlink_says_also_after_the_vfs_came_anew() {
     }
     let uplink = watched.latest.uplink.clone().expect("an uplink");
     let shown = &json(&format!("ip -d -j link show dev {}", uplink.name))[0];
-    assert_eq!(shown["phys_port_name"], "p0");
-    assert_eq!(shown["phys_switch_id"].as_str(), watched.latest.switch_id.as_deref());
+    assert_eq!(device.uplink().expect("an uplink"), uplink.name);
+    // `ip` cuts a switch id of 32 bytes.
+    let switch_id = watched.latest.switch_id.clone().expect("a switch id");
+    assert!(switch_id.starts_with(shown["phys_switch_id"].as_str().expect("a switch id")));
 
-    device.set_vfs(0);
+    // netdevsim falls back to legacy mode when its last VF goes.
+    device.set_vfs(0).expect("VFs");
     watched.until("no VFs", |view| view.vfs.is_empty().then_some(()));
-    assert_eq!(watched.latest.uplink.as_ref(), Some(&uplink));
-    device.set_vfs(3);
+    device.set_vfs(3).expect("VFs");
+    device.switchdev().expect("switchdev");
     let second = watched.until("three new representors", |view| representors(view, 3));
+    assert_eq!(watched.latest.uplink.as_ref(), Some(&uplink));
     for (vf, netdev) in &second {
         assert_ne!(netdev.ifindex, first[vf].ifindex);
         assert_eq!(u64::from(netdev.ifindex.get()), ifindex_of(&netdev.name));
@@ -418,10 +387,9 @@ fn representors_are_found_by_what_devlink_says_also_after_the_vfs_came_anew() {
 
 #[test]
 fn a_renamed_representor_is_still_that_vfs() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(2);
-    device.set_mode("switchdev");
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
     let mut watched = Watched::adapter(nic(&device.handle()));
     let before = watched.until("two representors", |view| representors(view, 2));
     sh(&format!("ip link set {} name zz", before[&0].name));
@@ -433,39 +401,44 @@ fn a_renamed_representor_is_still_that_vfs() {
 
 #[test]
 fn a_new_representor_is_in_a_snapshot_within_milliseconds() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_mode("switchdev");
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(0);
     let mut watched = Watched::adapter(nic(&device.handle()));
     let mut waits = Vec::new();
     for _ in 0..9 {
-        device.set_vfs(1);
+        device.set_vfs(1).expect("VFs");
+        // netdevsim does not notify this.
+        watched.watch.look_again();
+        watched.until("a VF", |view| (view.vfs.len() == 1).then_some(()));
+        device.switchdev().expect("switchdev");
         let made = Instant::now();
         watched.until("a representor", |view| representors(view, 1));
         waits.push(made.elapsed());
-        device.set_vfs(0);
+        device.set_vfs(0).expect("VFs");
         watched.until("none", |view| view.vfs.is_empty().then_some(()));
     }
     waits.sort();
-    println!("from sriov_numvfs to the snapshot: median {:?}, most {:?}", waits[4], waits[8]);
+    println!(
+        "from the end of `devlink dev eswitch set` to the snapshot: median {:?}, most {:?}",
+        waits[4], waits[8]
+    );
     assert!(waits[4] < Duration::from_millis(500), "{waits:?}");
 }
 
 #[test]
 fn the_mode_is_followed_both_ways() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(2);
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(2);
     let mut watched = Watched::adapter(nic(&device.handle()));
     let is = |mode: EswitchMode| move |view: &AdapterView| (view.mode == Some(mode)).then_some(());
     watched.until("legacy", is(EswitchMode::Legacy));
     let pf = watched.latest.pf.clone().expect("a PF");
     assert!(watched.latest.vfs.values().all(|vf| vf.settings.is_some()));
-    device.set_mode("switchdev");
+    device.switchdev().expect("switchdev");
     watched.until("switchdev", is(EswitchMode::Switchdev));
     watched.until("the representors", |view| representors(view, 2));
     assert_eq!(watched.latest.uplink.as_ref(), Some(&pf), "netdevsim's PF netdev is its uplink");
-    device.set_mode("legacy");
+    sh(&format!("devlink dev eswitch set {} mode legacy", device.handle()));
     watched.until("legacy again", is(EswitchMode::Legacy));
     watched.until("no representors", |view| {
         view.vfs.values().all(|vf| vf.representor.is_none()).then_some(())
@@ -474,8 +447,8 @@ fn the_mode_is_followed_both_ways() {
 
 #[test]
 fn an_adapter_that_goes_is_noticed() {
-    own_namespace();
-    let device = Netdevsim::new();
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(0);
     let mut watched = Watched::adapter(nic(&device.handle()));
     watched.until("the device", |view| view.mode);
     drop(device);
@@ -486,10 +459,9 @@ fn an_adapter_that_goes_is_noticed() {
 
 #[test]
 fn hw_tc_offload_is_switched_on_where_the_device_can() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(1);
-    device.set_mode("switchdev");
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(1);
+    device.switchdev().expect("switchdev");
     let eswitch = EswitchHandle::open().expect("netlink");
     let mut watched = Watched::adapter(nic(&device.handle()));
     let representor = watched.until("a representor", |view| representors(view, 1))[&0].clone();
@@ -512,9 +484,8 @@ fn hw_tc_offload_is_switched_on_where_the_device_can() {
 
 #[test]
 fn legacy_vf_settings_are_written_one_by_one_and_read_back() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(2);
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(2);
     let eswitch = EswitchHandle::open().expect("netlink");
     let mut watched = Watched::adapter(nic(&device.handle()));
     watched.until("two VFs", |view| (view.vfs.len() == 2).then_some(()));
@@ -555,15 +526,14 @@ fn legacy_vf_settings_are_written_one_by_one_and_read_back() {
     let answers = watched.runtime.block_on(eswitch.set_vf(pf.ifindex, 9, &everything()));
     for (_, answer) in answers {
         let refusal = answer.expect_err("there is no VF 9");
-        assert_eq!(refusal.errno, nix::errno::Errno::EINVAL as i32, "{refusal}");
+        assert_eq!(refusal.errno, Errno::EINVAL as i32, "{refusal}");
     }
 }
 
 #[test]
 fn a_setting_that_another_program_changed_is_seen() {
-    own_namespace();
-    let device = Netdevsim::new();
-    device.set_vfs(1);
+    let _room = Netns::enter().expect("root");
+    let device = netdevsim(1);
     let mut watched = Watched::adapter(nic(&device.handle()));
     watched.until("a VF", |view| (view.vfs.len() == 1).then_some(()));
     let pf = watched.latest.pf.clone().expect("a PF");
@@ -573,15 +543,12 @@ fn a_setting_that_another_program_changed_is_seen() {
 
 /// The PCI address of an igb PF.
 fn igb() -> String {
-    sh(
-        "[ -e /sys/bus/pci/drivers/igb ] || modprobe igb || { echo 'igb is needed: cargo lab test' >&2; exit 1; }",
-    );
-    let drivers = PathBuf::from("/sys/bus/pci/drivers/igb");
-    std::fs::read_dir(drivers)
+    net::modprobe("igb").expect("igb");
+    std::fs::read_dir("/sys/bus/pci/drivers/igb")
         .expect("the igb driver")
         .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.to_owned()))
         .find(|name| name.starts_with("0000:"))
-        .expect("an igb PF: run by `cargo lab test`")
+        .expect("an igb PF")
 }
 
 /// In the first network namespace: that is where the NIC's netdev is.
@@ -599,8 +566,9 @@ fn igb_takes_legacy_settings_and_says_what_it_has_not() {
     sh(&format!("ip link set {} up", pf.name));
 
     std::fs::write(&vfs, "2").expect("sriov_numvfs");
-    watched.watch.look_again();
+    let made = Instant::now();
     watched.until("two VFs", |view| (view.vfs.len() == 2).then_some(()));
+    assert!(made.elapsed() < Duration::from_secs(5), "notified, not found by the slow audit");
     let change = VfChange { spoof_check: Some(false), ..everything() };
     let answers: BTreeMap<VfSetting, _> =
         watched.runtime.block_on(eswitch.set_vf(pf.ifindex, 1, &change)).into_iter().collect();
@@ -608,7 +576,7 @@ fn igb_takes_legacy_settings_and_says_what_it_has_not() {
     assert_eq!(answers[&VfSetting::Vlan], Ok(()));
     assert_eq!(answers[&VfSetting::SpoofCheck], Ok(()));
     let refusal = answers[&VfSetting::LinkState].clone().expect_err("igb has no VF link state");
-    assert_eq!(refusal.errno, nix::errno::Errno::EOPNOTSUPP as i32, "{refusal}");
+    assert_eq!(refusal.errno, Errno::EOPNOTSUPP as i32, "{refusal}");
     watched.until("the settings", |view| {
         let now = view.vfs[&1].settings.as_ref()?;
         let expected = (mac("02:aa:00:00:00:01"), 100, Some(false));
@@ -619,6 +587,6 @@ fn igb_takes_legacy_settings_and_says_what_it_has_not() {
     let change = VfChange { vlan: Some(service), ..VfChange::default() };
     let answers = watched.runtime.block_on(eswitch.set_vf(pf.ifindex, 1, &change));
     let refusal = answers[0].1.clone().expect_err("igb has no 802.1ad");
-    assert_eq!(refusal.errno, nix::errno::Errno::EPROTONOSUPPORT as i32, "{refusal}");
+    assert_eq!(refusal.errno, Errno::EPROTONOSUPPORT as i32, "{refusal}");
     std::fs::write(&vfs, "0").expect("sriov_numvfs");
 }

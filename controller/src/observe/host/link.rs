@@ -337,6 +337,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::eswitch::netlink::recorded;
 
     /// The bytes of a link message with these attributes.
     fn message(ifindex: u32, attributes: Vec<LinkAttribute>) -> Vec<u8> {
@@ -434,6 +435,47 @@ mod tests {
                 link_state: None,
             }
         );
+    }
+
+    #[test]
+    fn vf_settings_are_read_from_what_linux_7_3_says_of_a_netdevsim() {
+        let bytes = recorded(include_str!("recorded/netdevsim-pf.hex"));
+        let link = Link::decode(&bytes).unwrap();
+        assert_eq!(link.name, "eth1");
+        assert_eq!(link.parent, Some("netdevsim/netdevsim10".parse().unwrap()));
+        assert_eq!(link.switch_id.map(|id| id.len()), Some(64));
+        let settings = |mac, vlan, vlan_proto, on, link_state| VfSettings {
+            mac: MacAddr(mac),
+            vlan,
+            vlan_proto,
+            spoof_check: Some(on),
+            link_state: Some(link_state),
+        };
+        let mac = [2, 0xaa, 0, 0, 0, 1];
+        assert_eq!(
+            VfTable::decode(&bytes),
+            VfTable {
+                count: 2,
+                settings: [
+                    (0, settings([0; 6], 0, VlanProto::Dot1Q, false, VfLinkState::Auto)),
+                    (1, settings(mac, 200, VlanProto::Dot1Ad, true, VfLinkState::Disable)),
+                ]
+                .into(),
+            }
+        );
+    }
+
+    #[test]
+    fn vf_settings_are_read_from_what_linux_7_3_says_of_an_igb() {
+        let bytes = recorded(include_str!("recorded/igb-pf.hex"));
+        let link = Link::decode(&bytes).unwrap();
+        assert_eq!(link.parent, Some("pci/0000:01:00.0".parse().unwrap()));
+        assert_eq!(link.switch_id, None);
+        let table = VfTable::decode(&bytes);
+        let vlans: Vec<_> =
+            table.settings.values().map(|vf| (vf.vlan, vf.vlan_proto, vf.spoof_check)).collect();
+        let tagged = VlanProto::Dot1Q;
+        assert_eq!(vlans, [(0, tagged, Some(true)), (5, tagged, Some(true))]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod view;
 use std::{collections::BTreeMap, future::pending, io, path::Path, sync::Arc, time::Duration};
 
 use api::types::Id;
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE};
 use nix::errno::Errno;
 use tokio::{
     sync::{Notify, mpsc},
@@ -41,13 +41,17 @@ const SETTLE: Duration = Duration::from_millis(3);
 /// A flood of notifications takes at most one part in this many plus one of a core: between two
 /// looks lies that many times what the last one took.
 const REST_FACTOR: u32 = 4;
-/// The eswitch mode changes without a notification, and so do VF settings that a driver changes by
-/// itself: this is how long such a change can go unseen. A look costs a few milliseconds.
+/// The eswitch mode changes without a notification (unless ports come or go with it), and so do VF
+/// settings that a driver changes by itself and netdevsim's number of VFs: this is how long such a
+/// change can go unseen. A look costs a few milliseconds.
 const AUDIT_PERIOD: Duration = Duration::from_secs(10);
 /// How long to wait after a look that failed as a whole.
 const RETRY: Duration = Duration::from_secs(1);
 /// `RTNLGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
 const RTNLGRP_LINK: u32 = 1;
+/// The kernel's own uevents, as opposed to udev's. A PCI device sends one when its number of VFs
+/// changes (`sriov_enable` in `drivers/pci/iov.c`), and when a driver binds to it.
+const KERNEL_UEVENTS: u32 = 1;
 /// Where the kernel tells which driver a device has.
 const BUSES: &str = "/sys/bus";
 
@@ -203,6 +207,8 @@ struct Eyes {
     link_bell: Doorbell,
     /// Absent where no NIC is configured.
     devlink: Option<Devlink>,
+    /// Absent where no NIC is configured.
+    device_bell: Option<Doorbell>,
     /// Absent while the kernel has no devlink.
     devlink_bell: Option<Doorbell>,
 }
@@ -213,32 +219,37 @@ impl Eyes {
         let link_bell = Doorbell::hang(NETLINK_ROUTE, RTNLGRP_LINK).map_err(subscription)?;
         let (work, links) = Links::open()?;
         tokio::spawn(work);
-        let mut devlink = None;
+        let mut eyes =
+            Eyes { links, link_bell, devlink: None, device_bell: None, devlink_bell: None };
         if adapters.iter().any(|(_, adapter)| adapter.nic().is_some()) {
             let (work, handle) = generic_connection()?;
             tokio::spawn(work);
-            devlink = Some(Devlink::new(handle));
+            eyes.devlink = Some(Devlink::new(handle));
+            let bell = Doorbell::hang(NETLINK_KOBJECT_UEVENT, KERNEL_UEVENTS);
+            eyes.device_bell = Some(bell.map_err(subscription)?);
         }
-        Ok(Eyes { links, link_bell, devlink, devlink_bell: None })
+        Ok(eyes)
     }
 
     /// Returns when something may have changed.
     async fn rung(&self) -> io::Result<()> {
-        let devlink = async {
-            match &self.devlink_bell {
-                Some(bell) => bell.rung().await,
-                None => pending().await,
-            }
+        let rung = async |bell: &Option<Doorbell>| match bell {
+            Some(bell) => bell.rung().await,
+            None => pending().await,
         };
         tokio::select! {
             rung = self.link_bell.rung() => rung,
-            rung = devlink => rung,
+            rung = rung(&self.device_bell) => rung,
+            rung = rung(&self.devlink_bell) => rung,
         }
     }
 
     /// Silences the bells, since a look follows; hangs the devlink bell as soon as that is there.
     async fn drain(&mut self) -> Result<(), EswitchError> {
         self.link_bell.drain();
+        if let Some(bell) = &self.device_bell {
+            bell.drain();
+        }
         match (&self.devlink, &self.devlink_bell) {
             (_, Some(bell)) => bell.drain(),
             (Some(devlink), None) => {

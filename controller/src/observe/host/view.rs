@@ -248,7 +248,7 @@ impl Nic {
                 if table.count as usize != table.settings.len() {
                     view.problems.push(format!(
                         "{} has {} VFs but the kernel told the settings of {}; use fewer VFs \
-                         (an rtnetlink message holds about 200)",
+                         (an rtnetlink message holds about 330)",
                         pf.name,
                         table.count,
                         table.settings.len()
