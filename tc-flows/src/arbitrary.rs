@@ -56,6 +56,10 @@ fn vids() -> impl Strategy<Value = VlanId> {
     prop_oneof![8 => (0u16..4).prop_map(vid), 1 => (0u16..4096).prop_map(vid)]
 }
 
+fn written_vids() -> impl Strategy<Value = VlanId> {
+    vids().prop_filter("reserved", |vid| vid.get() != 4095)
+}
+
 fn small_ipv4() -> impl Strategy<Value = std::net::Ipv4Addr> {
     (0u8..3).prop_map(|last| [192, 0, 2, last].into())
 }
@@ -240,9 +244,9 @@ pub(crate) fn actions(from: u32, chains: u32) -> impl Strategy<Value = Vec<Actio
     let to = || PORTS.prop_map(ifindex);
     let step = prop_oneof![
         to().prop_map(Action::Mirror),
-        (tpids(), vids()).prop_map(|(tpid, vid)| Action::VlanPush { tpid, vid }),
+        (tpids(), written_vids()).prop_map(|(tpid, vid)| Action::VlanPush { tpid, vid }),
         Just(Action::VlanPop),
-        (tpids(), vids()).prop_map(|(tpid, vid)| Action::VlanModify { tpid, vid }),
+        (tpids(), written_vids()).prop_map(|(tpid, vid)| Action::VlanModify { tpid, vid }),
     ];
     let end = if from + 1 < chains {
         prop_oneof![

@@ -131,7 +131,10 @@ impl FakeKernel {
 
     fn apply_one(&mut self, op: &Op, mode: Mode) -> Outcome {
         if !self.exists(op.id().hook().ifindex) {
-            return refused(ENODEV, "");
+            return match op {
+                Op::Delete { .. } => Outcome::Deleted,
+                Op::Add { .. } | Op::Replace { .. } => refused(ENODEV, ""),
+            };
         }
         match op {
             Op::Add { rule, handle } => self.put(rule, *handle, mode, true),
@@ -147,7 +150,7 @@ impl FakeKernel {
             _ => None,
         });
         if !destinations.into_iter().all(|to| self.exists(to)) {
-            return refused(ENODEV, "Failed to init TC action mirred");
+            return refused(ENODEV, "");
         }
         let Some(hook) = self.hooks.get_mut(&id.hook()) else {
             return refused(EINVAL, "Failed to find qdisc with specified classid");

@@ -158,7 +158,8 @@ pub trait Kernel {
     fn ensure_hook(&mut self, hook: Hook) -> Result<()>;
 
     /// Carries out changes in this order, each on its own: one that is refused does not stop those
-    /// behind it. A deletion of a rule that is not there counts as [`Outcome::Deleted`].
+    /// behind it. A deletion of a rule or at an interface that is not there counts as
+    /// [`Outcome::Deleted`].
     fn apply(&mut self, ops: &[Op], mode: Mode) -> Vec<Outcome>;
 
     /// Everything at this hook. A hook without a qdisc, or whose interface is gone, is empty.

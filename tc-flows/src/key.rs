@@ -782,7 +782,9 @@ impl Match {
 }
 
 impl fmt::Display for Match {
-    /// The keys as `tc` reads them after `flower`; the protocol stands elsewhere in its syntax.
+    /// The keys as `tc` reads them after `flower`; the protocol stands elsewhere in its syntax. (For
+    /// an IP address mask with gaps, which the kernel takes, `tc` has no syntax: it is printed all
+    /// the same.)
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
         for field in self.fields.iter() {
@@ -795,11 +797,22 @@ impl fmt::Display for Match {
             fmt_bytes(form, field.value, f)?;
             if !field.is_exact() {
                 f.write_str("/")?;
-                fmt_bytes(form, field.mask, f)?;
+                match (form, prefix_length(field.mask)) {
+                    (Form::Ipv4 | Form::Ipv6, Some(length)) => write!(f, "{length}")?,
+                    _ => fmt_bytes(form, field.mask, f)?,
+                }
             }
         }
         Ok(())
     }
+}
+
+/// How many bits from the left a mask has, where it has no gaps.
+fn prefix_length(mask: &[u8]) -> Option<u32> {
+    let length = mask.iter().map(|byte| byte.count_ones()).sum();
+    let mut left = mask.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1));
+    left.by_ref().find(|bit| *bit == 0);
+    left.all(|bit| bit == 0).then_some(length)
 }
 
 fn fmt_bytes(form: Form, bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -192,6 +192,10 @@ pub enum RuleError {
         /// Its place in the list, from 0.
         position: usize,
     },
+    /// The identifier 4095 is reserved (IEEE 802.1Q): `tcf_vlan_init` in net/sched/act_vlan.c
+    /// refuses to write it, although flower matches it.
+    #[error("`{0}` would write the reserved VLAN identifier 4095")]
+    ReservedVlanId(Action),
 }
 
 /// One flower rule.
@@ -206,7 +210,8 @@ impl Rule {
     /// The rule with these actions, executed wherever it can be ([`Offload::Auto`]).
     ///
     /// # Errors
-    /// Where the list is not 1 to 32 actions of which exactly the last is terminal.
+    /// Where the list is not 1 to 32 actions of which exactly the last is terminal, or one writes
+    /// the VLAN identifier 4095.
     pub fn new(
         hook: Hook,
         chain: ChainId,
@@ -226,6 +231,13 @@ impl Rule {
         }
         if !last.is_terminal() {
             return Err(RuleError::NotTerminated(*last));
+        }
+        let reserved = |action: &&Action| match action {
+            Action::VlanPush { vid, .. } | Action::VlanModify { vid, .. } => vid.get() == 4095,
+            _ => false,
+        };
+        if let Some(action) = before.iter().find(reserved) {
+            return Err(RuleError::ReservedVlanId(*action));
         }
         Ok(Rule {
             id: RuleId { hook, chain, prio, matching },
@@ -443,6 +455,20 @@ mod tests {
     }
 
     #[test]
+    fn the_reserved_vlan_identifier_is_matched_but_not_written() {
+        let reserved = vid(4095);
+        assert!(rule(Match::vlan(VlanTpid::Dot1Q, reserved), &[Action::Drop]).is_ok());
+        let push = Action::VlanPush { tpid: VlanTpid::Dot1Q, vid: reserved };
+        let modify = Action::VlanModify { tpid: VlanTpid::Dot1Q, vid: reserved };
+        for action in [push, modify] {
+            assert_eq!(
+                rule(Match::any(), &[action, Action::Pass]),
+                Err(RuleError::ReservedVlanId(action))
+            );
+        }
+    }
+
+    #[test]
     fn a_rule_prints_as_tc_reads_it() {
         let q = VlanTpid::Dot1Q;
         let cases: [(Match, &[Action], &str); 7] = [
@@ -492,6 +518,13 @@ mod tests {
         for (matching, actions, expected) in cases {
             assert_eq!(rule(matching, actions).unwrap().to_string(), expected);
         }
+        let net = Ipv4Match::any().src_masked([192, 0, 2, 0].into(), [255, 255, 254, 0].into());
+        assert_eq!(Match::ethertype(net).to_string(), "src_ip 192.0.2.0/23");
+        let gaps = Ipv4Match::any().src_masked([192, 0, 2, 0].into(), [255, 0, 255, 0].into());
+        assert_eq!(Match::ethertype(gaps).to_string(), "src_ip 192.0.2.0/255.0.255.0");
+        let net = Ipv6Match::any()
+            .dst_masked("2001:db8::".parse().unwrap(), "ffff:ffff::".parse().unwrap());
+        assert_eq!(Match::ethertype(net).to_string(), "dst_ip 2001:db8::/32");
         let skip = rule(Match::any(), &[Action::Drop]).unwrap().with_offload(Offload::SkipHw);
         assert_eq!(
             skip.to_string(),
