@@ -20,7 +20,7 @@ fn create_vfs(guest: &Guest, count: usize) {
 #[test]
 fn a_guest_creates_vfs_with_the_macs_of_their_devices() {
     let _netns = Netns::enter().unwrap();
-    let mut guest =
+    let guest =
         Guest::named("a").pf(tap("a-pf")).vf(0, tap("a-vf0")).vf(1, tap("a-vf1")).start().unwrap();
 
     assert_eq!(guest.exec("echo out; echo err >&2; exit 3").unwrap().status, 3);

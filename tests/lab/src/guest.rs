@@ -163,7 +163,7 @@ fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<V
 
 /// Boots a guest without connections, and saves its state as `NAME.state` in `images`.
 pub(crate) fn save(name: &str, qemu: &Path, images: &Path, limit: Duration) -> Result<()> {
-    let mut guest = Builder {
+    let guest = Builder {
         qemu: Some(qemu.to_owned()),
         images: Some(images.to_owned()),
         ..Guest::named(name)
@@ -267,11 +267,9 @@ impl Builder {
             .args(machine(&self.name, &images, &self.backings)?)
             .args(["-run-with", "exit-with-parent=on"])
             // QEMU waits for the console, so that nothing the guest says is lost.
-            .args(["-chardev", &socket("console", &path("console"), "on"), "-serial"])
-            .arg("chardev:console")
-            .args(["-chardev", &socket("qmp", &qmp, "off"), "-mon", "chardev=qmp,mode=control"])
-            .args(["-chardev", &socket("lab", &path("lab"), "off")])
-            .args(["-mon", "chardev=lab,mode=control"])
+            .args(["-serial", &format!("unix:{},server=on,wait=on", option(&path("console")))])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", option(&qmp))])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", option(&path("lab")))])
             .args(&self.arguments);
         if !self.cold {
             let state = images.join(format!("{}.state", self.name));
@@ -295,10 +293,9 @@ impl Builder {
     }
 }
 
-fn socket(id: &str, path: &Path, wait: &str) -> String {
-    // A comma in a path is doubled, QEMU's way of quoting it.
-    let path = path.display().to_string().replace(',', ",,");
-    format!("socket,id={id},path={path},server=on,wait={wait}")
+/// A path in a QEMU option, where a comma is doubled.
+fn option(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// A running guest. It is killed when this is dropped.
@@ -379,7 +376,7 @@ impl Guest {
     ///
     /// # Errors
     /// QEMU does not answer.
-    pub fn qmp(&mut self) -> Result<Qmp> {
+    pub fn qmp(&self) -> Result<Qmp> {
         Qmp::connect(&self.folder.path.join("lab"), START_LIMIT)
     }
 
@@ -450,7 +447,7 @@ impl Guest {
         if cold {
             console.ready(BOOT_LIMIT).map_err(|reason| self.failure(&reason))?;
         } else {
-            self.resumed(deadline)?;
+            self.resumed()?;
         }
         console.exec("true", START_LIMIT).map_err(|reason| self.failure(&reason))?;
         self.console = Mutex::new(Some(console));
@@ -459,7 +456,8 @@ impl Guest {
 
     /// Waits until the saved state is loaded: it overwrites the serial line's receiver, and with it
     /// the first byte that came too early.
-    fn resumed(&mut self, deadline: Instant) -> Result<()> {
+    fn resumed(&self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
         let mut qmp = self.qmp()?;
         while qmp.execute("query-status", json!({}))?["status"] != "running" {
             if Instant::now() > deadline {
@@ -472,7 +470,9 @@ impl Guest {
 
     fn failure(&self, reason: &str) -> Error {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let log: Vec<&str> = log.lines().filter(|line| !line.contains("warning: hub")).collect();
+        let usual = ["warning: hub", "info: QEMU waiting for connection"];
+        let log: Vec<&str> =
+            log.lines().filter(|line| !usual.iter().any(|text| line.contains(text))).collect();
         let reason = match log.len() {
             0 => reason.to_owned(),
             lines => format!("{reason}\nQEMU: {}", log[lines.saturating_sub(10)..].join("\n")),
