@@ -4,11 +4,12 @@
 //! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
 //! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],
 //! [`vm`], [`cargo`], [`native`]); tests, demo and benchmarks *inside* it use [`guest`] and [`net`].
-//! Nothing here knows anything about eswitchd itself, and nothing touches the machine's own network.
+//! Only [`daemon`] knows anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod cache;
 pub mod cargo;
 mod cpio;
+pub mod daemon;
 mod error;
 pub mod guest;
 pub mod native;

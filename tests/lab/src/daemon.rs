@@ -1,0 +1,277 @@
+//! eswitchd itself, started as a user starts it: the real binary with a configuration file, spoken
+//! to over its Unix socket in plain HTTP.
+//!
+//! In: configuration, requests. Out: its answers as JSON, its log. The daemon lives in the network
+//! namespace of the thread that starts it, and ends with its [`Daemon`].
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use crate::{At, Error, Result, net};
+
+/// How long the daemon may take to start, to converge, or to end; software emulation is slow.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running eswitchd.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Option<Child>,
+    folder: PathBuf,
+}
+
+/// An answer of the API.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body: JSON, or a string where it is text.
+    pub body: Value,
+}
+
+impl Daemon {
+    /// Starts eswitchd in a folder of its own, which must be empty or that of an earlier run, with
+    /// `configuration` (TOML) after what the fixture needs: its state, its API socket, and
+    /// `qmp_dir` as `FOLDER/qmp`. Returns when it is ready.
+    ///
+    /// # Errors
+    /// It does not start, or is not ready in time.
+    pub fn start(folder: &Path, configuration: &str) -> Result<Self> {
+        let mut daemon = Self { child: None, folder: folder.to_owned() };
+        fs::create_dir_all(daemon.qmp_dir()).at("creating the QMP folder")?;
+        let folder = folder.display();
+        let text = format!(
+            "state_dir = \"{folder}/state\"\n\n[guests]\nqmp_dir = \"{folder}/qmp\"\n\n\
+             [api]\nunix = \"{folder}/api.sock\"\n{configuration}\n"
+        );
+        fs::write(daemon.configuration(), text).at("writing the configuration")?;
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again with the same configuration, after [`Self::end`].
+    ///
+    /// # Errors
+    /// It does not start, or is not ready in time.
+    pub fn restart(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.wait_until("the daemon is ready", || {
+            self.request("GET", "/readyz", None).is_ok_and(|answer| answer.status == 200)
+        })
+    }
+
+    fn spawn(&mut self) -> Result<()> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("log"))
+            .at("opening the log")?;
+        let child = Command::new(program()?)
+            .arg("--config")
+            .arg(self.configuration())
+            .env("ESWITCHD_LOG", "info,controller=debug")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .at("starting eswitchd")?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Sends it a signal and waits for its end: SIGKILL for a crash, SIGTERM for a stop.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let Some(mut child) = self.child.take() else {
+            return Err(Error::Missing {
+                what: "eswitchd does not run".into(),
+                remedy: "start it before it is ended".into(),
+            });
+        };
+        kill(Pid::from_raw(child.id() as i32), signal).at("signalling eswitchd")?;
+        let ended = net::wait_for("eswitchd's end", PATIENCE, || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The folder whose `<guest>.sock` are guests.
+    pub fn qmp_dir(&self) -> PathBuf {
+        self.folder.join("qmp")
+    }
+
+    /// The API's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("api.sock")
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("eswitchd.toml")
+    }
+
+    /// What it has logged, over all its runs in this folder.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Sends one request.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or not in HTTP.
+    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        let mut stream = UnixStream::connect(self.socket()).at("connecting to the API")?;
+        stream.set_read_timeout(Some(PATIENCE)).at("setting a time limit")?;
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: eswitchd\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).at("sending a request")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).at("reading an answer")?;
+        parse(&answer)
+            .ok_or_else(|| Error::Format { what: format!("{method} {path}"), text: answer })
+    }
+
+    /// PUTs a resource; the resource as it is then.
+    ///
+    /// # Errors
+    /// Anything but success, with the problem that the daemon tells.
+    pub fn put(&self, path: &str, spec: Value) -> Result<Value> {
+        self.succeed("PUT", path, Some(&json!({ "spec": spec })))
+    }
+
+    /// GETs a resource or a list.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.succeed("GET", path, None)
+    }
+
+    /// DELETEs a resource.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn delete(&self, path: &str) -> Result<()> {
+        self.succeed("DELETE", path, None).map(|_| ())
+    }
+
+    fn succeed(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        let answer = self.request(method, path, body)?;
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.body);
+        }
+        let what = format!("{method} {path}: status {}", answer.status);
+        Err(Error::Format { what, text: answer.body.to_string() })
+    }
+
+    /// Asks for `path` until what it answers fits; that answer.
+    ///
+    /// # Errors
+    /// It does not within [`PATIENCE`]: the last answer is in the message.
+    pub fn wait_for(&self, path: &str, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        let found = net::wait_for(path, PATIENCE, || {
+            last = self.get(path).ok()?;
+            fits(&last).then(|| last.clone())
+        });
+        found.map_err(|_| Error::Format {
+            what: format!("{path} did not become what was waited for"),
+            text: format!("{last:#}"),
+        })
+    }
+
+    /// Waits until a port's condition has this status; the port.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for`].
+    pub fn wait_for_condition(&self, path: &str, about: &str, status: &str) -> Result<Value> {
+        self.wait_for(path, |resource| condition(resource, about)["status"] == status)
+    }
+
+    fn wait_until(&self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
+        net::wait_for(what, PATIENCE, || condition().then_some(())).map_err(|error| {
+            let tail: Vec<String> = self.log().lines().rev().take(20).map(str::to_owned).collect();
+            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+            Error::Missing {
+                what: error.to_string(),
+                remedy: format!("its log ends with:\n{tail}"),
+            }
+        })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("eswitchd's log:\n{}", self.log());
+        }
+    }
+}
+
+/// The daemon's binary: `ESWITCHD_BIN`.
+///
+/// # Errors
+/// The variable is not set.
+pub fn program() -> Result<PathBuf> {
+    std::env::var_os("ESWITCHD_BIN").map(PathBuf::from).ok_or_else(|| Error::Missing {
+        what: "ESWITCHD_BIN does not name the daemon's binary".into(),
+        remedy: "run this with `cargo lab test`".into(),
+    })
+}
+
+/// A condition of a resource; null where it has none of that type.
+pub fn condition<'a>(resource: &'a Value, about: &str) -> &'a Value {
+    let conditions = resource["status"]["conditions"].as_array().map(Vec::as_slice);
+    conditions.unwrap_or_default().iter().find(|c| c["type"] == about).unwrap_or(&Value::Null)
+}
+
+/// Reads an HTTP/1.1 answer that ended with its connection.
+fn parse(answer: &str) -> Option<Answer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    let body = match serde_json::from_str(body) {
+        Ok(json) => json,
+        Err(_) => Value::String(body.to_owned()),
+    };
+    Some(Answer { status, body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_its_status_and_its_json() {
+        let text = "HTTP/1.1 404 Not Found\r\ncontent-length: 7\r\n\r\n{\"a\":1}";
+        assert_eq!(parse(text), Some(Answer { status: 404, body: json!({"a": 1}) }));
+        assert_eq!(parse("HTTP/1.1 204 No Content\r\n\r\n").unwrap().body, json!(""));
+        assert_eq!(parse("rubbish"), None);
+    }
+}

@@ -1,0 +1,684 @@
+//! eswitchd as a whole on a real kernel: REST in, flows and VF settings out, packets through.
+//!
+//! Each test has a network namespace of its own. What the kernel holds is read with iproute2's
+//! tools, never from the daemon. A test that lacks what it needs fails.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixListener,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use lab::{
+    daemon::{self, Daemon, condition},
+    net::{self, Capture, Netdevsim, Netns, frame, send_frame},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MAC_1: &str = "02:00:00:00:00:01";
+const MAC_2: &str = "02:00:00:00:00:02";
+const MAC_3: &str = "02:00:00:00:00:03";
+const MAC_4: &str = "02:00:00:00:00:04";
+const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
+
+/// How long to wait for a frame that must not come, after one that was sent later has come.
+const SETTLE: Duration = Duration::from_millis(300);
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// eswitchd on a netdevsim device.
+fn on_netdevsim(device: &Netdevsim, folder: &TempDir) -> Daemon {
+    let configuration = format!("\n[[adapter]]\nhandle = \"{}\"\n", device.handle());
+    Daemon::start(folder.path(), &configuration).expect("eswitchd")
+}
+
+fn netdevsim(vfs: u32) -> Netdevsim {
+    net::modprobe("netdevsim").expect("netdevsim");
+    let device = Netdevsim::create(1).expect("a device");
+    device.set_vfs(vfs).expect("VFs");
+    device
+}
+
+/// The adapter's id in URLs.
+fn adapter_id(device: &Netdevsim) -> String {
+    device.handle().replacen('/', "-", 1)
+}
+
+fn vf_port(device: &Netdevsim, index: u32, mac: &str, attachments: Value) -> Value {
+    json!({
+        "function": {"vf": {"adapter": adapter_id(device), "index": index}},
+        "attachments": attachments,
+        "macs": [mac],
+    })
+}
+
+/// A netdev's ingress filters as `tc -j` shows them, without counters and ages.
+fn filters(netdev: &str) -> Vec<Value> {
+    let text = net::command("tc", ["-j", "filter", "show", "dev", netdev, "ingress"]).expect("tc");
+    let all: Value = serde_json::from_str(&text).expect("JSON");
+    all.as_array().expect("a list").iter().filter(|f| f["options"].is_object()).cloned().collect()
+}
+
+/// The one filter of `netdev` in this chain with these keys.
+fn filter(netdev: &str, chain: u64, keys: &Value) -> Value {
+    let all = filters(netdev);
+    let mut found = all.iter().filter(|filter| {
+        filter["chain"] == chain && filter["options"]["keys"] == *keys
+    });
+    let first = found.next().unwrap_or_else(|| panic!("{netdev} chain {chain} {keys}: {all:#?}"));
+    assert!(found.next().is_none(), "{netdev}: two filters with {keys} in chain {chain}");
+    first.clone()
+}
+
+/// The actions of a filter in a few words: `goto 64`, `redirect tap1`.
+fn actions(filter: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    filter["options"]["actions"]
+        .as_array()
+        .expect("actions")
+        .iter()
+        .map(|action| match text(&action["kind"]).as_str() {
+            "gact" if action["control_action"]["type"] == "goto" => {
+                format!("goto {}", action["control_action"]["chain"])
+            }
+            "gact" => text(&action["control_action"]["type"]),
+            "mirred" => {
+                format!("{} {}", text(&action["mirred_action"]), text(&action["to_dev"]))
+            }
+            "vlan" => format!("vlan {} {}", text(&action["vlan_action"]), action["id"]),
+            other => other.to_owned(),
+        })
+        .collect()
+}
+
+// ---------------------------------------------------------------- netdevsim
+
+#[test]
+fn switchdev_flows_of_two_ports_are_in_hardware_with_their_chains_keys_and_actions() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    daemon
+        .put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}}))
+        .expect("a network");
+    for (index, mac) in [(0, MAC_1), (1, MAC_2)] {
+        let port = vf_port(&device, index, mac, json!([{"network": "blue"}]));
+        daemon.put(&format!("/v1/ports/p{index}"), port).expect("a port");
+    }
+    for port in ["/v1/ports/p0", "/v1/ports/p1"] {
+        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed");
+        daemon.wait_for_condition(port, "Offloaded", "True").expect("offloaded");
+    }
+
+    let (one, two) = (device.representor(0).expect("r0"), device.representor(1).expect("r1"));
+    let uplink = device.uplink().expect("uplink");
+    let admission = filter(&one, 0, &json!({"src_mac": MAC_1}));
+    assert_eq!(actions(&admission), ["goto 64"]);
+    assert_eq!(admission["options"]["in_hw"], true);
+    let unicast = filter(&one, 64, &json!({"dst_mac": MAC_2}));
+    assert_eq!(actions(&unicast), [format!("redirect {two}")]);
+    let from_uplink = filter(&uplink, 64, &json!({"dst_mac": MAC_1}));
+    assert_eq!(actions(&from_uplink), ["vlan pop null".to_owned(), format!("redirect {one}")]);
+    let unknown = filter(&one, 64, &json!({}));
+    assert_eq!(actions(&unknown), ["vlan push 100".to_owned(), format!("redirect {uplink}")]);
+    let default: Vec<Vec<String>> = filters(&one)
+        .iter()
+        .filter(|f| f["chain"] == 0 && f["options"]["keys"] == json!({}) && f["protocol"] == "all")
+        .map(actions)
+        .collect();
+    assert_eq!(default, [["drop"]]);
+    for netdev in [&one, &two, &uplink] {
+        for filter in filters(netdev) {
+            assert_eq!(filter["options"]["in_hw"], true, "{netdev}: {filter:#}");
+        }
+    }
+
+    // What the daemon says is what the kernel holds.
+    let installed: usize = [&one, &two, &uplink].iter().map(|netdev| filters(netdev).len()).sum();
+    let flows = daemon.get("/v1/flows").expect("flows");
+    assert_eq!(flows["items"].as_array().expect("items").len(), installed);
+
+    daemon.delete("/v1/ports/p1").expect("deleted");
+    net::wait_for("the port's flows to go", daemon::PATIENCE, || {
+        filters(&one).iter().all(|f| f["options"]["keys"] != json!({"dst_mac": MAC_2})).then_some(())
+    })
+    .expect("gone");
+}
+
+#[test]
+fn flows_follow_vfs_that_are_removed_and_made_anew() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    let before = daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("before");
+
+    device.set_vfs(0).expect("no VFs");
+    let gone = daemon.wait_for_condition("/v1/ports/p0", "Bound", "False").expect("unbound");
+    assert_eq!(condition(&gone, "Bound")["reason"], "VfMissing");
+    net::ip("link add taken type veth peer name taken1").expect("takes an interface index");
+    device.set_vfs(2).expect("VFs");
+    let after = daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("after");
+
+    let ifindex = |port: &Value| port["status"]["representor"]["ifindex"].clone();
+    assert_ne!(ifindex(&before), ifindex(&after));
+    let name = device.representor(0).expect("a representor");
+    assert_eq!(actions(&filter(&name, 0, &json!({"src_mac": MAC_1}))), ["goto 64"]);
+}
+
+#[test]
+fn legacy_mode_sets_mac_vlan_spoof_check_and_link_state_and_resets_them_on_release() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    daemon
+        .put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100, "proto": "802.1ad"}}}))
+        .expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    let port = daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("set");
+    assert_eq!(condition(&port, "Offloaded")["reason"], "LegacyMode");
+
+    let pf = device.uplink().expect("the PF's netdev");
+    let vf = |index: usize| net::ip_json(&format!("link show {pf}")).expect("ip")[0]["vfinfo_list"][index].clone();
+    net::wait_for("the settings", daemon::PATIENCE, || {
+        let vf = vf(0);
+        (vf["address"] == MAC_1
+            && vf["vlan_list"][0]["vlan"] == 100
+            && vf["vlan_list"][0]["protocol"] == "802.1ad"
+            && vf["spoofchk"] == true
+            && vf["link_state"] == "auto")
+            .then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:#}", vf(0)));
+    assert_eq!(vf(1)["link_state"], "disable", "a VF without a port");
+
+    daemon.delete("/v1/ports/p0").expect("deleted");
+    net::wait_for("the reset", daemon::PATIENCE, || {
+        let vf = vf(0);
+        let vlan = vf["vlan_list"][0]["vlan"].as_u64().unwrap_or(0);
+        (vf["address"] == "00:00:00:00:00:00" && vlan == 0 && vf["link_state"] == "disable")
+            .then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:#}", vf(0)));
+}
+
+#[test]
+fn what_legacy_mode_cannot_do_is_refused_by_condition() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(1);
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/island", json!({"kind": "isolated"})).expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "island"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    let port = daemon.wait_for_condition("/v1/ports/p0", "Programmed", "Partial").expect("partly");
+    assert_eq!(condition(&port, "Programmed")["reason"], "IsolationUnsupported");
+    let pf = device.uplink().expect("the PF's netdev");
+    net::wait_for("the link to be disabled", daemon::PATIENCE, || {
+        let links = net::ip_json(&format!("link show {pf}")).ok()?;
+        (links[0]["vfinfo_list"][0]["link_state"] == "disable").then_some(())
+    })
+    .expect("disabled");
+}
+
+#[test]
+fn a_real_legacy_nic_gets_what_it_can_and_says_what_it_cannot() {
+    // The lab's igb is one real device of the whole machine: it lives in the first namespace.
+    let pf = "0000:01:00.0";
+    let sysfs = format!("/sys/bus/pci/devices/{pf}");
+    if !std::path::Path::new(&sysfs).exists() || std::env::var_os("ESWITCHD_LAB").is_none() {
+        panic!("this test needs the lab's igb at {pf}: run it with `cargo lab test --vm`");
+    }
+    net::modprobe("igb").expect("igb");
+    std::fs::write(format!("{sysfs}/sriov_numvfs"), "0").expect("no VFs");
+    std::fs::write(format!("{sysfs}/sriov_numvfs"), "2").expect("VFs");
+    let folder = folder();
+    let configuration = format!("\n[[adapter]]\nhandle = \"pci/{pf}\"\n");
+    let daemon = Daemon::start(folder.path(), &configuration).expect("eswitchd");
+    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 7}}})).expect("a network");
+    let port = json!({
+        "function": {"vf": {"adapter": format!("pci-{pf}"), "index": 1}},
+        "attachments": [{"network": "blue"}],
+        "macs": [MAC_1],
+    });
+    daemon.put("/v1/ports/p1", port).expect("a port");
+    let adapter = format!("/v1/adapters/pci-{pf}");
+    let seen = daemon
+        .wait_for(&adapter, |adapter| adapter["vfs"][1]["settings"]["mac"] == MAC_1)
+        .expect("the address is set");
+    assert_eq!((&seen["mode"], &seen["driver"]), (&json!("legacy"), &json!("igb")));
+    let seen = daemon
+        .wait_for(&adapter, |adapter| adapter["vfs"][1]["settings"]["vlan"] == 7)
+        .expect("the VLAN is set");
+    assert_eq!(seen["vfs"][1]["settings"]["spoof_check"], true);
+    // igb has no VF link state: the operator is told so, and the rest is set all the same.
+    let port = daemon.wait_for_condition("/v1/ports/p1", "Programmed", "Partial").expect("partly");
+    let message = condition(&port, "Programmed")["message"].as_str().expect("a message").to_owned();
+    assert!(message.contains("link state"), "{message}");
+    drop(daemon);
+    std::fs::write(format!("{sysfs}/sriov_numvfs"), "0").expect("no VFs");
+}
+
+#[test]
+fn a_daemon_that_is_killed_and_started_again_touches_nothing() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let mut daemon = on_netdevsim(&device, &folder);
+    daemon
+        .put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}}))
+        .expect("a network");
+    let one = device.representor(0).expect("a representor");
+    net::tc(&format!("qdisc add dev {one} clsact")).ok();
+    net::tc(&format!(
+        "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
+    ))
+    .expect("a foreign filter");
+    for (index, mac) in [(0, MAC_1), (1, MAC_2)] {
+        let port = vf_port(&device, index, mac, json!([{"network": "blue"}]));
+        daemon.put(&format!("/v1/ports/p{index}"), port).expect("a port");
+    }
+    for port in ["/v1/ports/p0", "/v1/ports/p1"] {
+        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed");
+    }
+    let netdevs = [one.clone(), device.representor(1).expect("r1"), device.uplink().expect("up")];
+    let state = || -> Vec<Vec<Value>> { netdevs.iter().map(|netdev| filters(netdev)).collect() };
+    let before = state();
+
+    let mut monitor = Command::new("tc")
+        .args(["monitor"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tc monitor");
+    std::thread::sleep(SETTLE);
+    daemon.end(Signal::SIGKILL).expect("killed");
+    daemon.restart().expect("started again");
+    for port in ["/v1/ports/p0", "/v1/ports/p1"] {
+        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed again");
+    }
+    assert_eq!(state(), before);
+
+    // The monitor works: a change of ours is the first that it tells of.
+    net::tc(&format!("filter del dev {one} ingress prio 50000")).expect("ours to delete");
+    std::thread::sleep(SETTLE);
+    monitor.kill().expect("ours");
+    let mut told = String::new();
+    monitor.stdout.take().expect("piped").read_to_string(&mut told).expect("text");
+    monitor.wait().expect("ended");
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("filter")).collect();
+    assert!(!lines.is_empty(), "tc monitor told nothing");
+    assert!(
+        lines.iter().all(|line| line.contains("deleted") && line.contains("pref 50000")),
+        "something else changed:\n{told}"
+    );
+}
+
+#[test]
+fn a_foreign_filter_is_reported_and_still_there_at_the_end() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(1);
+    device.switchdev().expect("switchdev");
+    let one = device.representor(0).expect("a representor");
+    net::tc(&format!("qdisc add dev {one} clsact")).expect("a qdisc");
+    net::tc(&format!(
+        "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
+    ))
+    .expect("a foreign filter");
+    let keys = json!({"dst_ip": "192.0.2.1"});
+    let foreign = || filters(&one).into_iter().find(|f| {
+        f["options"]["keys"]["dst_ip"] == keys["dst_ip"]
+    });
+    let before = foreign().expect("there");
+    let folder = folder();
+    let mut daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    let adapter = format!("/v1/adapters/{}", adapter_id(&device));
+    let seen = daemon.get(&adapter).expect("the adapter");
+    assert_eq!(seen["foreign_filters"], 1);
+    daemon.delete("/v1/ports/p0").expect("deleted");
+    daemon.end(Signal::SIGTERM).expect("stopped");
+    assert_eq!(foreign(), Some(before));
+}
+
+// ---------------------------------------------------------------- packets
+
+/// A host whose representors are veths: `rep1`…`rep4` on the host's side, `vm1`…`vm4` where the
+/// guests would be, `up` as the uplink with `wire` at its far end.
+struct Rig {
+    daemon: Daemon,
+    _folder: TempDir,
+    captures: Vec<(&'static str, Capture)>,
+}
+
+const ENDS: [&str; 5] = ["vm1", "vm2", "vm3", "vm4", "wire"];
+
+impl Rig {
+    fn new() -> Rig {
+        let pairs = [("rep1", "vm1"), ("rep2", "vm2"), ("rep3", "vm3"), ("rep4", "vm4"), ("up", "wire")];
+        for (ours, theirs) in pairs {
+            net::ip(&format!("link add {ours} type veth peer name {theirs}")).expect("veth");
+            for link in [ours, theirs] {
+                net::ip(&format!("link set {link} addrgenmode none")).expect("no IPv6");
+            }
+            net::ip(&format!("link set {theirs} up")).expect("up");
+        }
+        net::ip("link set up up").expect("up");
+        let folder = folder();
+        let configuration =
+            "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"up\"\nrepresentors = [\"rep*\"]\n";
+        let daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
+        let captures =
+            ENDS.iter().map(|end| (*end, Capture::start(end).expect("a capture"))).collect();
+        Rig { daemon, _folder: folder, captures }
+    }
+
+    fn network(&self, id: &str, kind: Value) {
+        self.daemon.put(&format!("/v1/networks/{id}"), json!({ "kind": kind })).expect("a network");
+    }
+
+    fn port(&self, number: usize, macs: &[&str], attachments: Value) {
+        let spec = json!({
+            "function": {"netdev": {"adapter": "soft-lab", "name": format!("rep{number}")}},
+            "attachments": attachments,
+            "macs": macs,
+        });
+        self.daemon.put(&format!("/v1/ports/p{number}"), spec).expect("a port");
+    }
+
+    fn programmed(&self, numbers: &[usize]) {
+        for number in numbers {
+            let path = format!("/v1/ports/p{number}");
+            self.daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
+            net::wait_for("the representor to be up", daemon::PATIENCE, || {
+                let link = net::ip_json(&format!("link show rep{number}")).ok()?;
+                (link[0]["operstate"] == "UP").then_some(())
+            })
+            .expect("up");
+        }
+    }
+
+    /// Sends a frame into an end; what arrived at each of the others, by end.
+    fn send(&self, from: &str, sent: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        for (_, capture) in &self.captures {
+            capture.clear();
+        }
+        send_frame(from, sent).expect("sent");
+        std::thread::sleep(SETTLE);
+        self.captures
+            .iter()
+            .flat_map(|(end, capture)| capture.frames().into_iter().map(move |f| (*end, f)))
+            .collect()
+    }
+}
+
+/// A frame's tags, outer first, and its ethertype.
+fn tags(frame: &[u8]) -> Vec<u16> {
+    let mut tags = Vec::new();
+    let mut at = 12;
+    while frame[at..at + 2] == [0x81, 0x00] || frame[at..at + 2] == [0x88, 0xa8] {
+        tags.push(u16::from_be_bytes([frame[at + 2] & 0x0f, frame[at + 3]]));
+        at += 4;
+    }
+    tags
+}
+
+/// Where frames arrived, with which tags.
+fn arrivals(frames: &[(&'static str, Vec<u8>)]) -> Vec<(&'static str, Vec<u16>)> {
+    let mut arrivals: Vec<_> = frames.iter().map(|(end, frame)| (*end, tags(frame))).collect();
+    arrivals.sort();
+    arrivals
+}
+
+fn test_frame(to: &str, from: &str, vlans: &[u16]) -> Vec<u8> {
+    frame(to, from, vlans, 0x88b5, b"eswitchd")
+}
+
+#[test]
+fn frames_reach_who_they_are_for_and_nobody_else() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new();
+    rig.network("blue", json!({"vlan": {"vid": 100}}));
+    rig.network("red", json!({"vlan": {"vid": 200}}));
+    rig.port(1, &[MAC_1], json!([{"network": "blue"}]));
+    rig.port(2, &[MAC_2], json!([{"network": "blue"}]));
+    // A trunk: both networks, each under a tag of the guest's own.
+    rig.port(3, &[MAC_3], json!([{"network": "blue", "tag": 5}, {"network": "red", "tag": 6}]));
+    rig.port(4, &[MAC_4], json!([{"network": "red"}]));
+    rig.programmed(&[1, 2, 3, 4]);
+    let none: [(&str, Vec<u16>); 0] = [];
+
+    let cases: [(&str, &str, Vec<u8>, Vec<(&str, Vec<u16>)>); 13] = [
+        ("unicast reaches its port only", "vm1", test_frame(MAC_2, MAC_1, &[]), vec![("vm2", vec![])]),
+        ("to a trunk it gets the guest's tag", "vm1", test_frame(MAC_3, MAC_1, &[]), vec![("vm3", vec![5])]),
+        ("from a trunk it loses the guest's tag", "vm3", test_frame(MAC_4, MAC_3, &[6]), vec![("vm4", vec![])]),
+        (
+            "broadcast reaches every member but the sender",
+            "vm1",
+            test_frame(BROADCAST, MAC_1, &[]),
+            vec![("vm2", vec![]), ("vm3", vec![5]), ("wire", vec![100])],
+        ),
+        (
+            "unknown unicast leaves by the uplink, tagged",
+            "vm4",
+            test_frame("02:99:00:00:00:09", MAC_4, &[]),
+            vec![("wire", vec![200])],
+        ),
+        ("a spoofed source reaches nobody", "vm1", test_frame(MAC_2, MAC_4, &[]), vec![]),
+        ("a spoofed broadcast reaches nobody", "vm1", test_frame(BROADCAST, MAC_2, &[]), vec![]),
+        ("VLANs do not mix", "vm1", test_frame(MAC_4, MAC_1, &[]), vec![("wire", vec![100])]),
+        ("a tag that is not attached is dropped", "vm3", test_frame(MAC_2, MAC_3, &[100]), vec![]),
+        ("a tag on an access port is dropped", "vm1", test_frame(MAC_2, MAC_1, &[100]), vec![]),
+        ("a second tag is dropped", "vm3", test_frame(BROADCAST, MAC_3, &[5, 200]), vec![]),
+        (
+            "from the uplink to a port",
+            "wire",
+            test_frame(MAC_1, "02:99:00:00:00:09", &[100]),
+            vec![("vm1", vec![])],
+        ),
+        (
+            "broadcast from the uplink does not return to it",
+            "wire",
+            test_frame(BROADCAST, "02:99:00:00:00:09", &[200]),
+            vec![("vm3", vec![6]), ("vm4", vec![])],
+        ),
+    ];
+    for (what, from, sent, expected) in cases {
+        assert_eq!(arrivals(&rig.send(from, &sent)), expected, "{what}");
+    }
+    let quiet = rig.send("vm2", &test_frame("01:80:c2:00:00:00", MAC_2, &[]));
+    assert_eq!(arrivals(&quiet), none, "link-local groups are dropped");
+
+    // The payload is untouched.
+    let sent = test_frame(MAC_2, MAC_1, &[]);
+    assert_eq!(rig.send("vm1", &sent), [("vm2", sent.clone())]);
+}
+
+#[test]
+fn the_hosts_own_traffic_over_the_uplink_lives_through_start_changes_and_teardown() {
+    let _netns = Netns::enter().expect("a namespace");
+    let far = Netns::named("far").expect("a namespace");
+    net::ip("link add up type veth peer name wire netns far").expect("veth");
+    net::ip("addr add 10.9.0.1/24 dev up").expect("address");
+    net::ip("link set up up").expect("up");
+    net::ip("link add link up name up.300 type vlan id 300").expect("vlan");
+    net::ip("addr add 10.9.3.1/24 dev up.300").expect("address");
+    net::ip("link set up.300 up").expect("up");
+    for (link, address) in [("wire", "10.9.0.2/24"), ("wire.300", "10.9.3.2/24")] {
+        if link != "wire" {
+            net::ip("-n far link add link wire name wire.300 type vlan id 300").expect("vlan");
+        }
+        net::ip(&format!("-n far addr add {address} dev {link}")).expect("address");
+        net::ip(&format!("-n far link set {link} up")).expect("up");
+    }
+    for number in [1, 2] {
+        net::ip(&format!("link add rep{number} type veth peer name vm{number}")).expect("veth");
+    }
+    drop(far);
+    let pings: Vec<_> = ["10.9.0.1", "10.9.3.1"]
+        .into_iter()
+        .map(|address| {
+            Command::new("ip")
+                .args(["netns", "exec", "far", "ping", "-i", "0.1", "-c", "120", "-q", address])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("ping")
+        })
+        .collect();
+
+    let folder = folder();
+    let configuration =
+        "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"up\"\nrepresentors = [\"rep*\"]\n";
+    let mut daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
+    for (id, kind) in [("flat", json!("flat")), ("blue", json!({"vlan": {"vid": 100}}))] {
+        daemon.put(&format!("/v1/networks/{id}"), json!({ "kind": kind })).expect("a network");
+    }
+    for (number, network, mac) in [(1, "flat", MAC_1), (2, "blue", MAC_2)] {
+        let spec = json!({
+            "function": {"netdev": {"adapter": "soft-lab", "name": format!("rep{number}")}},
+            "attachments": [{"network": network}],
+            "macs": [mac],
+        });
+        let path = format!("/v1/ports/p{number}");
+        daemon.put(&path, spec).expect("a port");
+        daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
+    }
+    // ARP must work through the flat network's flood as well.
+    net::command("ip", ["netns", "exec", "far", "ip", "neigh", "flush", "all"]).expect("flushed");
+    for path in ["/v1/ports/p1", "/v1/ports/p2", "/v1/networks/flat", "/v1/networks/blue"] {
+        daemon.delete(path).expect("deleted");
+    }
+    daemon.end(Signal::SIGTERM).expect("stopped");
+    for ping in pings {
+        let output = ping.wait_with_output().expect("ping ended");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(" 0% packet loss"), "{text}");
+    }
+}
+
+// ---------------------------------------------------------------- bad input
+
+#[test]
+fn a_wrong_configuration_names_file_line_and_remedy() {
+    let folder = folder();
+    let path = folder.path().join("eswitchd.toml");
+    std::fs::write(&path, "[[adapter]]\nhandle = \"mlx\"\n").expect("written");
+    let output = Command::new(daemon::program().expect("eswitchd"))
+        .arg("--config")
+        .arg(&path)
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("run");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(said.contains(&format!("{}:1:", path.display())), "{said}");
+    assert!(said.contains("BUS/DEVICE"), "{said}");
+}
+
+#[test]
+fn of_two_ports_with_one_mac_the_first_keeps_it_and_the_second_passes_nothing() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new();
+    rig.network("blue", json!({"vlan": {"vid": 100}}));
+    rig.port(2, &[MAC_2], json!([{"network": "blue"}]));
+    rig.port(1, &[MAC_2], json!([{"network": "blue"}]));
+    rig.port(3, &[MAC_3], json!([{"network": "blue"}]));
+    rig.programmed(&[2, 3]);
+    let second = rig.daemon.wait_for_condition("/v1/ports/p1", "Conflict", "True").expect("told");
+    let message = condition(&second, "Conflict")["message"].as_str().expect("a message").to_owned();
+    assert!(message.contains(MAC_2) && message.contains("p2"), "{message}");
+    net::ip("link set rep1 up").expect("up");
+
+    assert_eq!(
+        arrivals(&rig.send("vm2", &test_frame(BROADCAST, MAC_2, &[]))),
+        [("vm3", vec![]), ("wire", vec![100])],
+        "the first works"
+    );
+    for from in [MAC_2, MAC_1] {
+        assert_eq!(arrivals(&rig.send("vm1", &test_frame(BROADCAST, from, &[]))), []);
+    }
+    assert_eq!(
+        arrivals(&rig.send("vm3", &test_frame(MAC_2, MAC_3, &[]))),
+        [("vm2", vec![])],
+        "and gets its own"
+    );
+}
+
+#[test]
+fn a_qmp_socket_that_speaks_rubbish_marks_its_guest_and_the_rest_goes_on() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new();
+    let socket = rig.daemon.qmp_dir().join("rubbish.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = stream;
+            stream.write_all(b"\x00\xffHTTP/1.1 400 no\r\n\r\n{\"QMP\": 7}\n").ok();
+        }
+    });
+    let silent = UnixListener::bind(rig.daemon.qmp_dir().join("silent.sock")).expect("a socket");
+    let guest = rig
+        .daemon
+        .wait_for("/v1/guests/rubbish", |guest| {
+            ["Misbehaving", "Interrupted"]
+                .contains(&condition(guest, "Connected")["reason"].as_str().unwrap_or_default())
+        })
+        .expect("marked");
+    assert_eq!(condition(&guest, "Connected")["status"], "False");
+    assert!(!condition(&guest, "Connected")["message"].as_str().expect("text").is_empty());
+
+    rig.network("blue", json!("isolated"));
+    rig.port(1, &[MAC_1], json!([{"network": "blue"}]));
+    rig.port(2, &[MAC_2], json!([{"network": "blue"}]));
+    rig.programmed(&[1, 2]);
+    assert_eq!(arrivals(&rig.send("vm1", &test_frame(MAC_2, MAC_1, &[]))), [("vm2", vec![])]);
+    drop(silent);
+    std::fs::remove_file(&socket).expect("removed");
+}
+
+#[test]
+fn the_api_refuses_what_is_wrong_and_says_what_would_be_right() {
+    let _netns = Netns::enter().expect("a namespace");
+    let folder = folder();
+    let daemon = Daemon::start(folder.path(), "").expect("eswitchd");
+    let bad = json!({"spec": {"kind": {"vlan": {"vid": 5000}}}});
+    let answer = daemon.request("PUT", "/v1/networks/x", Some(&bad)).expect("an answer");
+    assert_eq!(answer.status, 422, "{answer:?}");
+    assert!(answer.body["detail"].as_str().expect("detail").contains("4094"), "{answer:?}");
+    daemon.put("/v1/networks/x", json!({"kind": "flat"})).expect("a network");
+    let port = json!({
+        "function": {"guest_vf": {"guest": "vm", "device": "vf0"}},
+        "attachments": [{"network": "x"}],
+    });
+    daemon.put("/v1/ports/p", port).expect("a port");
+    let answer = daemon.request("DELETE", "/v1/networks/x", None).expect("an answer");
+    assert_eq!(answer.status, 409);
+    assert_eq!(answer.body["blockers"], json!(["ports/p"]));
+    let port = daemon.get("/v1/ports/p").expect("the port");
+    assert_eq!(condition(&port, "Bound")["reason"], "GuestNotSeen");
+    let metrics = daemon.request("GET", "/metrics", None).expect("metrics").body;
+    let metrics = metrics.as_str().expect("text").to_owned();
+    for name in ["eswitchd_build_info{", "eswitchd_guests_connected 0", "eswitchd_ready 1"] {
+        assert!(metrics.contains(name), "{name} in\n{metrics}");
+    }
+}
