@@ -13,6 +13,43 @@
 //! | `set` | rules that can stand together |
 //! | `diff` | from installed to wanted |
 //! | `kernel` | the trait that the real and the fake kernel share |
+//! | `wire` | rules as netlink bytes, and back |
+//! | `netlink` | the real kernel |
+//! | `fake` | a kernel in memory, for tests |
+//! | `frame`, `walk` | frames, and what they meet in a set of rules |
+//!
+//! ```
+//! use tc_flows::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hook = Hook::ingress(Ifindex::new(7).ok_or("no interface")?);
+//! let guest = Mac([2, 0, 0, 0, 0, 1]);
+//! let admission = Rule::new(
+//!     hook,
+//!     ChainId::ZERO,
+//!     Prio::new(10).ok_or("no prio")?,
+//!     Match::any().src(guest),
+//!     [Action::Redirect(Ifindex::new(8).ok_or("no interface")?)],
+//! )?;
+//! let mut wanted = RuleSet::new();
+//! wanted.insert(admission)?;
+//!
+//! // `NetlinkKernel::open(owner)` is the real one.
+//! let mut kernel = FakeKernel::new(Owner(*b"demo"));
+//! kernel.ensure_hook(hook)?;
+//! let mut installed = Installed::new();
+//! installed.adopt(&kernel.dump(hook)?);
+//! let ops = diff(&installed, &wanted);
+//! for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
+//!     installed.record(op, &outcome);
+//! }
+//! assert!(diff(&installed, &wanted).is_empty());
+//!
+//! let frame = Frame::opaque(Mac([0xff; 6]), guest, EtherType::ARP);
+//! assert_eq!(walk(&wanted, hook, &frame).deliveries.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(test)]
 mod arbitrary;

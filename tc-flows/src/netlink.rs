@@ -135,41 +135,20 @@ impl NetlinkKernel {
         }
     }
 
-    /// Sends one window of changes and notes what the kernel says of them.
-    fn exchange(&mut self, ops: &[Op], mode: Mode, first: u32, outcomes: &mut [Outcome]) {
+    /// Sends the changes that stand in `self.out` and waits for what the kernel says of them.
+    fn exchange(&mut self, ops: &[Op], mode: Mode, first: u32) -> Vec<Outcome> {
+        let mut window = Window::new(ops, mode, first, self.owner);
         if self.send().is_err() {
-            return;
+            return window.outcomes();
         }
-        let Some(last) = ops.len().checked_sub(1) else { return };
-        let mut answers = vec![Answer::default(); ops.len()];
-        let mut overrun = false;
-        let mut complete = false;
-        while !complete {
-            match self.receive(!overrun) {
-                Received::Overrun => overrun = true,
+        while !window.complete {
+            match self.receive(!window.overrun) {
+                Received::Overrun => window.overrun = true,
                 Received::Nothing => break,
-                Received::Datagram(len) => {
-                    for message in Messages::new(&self.datagram[..len]) {
-                        // A late answer to an earlier window lies outside.
-                        let at = message.seq.wrapping_sub(first) as usize;
-                        let Some(op) = ops.get(at) else { continue };
-                        if let Some(echo) = message.read_echo() {
-                            answers[at].echo = Some(echo);
-                        } else if let Reply::Ack { errno, message } =
-                            message.read(self.owner, op.id().hook())
-                        {
-                            answers[at].ack = Some((errno, message));
-                            complete |= at == last;
-                        }
-                    }
-                }
+                Received::Datagram(len) => window.read(&self.datagram[..len]),
             }
         }
-        // Where nothing was lost, silence of the fast mode means success.
-        let silence = complete && !overrun && mode == Mode::Fast;
-        for ((op, answer), outcome) in ops.iter().zip(answers).zip(outcomes) {
-            *outcome = answer.outcome(op, silence);
-        }
+        window.outcomes()
     }
 
     /// Sends the one request in `self.out` and hands every reply to it to `each`, until that says
@@ -239,6 +218,20 @@ fn broken(errno: Errno) -> Error {
     Error::Socket(errno.into())
 }
 
+/// The changes of one datagram, and what the kernel said of them so far.
+struct Window<'o> {
+    ops: &'o [Op],
+    mode: Mode,
+    /// Sequence number of the first change; the others follow.
+    first: u32,
+    owner: Owner,
+    answers: Vec<Answer>,
+    /// The last change was answered, so that nothing more will come.
+    complete: bool,
+    /// An answer was lost.
+    overrun: bool,
+}
+
 /// What the kernel said of one change.
 #[derive(Clone, Debug, Default)]
 struct Answer {
@@ -246,16 +239,45 @@ struct Answer {
     echo: Option<(bool, Option<String>)>,
 }
 
+impl<'o> Window<'o> {
+    fn new(ops: &'o [Op], mode: Mode, first: u32, owner: Owner) -> Window<'o> {
+        let answers = vec![Answer::default(); ops.len()];
+        Window { ops, mode, first, owner, answers, complete: ops.is_empty(), overrun: false }
+    }
+
+    fn read(&mut self, datagram: &[u8]) {
+        for message in Messages::new(datagram) {
+            // A late answer to an earlier window lies outside.
+            let at = message.seq.wrapping_sub(self.first) as usize;
+            let Some((op, answer)) = self.ops.get(at).zip(self.answers.get_mut(at)) else {
+                continue;
+            };
+            if let Some(echo) = message.read_echo() {
+                answer.echo = Some(echo);
+            } else if let Reply::Ack { errno, message } = message.read(self.owner, op.id().hook()) {
+                answer.ack = Some((errno, message));
+                self.complete |= at + 1 == self.ops.len();
+            }
+        }
+    }
+
+    fn outcomes(self) -> Vec<Outcome> {
+        // Only where nothing was lost does silence of the fast mode mean success.
+        let silence = self.complete && !self.overrun && self.mode == Mode::Fast;
+        self.ops.iter().zip(self.answers).map(|(op, answer)| answer.outcome(op, silence)).collect()
+    }
+}
+
 impl Answer {
     /// `silence`: that nothing was said is a success.
     fn outcome(self, op: &Op, silence: bool) -> Outcome {
-        let deletes = matches!(op, Op::Delete { .. });
         let (errno, said) = match self.ack {
             Some(ack) => ack,
             None if silence => (0, None),
             None => return Outcome::Unknown,
         };
-        if deletes && (errno == 0 || errno == Errno::ENOENT as i32 || errno == Errno::ENODEV as i32)
+        if matches!(op, Op::Delete { .. })
+            && [0, Errno::ENOENT as i32, Errno::ENODEV as i32].contains(&errno)
         {
             return Outcome::Deleted;
         }
@@ -295,11 +317,11 @@ impl Kernel for NetlinkKernel {
     }
 
     fn apply(&mut self, ops: &[Op], mode: Mode) -> Vec<Outcome> {
-        let mut outcomes = vec![Outcome::Unknown; ops.len()];
+        let mut outcomes = Vec::with_capacity(ops.len());
         let told = mode == Mode::Told;
         let window = if told { self.told_window } else { self.window };
-        let mut done = 0;
-        while done < ops.len() {
+        while outcomes.len() < ops.len() {
+            let done = outcomes.len();
             let first = self.seq;
             self.out.clear();
             let mut count = 0;
@@ -313,9 +335,7 @@ impl Kernel for NetlinkKernel {
             }
             Writer::ask_for_ack(&mut self.out[last_message..]);
             self.take_seqs(count);
-            let range = done..done + count;
-            self.exchange(&ops[range.clone()], mode, first, &mut outcomes[range]);
-            done += count;
+            outcomes.extend(self.exchange(&ops[done..done + count], mode, first));
         }
         outcomes
     }
@@ -353,5 +373,105 @@ impl Kernel for NetlinkKernel {
             Ok(Asked::More)
         })?;
         Ok(dump)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arbitrary::{hook, mac, prio};
+    use crate::ident::{ChainId, Handle};
+    use crate::key::Match;
+    use crate::rule::{Action, Rule};
+    use crate::wire::test_reply::{ack, echo};
+
+    const OWNER: Owner = Owner(*b"test");
+    const FIRST: u32 = u32::MAX;
+
+    fn rule(last: u8) -> Rule {
+        let matching = Match::any().src(mac(last));
+        Rule::new(hook(), ChainId::ZERO, prio(1), matching, [Action::Drop]).unwrap()
+    }
+
+    /// Two additions and a deletion, with sequence numbers that wrap around.
+    fn ops() -> [Op; 3] {
+        [
+            Op::Add { rule: rule(1), handle: Handle(1) },
+            Op::Add { rule: rule(2), handle: Handle(2) },
+            Op::Delete { id: rule(3).id().clone(), handle: Handle(3) },
+        ]
+    }
+
+    fn outcomes(mode: Mode, overrun: bool, replies: &[Vec<u8>]) -> Vec<Outcome> {
+        let ops = ops();
+        let mut window = Window::new(&ops, mode, FIRST, OWNER);
+        window.overrun = overrun;
+        for datagram in replies {
+            window.read(datagram);
+        }
+        window.outcomes()
+    }
+
+    #[test]
+    fn in_the_fast_mode_silence_before_the_last_answer_is_success() {
+        assert_eq!(
+            outcomes(Mode::Fast, false, &[ack(1, 0, None)]),
+            [Outcome::Installed, Outcome::Installed, Outcome::Deleted]
+        );
+        let refused = Outcome::Refused { errno: 17, message: Some("there".into()) };
+        assert_eq!(
+            outcomes(Mode::Fast, false, &[ack(0, 17, Some("there")), ack(1, 0, None)]),
+            [Outcome::Installed, refused, Outcome::Deleted]
+        );
+    }
+
+    #[test]
+    fn without_the_last_answer_what_was_not_answered_is_unknown() {
+        let refused = Outcome::Refused { errno: 17, message: None };
+        assert_eq!(
+            outcomes(Mode::Fast, false, &[ack(FIRST, 17, None)]),
+            [refused, Outcome::Unknown, Outcome::Unknown]
+        );
+    }
+
+    #[test]
+    fn after_an_overrun_silence_says_nothing() {
+        assert_eq!(
+            outcomes(Mode::Fast, true, &[ack(1, 0, None)]),
+            [Outcome::Unknown, Outcome::Unknown, Outcome::Deleted]
+        );
+    }
+
+    #[test]
+    fn in_the_told_mode_the_echo_has_the_hardware_state_and_the_answer_the_reason() {
+        let replies = [
+            echo(FIRST, &rule(1), true),
+            ack(FIRST, 0, None),
+            echo(0, &rule(2), false),
+            ack(0, 0, Some("too many keys")),
+            ack(1, 2, Some("not found")),
+        ];
+        let reason = Some("too many keys".to_owned());
+        let expected = [Outcome::InHw, Outcome::NotInHw { reason }, Outcome::Deleted];
+        assert_eq!(outcomes(Mode::Told, false, &replies), expected);
+        // However the kernel packs its messages.
+        assert_eq!(outcomes(Mode::Told, false, &[replies.concat()]), expected);
+    }
+
+    #[test]
+    fn an_answer_to_another_window_is_passed_over() {
+        let stray = [ack(FIRST - 1, 5, None), ack(2, 5, None)];
+        assert_eq!(outcomes(Mode::Fast, false, &stray), [const { Outcome::Unknown }; 3]);
+    }
+
+    #[test]
+    fn a_deletion_that_finds_no_rule_or_no_interface_is_done_and_no_other_failure_is() {
+        let delete = &ops()[2];
+        let answer = |errno| Answer { ack: Some((errno, None)), echo: None };
+        for errno in [0, 2, 19] {
+            assert_eq!(answer(errno).outcome(delete, false), Outcome::Deleted);
+        }
+        let refused = Outcome::Refused { errno: 1, message: None };
+        assert_eq!(answer(1).outcome(delete, false), refused);
     }
 }

@@ -669,10 +669,53 @@ fn read_tag(options: &[u8]) -> Option<(VlanTpid, VlanId)> {
     Some((tpid, vid))
 }
 
+/// Messages as a kernel sends them.
+#[cfg(test)]
+pub(crate) mod test_reply {
+    use super::*;
+
+    /// The acknowledgement of a request, capped.
+    pub(crate) fn ack(seq: u32, errno: i32, message: Option<&str>) -> Vec<u8> {
+        let mut tlvs = Vec::new();
+        if let Some(message) = message {
+            Writer::new(&mut tlvs).attr_str(NLMSGERR_ATTR_MSG, message.as_bytes());
+        }
+        let flags = NLM_F_CAPPED | if tlvs.is_empty() { 0 } else { NLM_F_ACK_TLVS };
+        nlmsgerr(seq, errno, flags, &tlvs)
+    }
+
+    /// The acknowledgement of a request that was 40 bytes long, with this behind its header.
+    pub(crate) fn nlmsgerr(seq: u32, errno: i32, flags: u16, behind: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes);
+        writer.begin(NLMSG_ERROR, flags, seq);
+        writer.put(&(-errno).to_ne_bytes());
+        writer.put(&40u32.to_ne_bytes());
+        writer.put(&[0; 12]);
+        writer.put(behind);
+        writer.end();
+        bytes
+    }
+
+    /// The echo of an addition.
+    pub(crate) fn echo(seq: u32, rule: &Rule, in_hw: bool) -> Vec<u8> {
+        const TCA_CLS_FLAGS_NOT_IN_HW: u32 = 1 << 3;
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes);
+        writer.begin(RTM_NEWTFILTER, 0, seq);
+        writer.location(rule.id(), Handle(1));
+        let flags = if in_hw { TCA_CLS_FLAGS_IN_HW } else { TCA_CLS_FLAGS_NOT_IN_HW };
+        writer.flower(rule, Owner(*b"test"), flags);
+        writer.end();
+        bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::test_reply::{ack, nlmsgerr};
     use super::*;
     use crate::arbitrary::{chain, hook, ifindex, mac, prio, rules, vid};
 
@@ -765,30 +808,14 @@ mod tests {
         assert_eq!(nested.len(), 32);
     }
 
-    fn nlmsgerr(errno: i32, flags: u16, behind: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut writer = Writer::new(&mut bytes);
-        writer.begin(NLMSG_ERROR, flags, 5);
-        writer.put(&(-errno).to_ne_bytes());
-        // The header of the refused request, which says that it was 40 bytes long.
-        writer.put(&40u32.to_ne_bytes());
-        writer.put(&[0; 12]);
-        writer.put(behind);
-        writer.end();
-        bytes
-    }
-
     #[test]
     fn an_error_has_its_errno_and_the_kernels_words_whether_capped_or_not() {
-        let mut tlv = Vec::new();
-        Writer::new(&mut tlv).attr_str(NLMSGERR_ATTR_MSG, b"Filter already exists");
         let expected = Reply::Ack { errno: 17, message: Some("Filter already exists".into()) };
-        let capped = nlmsgerr(17, NLM_F_CAPPED | NLM_F_ACK_TLVS, &tlv);
-        assert_eq!(read(&capped), expected);
+        assert_eq!(read(&ack(5, 17, Some("Filter already exists"))), expected);
         let mut whole = vec![0; 24];
-        whole.extend(&tlv);
-        assert_eq!(read(&nlmsgerr(17, NLM_F_ACK_TLVS, &whole)), expected);
-        assert_eq!(read(&nlmsgerr(0, NLM_F_CAPPED, &[])), Reply::Ack { errno: 0, message: None });
+        Writer::new(&mut whole).attr_str(NLMSGERR_ATTR_MSG, b"Filter already exists");
+        assert_eq!(read(&nlmsgerr(5, 17, NLM_F_ACK_TLVS, &whole)), expected);
+        assert_eq!(read(&ack(5, 0, None)), Reply::Ack { errno: 0, message: None });
     }
 
     #[test]
