@@ -69,12 +69,10 @@ impl Outbox {
             }
         }
         if let Some(update) = self.waiting.take() {
-            match self.sink.try_send(GuestMessage::Update(update)) {
-                Err(TrySendError::Full(GuestMessage::Update(update))) => {
-                    self.waiting = Some(update);
-                }
-                // A receiver that is gone wants nothing more.
-                Ok(()) | Err(_) => {}
+            // A receiver that is gone wants nothing more.
+            let full = self.sink.try_send(GuestMessage::Update(update));
+            if let Err(TrySendError::Full(GuestMessage::Update(update))) = full {
+                self.waiting = Some(update);
             }
         }
     }
