@@ -78,7 +78,7 @@ fn shown_by_tc(link: &str, direction: &str) -> BTreeMap<(u64, u64), Value> {
         options.remove("handle");
         for action in options["actions"].as_array_mut().into_iter().flatten() {
             let action = action.as_object_mut().unwrap();
-            for added in ["index", "ref", "bind", "cookie"] {
+            for added in ["index", "ref", "bind", "cookie", "installed", "last_used", "stats"] {
                 action.remove(added);
             }
         }
@@ -194,17 +194,17 @@ fn tc_sees_every_key_and_action_as_if_it_had_installed_them_itself() {
                 .unwrap()
                 .with_offload(Offload::SkipHw),
         );
+        for rule in &rules {
+            net::tc(&format!("filter add dev tcs {rule}")).unwrap();
+        }
+        let theirs = shown_by_tc("tcs", direction);
         let mut kernel = kernel_at(hook);
         for mode in [Mode::Fast, Mode::Told] {
             let ops: Vec<Op> = rules.iter().map(|rule| add(rule.clone(), 1)).collect();
             for (op, outcome) in ops.iter().zip(kernel.apply(&ops, mode)) {
                 assert!(outcome.is_done(), "{op:?}: {outcome:?}");
             }
-            for rule in &rules {
-                net::tc(&format!("filter add dev tcs {rule}")).unwrap();
-            }
             let ours = shown_by_tc("ours", direction);
-            let theirs = shown_by_tc("tcs", direction);
             assert_eq!(ours.len(), rules.len());
             for rule in &rules {
                 let place = (rule.chain().get().into(), rule.prio().get().into());
@@ -217,7 +217,6 @@ fn tc_sees_every_key_and_action_as_if_it_had_installed_them_itself() {
             let gone = kernel.apply(&ops, mode);
             assert!(gone.iter().all(|outcome| *outcome == Outcome::Deleted), "{gone:?}");
             assert_eq!(shown_by_tc("ours", direction), BTreeMap::new());
-            net::tc(&format!("filter del dev tcs {direction}")).unwrap();
         }
     }
 }
