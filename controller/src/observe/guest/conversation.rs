@@ -695,3 +695,6 @@ impl Conversation {
         [wanted, self.poll, self.audit, self.settle.due].into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests;

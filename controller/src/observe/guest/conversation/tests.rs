@@ -1,0 +1,399 @@
+//! Conversations with a recorded QEMU and with a model of one, under a clock of the test's own.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::{observe::guest::double::Qemu, world::BackingView};
+
+/// Every function on the same backing, so that all are shown.
+fn functions(conversation: &Conversation) -> BTreeMap<String, GuestFunction> {
+    let unknown = || BackingView::Unknown { reason: String::new() };
+    let backends = conversation.backends();
+    conversation.functions(&backends.into_keys().map(|id| (id, unknown())).collect())
+}
+
+/// The requests in `bytes`.
+fn requests(bytes: &mut Vec<u8>) -> Vec<String> {
+    let text = String::from_utf8(std::mem::take(bytes)).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+// ---------------------------------------------------------------- a recorded QEMU
+
+/// One guest's life, moment by moment.
+struct Recording {
+    moments: std::vec::IntoIter<Value>,
+    answers: BTreeMap<String, String>,
+}
+
+impl Recording {
+    fn life() -> Self {
+        let lines = include_str!("../testdata/life.jsonl").lines();
+        let moments: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+        Recording { moments: moments.into_iter(), answers: BTreeMap::new() }
+    }
+
+    fn answer(&self, request: &str) -> String {
+        let request: Value = serde_json::from_str(request).unwrap();
+        let arguments = &request["arguments"];
+        let mut command = request["execute"].as_str().unwrap().to_owned();
+        if let Some(name) = arguments["name"].as_str() {
+            command = format!("{command} {name}");
+        }
+        if let Some(path) = arguments["path"].as_str() {
+            let device = path.rsplit('/').next().unwrap();
+            command = format!("{command} {device} {}", arguments["property"].as_str().unwrap());
+        }
+        let id = &request["id"];
+        if command == "qmp_capabilities" {
+            return format!("{{\"return\": {{}}, \"id\": {id}}}");
+        }
+        let recorded =
+            self.answers.get(&command).unwrap_or_else(|| panic!("never asked: {command}"));
+        let without_id = recorded.strip_suffix("\"id\": 1}").expect("an answer to request 1");
+        format!("{without_id}\"id\": {id}}}")
+    }
+
+    /// Goes on to the next moment: what was heard, and then whatever is asked, until nothing is.
+    fn play(&mut self, conversation: &mut Conversation, now: &mut Instant) -> String {
+        let moment = self.moments.next().expect("another moment");
+        for (command, answer) in moment["answers"].as_object().unwrap() {
+            self.answers.insert(command.clone(), answer.as_str().unwrap().to_owned());
+        }
+        for line in moment["heard"].as_array().unwrap() {
+            conversation.hear(line.as_str().unwrap().as_bytes(), *now).unwrap();
+        }
+        let end = *now + Duration::from_millis(1500);
+        let mut bytes = Vec::new();
+        while *now < end {
+            conversation.ask(*now, &mut bytes);
+            for request in requests(&mut bytes) {
+                conversation.hear(self.answer(&request).as_bytes(), *now).unwrap();
+            }
+            *now += Duration::from_millis(10);
+        }
+        moment["moment"].as_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
+    let mut now = Instant::now();
+    let mut recording = Recording::life();
+    let mut conversation = Conversation::new(Limits::default(), now);
+    let mut next = |conversation: &mut Conversation| recording.play(conversation, &mut now);
+    let mac_and_vlans = |function: &GuestFunction| {
+        let filter = function.filter.clone().expect("a filter");
+        (filter.main_mac.to_string(), filter.vlans, filter.promiscuous)
+    };
+    let own = "52:54:00:0a:00:01".to_owned();
+    let other = "02:aa:bb:cc:00:01".to_owned();
+
+    assert_eq!(next(&mut conversation), "booted");
+    assert!(conversation.is_inventoried());
+    assert_eq!(conversation.qemu(), Some("11.1.3"));
+    assert_eq!(conversation.run_state(), Some("running"));
+    let seen = functions(&conversation);
+    assert_eq!(seen.keys().collect::<Vec<_>>(), ["pf0", "vf0", "vf1", "vf2", "vf3"]);
+    assert!(seen["pf0"].enabled && seen["pf0"].pf.is_none());
+    assert!(seen.iter().all(|(id, f)| id == "pf0" || f.pf.as_deref() == Some("pf0")));
+    assert!(!seen["vf0"].enabled && seen["vf0"].filter.is_none());
+    let backends = conversation.backends();
+    assert_eq!(backends[&DeviceId::new("vf0").unwrap()].as_deref(), Some("n1"));
+
+    assert_eq!(next(&mut conversation), "two VFs, driver bound");
+    let seen = functions(&conversation);
+    assert!(seen["vf0"].enabled && seen["vf1"].enabled && !seen["vf2"].enabled);
+    assert_eq!(mac_and_vlans(&seen["vf0"]), (own.clone(), vec![], true));
+
+    assert_eq!(next(&mut conversation), "link up");
+    assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), (own, vec![0], false));
+
+    assert_eq!(next(&mut conversation), "another MAC");
+    assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), (other.clone(), vec![0], false));
+
+    assert_eq!(next(&mut conversation), "VLAN 100");
+    let with_vlan = (other, vec![0, 100], false);
+    assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), with_vlan);
+
+    assert_eq!(next(&mut conversation), "paused");
+    assert_eq!(conversation.run_state(), Some("paused"));
+    assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), with_vlan);
+
+    assert_eq!(next(&mut conversation), "resumed");
+    assert_eq!(conversation.run_state(), Some("running"));
+
+    assert_eq!(next(&mut conversation), "no VFs");
+    let seen = functions(&conversation);
+    assert!(!seen["vf0"].enabled && seen["vf0"].filter.is_none());
+    let counts = conversation.take_counts();
+    assert_eq!(counts, [("NIC_RX_FILTER_CHANGED", 4), ("RESUME", 2), ("STOP", 1)].into());
+}
+
+// ---------------------------------------------------------------- a model of QEMU
+
+/// A conversation with the model, every byte of which the test delivers when it likes.
+struct Exchange {
+    qemu: Qemu,
+    conversation: Conversation,
+    now: Instant,
+    /// Asked, and not read by the model yet.
+    asked: VecDeque<String>,
+    /// Said by the model, and not heard yet.
+    said: VecDeque<String>,
+}
+
+impl Exchange {
+    fn new() -> Self {
+        let now = Instant::now();
+        Exchange {
+            qemu: Qemu::booted(),
+            conversation: Conversation::new(Limits::default(), now),
+            now,
+            asked: VecDeque::new(),
+            said: [Qemu::greeting()].into(),
+        }
+    }
+
+    fn ask(&mut self) {
+        let mut bytes = Vec::new();
+        self.conversation.ask(self.now, &mut bytes);
+        self.asked.extend(requests(&mut bytes));
+    }
+
+    fn answer(&mut self) -> bool {
+        let request = self.asked.pop_front();
+        self.said.extend(request.iter().map(|request| self.qemu.answer(request)));
+        request.is_some()
+    }
+
+    fn hear(&mut self) -> bool {
+        let line = self.said.pop_front();
+        if let Some(line) = &line {
+            self.conversation.hear(line.as_bytes(), self.now).unwrap();
+        }
+        self.ask();
+        line.is_some()
+    }
+
+    fn change(&mut self, vf: &str, change: impl FnOnce(&mut crate::observe::guest::double::Nic)) {
+        let event = self.qemu.change(vf, change);
+        self.said.extend(event);
+    }
+
+    /// Time passes, and everything that is under way arrives.
+    fn settle(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.ask();
+            while self.answer() || self.hear() {}
+            if self.now >= end {
+                return;
+            }
+            self.now += Duration::from_millis(5);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_asked_before_the_greeting_and_only_negotiation_before_it_is_over() {
+    let mut exchange = Exchange::new();
+    exchange.ask();
+    assert!(exchange.asked.is_empty());
+    exchange.hear();
+    assert_eq!(exchange.asked.len(), 1);
+    assert!(exchange.asked[0].contains("qmp_capabilities"));
+    exchange.now += Duration::from_secs(5);
+    exchange.ask();
+    assert_eq!(exchange.asked.len(), 1, "asked once");
+}
+
+#[test]
+fn an_event_is_answered_by_one_question_for_that_function_before_any_other() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_millis(500));
+    exchange.change("vf1", |nic| nic.driver = true);
+    exchange.hear();
+    assert!(exchange.asked[0].contains("query-rx-filter") && exchange.asked[0].contains("vf1"));
+    let read = exchange.now;
+    exchange.now += Duration::from_millis(1);
+    exchange.answer();
+    exchange.hear();
+    let cause = exchange.conversation.take_change().expect("a change after one answer");
+    assert_eq!(cause.event_read, Some(read));
+    assert!(functions(&exchange.conversation)["vf1"].filter.is_some());
+}
+
+#[test]
+fn an_event_while_a_question_is_out_leads_to_another_question() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_millis(500));
+    exchange.change("vf0", |nic| nic.driver = true);
+    exchange.hear();
+    // The model answers the first question, and the guest changes again before that is heard.
+    exchange.answer();
+    exchange.change("vf0", |nic| nic.mac = "02:00:00:00:00:77".into());
+    exchange.settle(Duration::from_millis(50));
+    let filter = functions(&exchange.conversation)["vf0"].filter.clone().unwrap();
+    assert_eq!(filter.main_mac.to_string(), "02:00:00:00:00:77");
+}
+
+#[test]
+fn a_quiet_guest_is_asked_only_what_the_slow_poll_asks() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_secs(2));
+    exchange.qemu.asked.clear();
+    exchange.settle(Duration::from_secs(20));
+    let asked = |command: &str| exchange.qemu.asked.get(command).copied().unwrap_or(0);
+    assert!((18..=21).contains(&asked("query-pci")), "{:?}", exchange.qemu.asked);
+    assert!((18..=21).contains(&asked("query-rx-filter")), "pf0 alone is enabled");
+    assert!(exchange.conversation.next_ask().is_some());
+}
+
+#[test]
+fn a_flood_below_the_bound_on_messages_costs_a_bounded_number_of_questions() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_secs(1));
+    exchange.qemu.asked.clear();
+    for _ in 0..5000 {
+        // Two events every millisecond of five seconds, each as if the filter had been armed.
+        exchange.said.push_back(Qemu::filter_changed("vf0"));
+        exchange.said.push_back(r#"{"event": "RESET", "data": {}}"#.into());
+        exchange.now += Duration::from_millis(1);
+        while exchange.answer() || exchange.hear() {}
+    }
+    let asked = |command: &str| exchange.qemu.asked.get(command).copied().unwrap_or(0);
+    // A function every 10 ms, all of them and the rest every 50 ms, and the poll of pf0.
+    assert!(asked("query-rx-filter") <= 500 + 100 + 10, "{:?}", exchange.qemu.asked);
+    assert!(asked("query-pci") <= 101 && asked("query-status") <= 101);
+    assert!(asked("query-rx-filter") >= 400, "and no fewer than that");
+}
+
+#[test]
+fn a_busy_function_delays_no_other_of_its_guest() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_secs(1));
+    for _ in 0..100 {
+        exchange.said.push_back(Qemu::filter_changed("vf0"));
+        exchange.now += Duration::from_millis(10);
+        while exchange.answer() || exchange.hear() {}
+    }
+    exchange.change("vf1", |nic| nic.driver = true);
+    exchange.said.push_back(Qemu::filter_changed("vf0"));
+    exchange.settle(Duration::from_millis(1));
+    assert!(functions(&exchange.conversation)["vf1"].filter.is_some());
+}
+
+#[test]
+fn more_messages_than_a_guest_may_send_are_an_offence() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_secs(1));
+    let event = Qemu::filter_changed("vf0");
+    let heard = (0..10_000)
+        .take_while(|_| exchange.conversation.hear(event.as_bytes(), exchange.now).is_ok())
+        .count();
+    assert!((3000..=4000).contains(&heard), "{heard}");
+}
+
+/// Something that happens between the guest, the model and the conversation.
+#[derive(Debug, Clone)]
+enum Step {
+    Mac(&'static str, u8),
+    Driver(&'static str, bool),
+    Enabled(&'static str, bool),
+    Unplug(&'static str),
+    Unrelated,
+    Answer,
+    Hear,
+    Time(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let device = || prop_oneof![Just("pf0"), Just("vf0"), Just("vf1")];
+    prop_oneof![
+        3 => (device(), any::<u8>()).prop_map(|(device, last)| Step::Mac(device, last)),
+        1 => (device(), any::<bool>()).prop_map(|(device, on)| Step::Driver(device, on)),
+        1 => (device(), any::<bool>()).prop_map(|(device, on)| Step::Enabled(device, on)),
+        1 => device().prop_map(Step::Unplug),
+        1 => Just(Step::Unrelated),
+        8 => Just(Step::Answer),
+        8 => Just(Step::Hear),
+        3 => (0u64..40).prop_map(Step::Time),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_happens_in_whatever_order_the_end_is_what_is(
+        steps in proptest::collection::vec(step(), 0..120),
+    ) {
+        let mut exchange = Exchange::new();
+        for step in steps {
+            match step {
+                Step::Mac(id, _) | Step::Driver(id, _) | Step::Enabled(id, _)
+                    if !exchange.qemu.nics.contains_key(id) => {}
+                Step::Mac(id, last) => {
+                    exchange.change(id, |nic| nic.mac = format!("02:00:00:00:00:{last:02x}"));
+                }
+                Step::Driver(id, on) => exchange.change(id, |nic| nic.driver = on),
+                Step::Enabled(id, on) => {
+                    // QEMU says nothing of this.
+                    exchange.qemu.nics.get_mut(id).unwrap().enabled = on;
+                }
+                Step::Unplug(id) => {
+                    if exchange.qemu.nics.remove(id).is_some() {
+                        let data = format!("{{\"device\": \"{id}\", \"path\": \"/x\"}}");
+                        let line = format!("{{\"event\": \"DEVICE_DELETED\", \"data\": {data}}}");
+                        exchange.said.push_back(line);
+                    }
+                }
+                Step::Unrelated => exchange.said.push_back("{\"event\": \"RTC_CHANGE\"}".into()),
+                Step::Answer => { exchange.answer(); }
+                Step::Hear => { exchange.hear(); }
+                Step::Time(ms) => {
+                    exchange.now += Duration::from_millis(ms);
+                    exchange.ask();
+                }
+            }
+        }
+        exchange.settle(Duration::from_millis(2500));
+        let seen = functions(&exchange.conversation);
+        prop_assert!(seen.keys().map(String::as_str).eq(exchange.qemu.nics.keys().copied()));
+        for (id, nic) in &exchange.qemu.nics {
+            let function = &seen[*id];
+            prop_assert_eq!(function.enabled, nic.enabled);
+            let mac = function.filter.as_ref().map(|filter| filter.main_mac.to_string());
+            // What is neither enabled nor announced is looked at with the audit, not before.
+            if nic.enabled || mac.is_some() {
+                prop_assert_eq!(mac, nic.driver.then(|| nic.mac.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn no_line_makes_a_conversation_panic(
+        lines in proptest::collection::vec("[\\[\\]{}\":,a-z0-9 -]{0,80}", 0..20),
+        cut in 0usize..400,
+    ) {
+        let mut exchange = Exchange::new();
+        exchange.settle(Duration::from_millis(100));
+        exchange.change("vf0", |nic| nic.driver = true);
+        let mut all: Vec<String> = exchange.said.drain(..).collect();
+        let request = "{\"execute\": \"query-rx-filter\", \"id\": 9}";
+        let mut answer = exchange.qemu.answer(request);
+        answer.truncate(cut);
+        all.push(answer);
+        all.extend(lines);
+        for line in all {
+            if exchange.conversation.hear(line.as_bytes(), exchange.now).is_err() {
+                break;
+            }
+            exchange.ask();
+        }
+    }
+}
