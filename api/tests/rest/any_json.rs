@@ -185,10 +185,10 @@ proptest! {
         spec in nearly_good_spec(),
     ) {
         let body = json!({ "spec": spec }).to_string().into_bytes();
-        let first = answer(Method::PUT, &format!("/v1/{kind}/a"), body).unwrap();
+        let first = answer(Method::PUT, &format!("/v1/{kind}/read-back"), body).unwrap();
         if first.status.is_success() {
             let stored = json!({ "spec": first.json()["spec"] }).to_string().into_bytes();
-            let second = answer(Method::PUT, &format!("/v1/{kind}/a"), stored).unwrap();
+            let second = answer(Method::PUT, &format!("/v1/{kind}/read-back"), stored).unwrap();
             prop_assert_eq!(first.json(), second.json());
         }
     }

@@ -168,6 +168,28 @@ async fn the_client_uses_its_connection_again_and_survives_its_end() {
 }
 
 #[tokio::test]
+async fn a_call_that_meets_a_connection_just_closed_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        let list = b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"items\":[]}";
+        let mut request = [0; 1024];
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            stream.write_all(list).await.unwrap();
+            // The second request on a connection is read, and never answered.
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+        }
+    });
+    let client = Client::new(Server::Unix(path));
+    for _ in 0..3 {
+        assert_eq!(within(5, client.networks()).await.unwrap(), []);
+    }
+}
+
+#[tokio::test]
 async fn many_calls_at_a_time_are_answered() {
     let daemon = Running::usual(Double::with(|_| {})).await;
     let client = daemon.client();
