@@ -309,3 +309,50 @@ pub(crate) fn generic_connection()
     connection.set_forward_done(true);
     Ok((connection, handle))
 }
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_core::Emitable;
+
+    use super::*;
+    use crate::eswitch::netlink::recorded;
+
+    fn encoded(change: &VfChange) -> Vec<(VfSetting, Vec<u8>)> {
+        let encode = |(setting, info)| {
+            let list = LinkVfInfo(vec![info]);
+            let mut bytes = vec![0; list.buffer_len()];
+            list.emit(&mut bytes);
+            (setting, bytes)
+        };
+        vf_infos(1, change).into_iter().map(encode).collect()
+    }
+
+    #[test]
+    fn each_setting_is_written_as_iproute2_writes_it_in_a_list_of_its_own() {
+        let change = VfChange {
+            mac: Some(MacAddr([2, 0xaa, 0, 0, 0, 1])),
+            vlan: Some(VfVlan { vid: 200, qos: 3, proto: VlanProto::Dot1Ad }),
+            spoof_check: Some(true),
+            link_state: Some(VfLinkState::Disable),
+        };
+        let mac = format!("2c000100280001000100000002aa00000001{}", "00".repeat(26));
+        let vlan = "1c00010018000c001400010001000000c80000000300000088a80000";
+        assert_eq!(
+            encoded(&change),
+            [
+                (VfSetting::Mac, recorded(&mac)),
+                (VfSetting::Vlan, recorded(vlan)),
+                (VfSetting::SpoofCheck, recorded("100001000c0004000100000001000000")),
+                (VfSetting::LinkState, recorded("100001000c0005000100000002000000")),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_change_does_not_name_is_not_written() {
+        assert!(encoded(&VfChange::default()).is_empty());
+        let change = VfChange { spoof_check: Some(false), ..VfChange::default() };
+        let off = recorded("100001000c0004000100000000000000");
+        assert_eq!(encoded(&change), [(VfSetting::SpoofCheck, off)]);
+    }
+}

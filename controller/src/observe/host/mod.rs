@@ -38,12 +38,15 @@ use crate::{
 /// How long after the first notification the look begins: one change of the host sends several,
 /// and a look in the middle of them would have to be repeated.
 const SETTLE: Duration = Duration::from_millis(3);
-/// A flood of notifications takes at most one part in this many plus one of a core: between two
-/// looks lies that many times what the last one took.
+/// Between two looks lies this many times what the last one took, so that a flood of notifications
+/// leaves the core to others.
 const REST_FACTOR: u32 = 4;
-/// The eswitch mode changes without a notification (unless ports come or go with it), and so do VF
-/// settings that a driver changes by itself and netdevsim's number of VFs: this is how long such a
-/// change can go unseen. A look costs a few milliseconds.
+/// But never more than this: a look that takes long is mostly waiting for a lock of the kernel's.
+const REST_MOST: Duration = Duration::from_millis(50);
+/// How long a change can go unseen that the kernel does not notify: the eswitch mode (unless ports
+/// come or go with it), VF settings that a driver changes by itself or somebody else while the PF is
+/// down (`netdev_state_change` in `net/core/dev.c`), netdevsim's number of VFs. A look costs a few
+/// milliseconds.
 const AUDIT_PERIOD: Duration = Duration::from_secs(10);
 /// How long to wait after a look that failed as a whole.
 const RETRY: Duration = Duration::from_secs(1);
@@ -146,7 +149,7 @@ impl Watch {
                             due = Some(self.begin_anew());
                         }
                     }
-                    rested = Instant::now() + begun.elapsed() * REST_FACTOR;
+                    rested = Instant::now() + REST_MOST.min(begun.elapsed() * REST_FACTOR);
                 },
                 rung = self.eyes.rung(), if idle => due = Some(match rung {
                     Ok(()) => rested.max(Instant::now() + SETTLE),
