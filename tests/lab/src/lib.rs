@@ -4,12 +4,13 @@
 //! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
 //! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],
 //! [`vm`], [`cargo`], [`native`]); tests, demo and benchmarks *inside* it use [`guest`] and [`net`].
-//! Only [`daemon`] knows anything about eswitchd, and nothing touches the machine's own network.
+//! Only [`daemon`] and [`demo`] know anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod cache;
 pub mod cargo;
 mod cpio;
 pub mod daemon;
+pub mod demo;
 mod error;
 pub mod guest;
 pub mod native;

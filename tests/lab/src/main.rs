@@ -5,6 +5,7 @@
 
 mod command {
     //! The subcommands.
+    pub(crate) mod demo;
     pub(crate) mod inside;
     pub(crate) mod setup;
     pub(crate) mod shell;
@@ -29,6 +30,8 @@ enum Commands {
     Setup(command::setup::Arguments),
     /// Runs all tests: the workspace's on this machine, the suites of tests/ in the lab.
     Test(command::test::Arguments),
+    /// Shows the main job: guests with emulated PFs, eswitchd, flows, packets.
+    Demo(command::demo::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Commands::Setup(arguments) => command::setup::run(&arguments),
         Commands::Test(arguments) => command::test::run(&arguments),
+        Commands::Demo(arguments) => command::demo::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };

@@ -18,10 +18,13 @@ pub(crate) struct Arguments {
 enum Part {
     /// Succeeds where the kernel offloads flower rules of netdevsim.
     Prove,
+    /// The demo's scenario.
+    Demo(super::demo::InsideArguments),
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    match arguments.part {
+    match &arguments.part {
         Part::Prove => native::prove().map(|()| ExitCode::SUCCESS),
+        Part::Demo(arguments) => super::demo::inside(arguments),
     }
 }
