@@ -140,7 +140,7 @@ impl Fact {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Function {
     pf: Fact,
     netdev: Fact,
@@ -150,9 +150,33 @@ struct Function {
     /// Of the last answer to query-rx-filter for it, to pass over an equal one.
     digest: Option<u64>,
     look: Look,
+    looks: Bucket,
 }
 
 impl Function {
+    fn new(limits: &Limits, now: Instant) -> Self {
+        Function {
+            pf: Fact::Unknown,
+            netdev: Fact::Unknown,
+            anonymous: false,
+            filter: None,
+            digest: None,
+            look: Look::default(),
+            looks: Bucket::new(limits.filter_looks, now),
+        }
+    }
+
+    /// Whether its filter is to be looked at now.
+    fn is_due(&mut self, now: Instant) -> bool {
+        !self.anonymous && self.look.due.is_some_and(|at| at <= now) && self.looks.has(1.0, now)
+    }
+
+    /// When its filter is to be looked at, if at all.
+    fn ready(&self) -> Option<Instant> {
+        let due = self.look.due.filter(|_| !self.anonymous)?;
+        Some(due.max(self.looks.next()))
+    }
+
     fn has_unasked_fact(&self) -> bool {
         !self.anonymous
             && matches!((&self.pf, &self.netdev), (Fact::Unknown, _) | (_, Fact::Unknown))
@@ -332,9 +356,6 @@ impl Conversation {
 
     /// Takes one line, whose last byte was read at `now`.
     pub(crate) fn hear(&mut self, line: &[u8], now: Instant) -> Result<(), Offence> {
-        if line.is_empty() {
-            return Ok(());
-        }
         if !self.messages.take(1.0, now) {
             return Err(Offence::Flood { what: "messages", per_second: self.limits.messages.1 });
         }
@@ -342,6 +363,9 @@ impl Conversation {
         let length = line.len() as f64;
         if !self.bytes.take(length, now) {
             return Err(Offence::Flood { what: "bytes", per_second: self.limits.bytes.1 });
+        }
+        if line.is_empty() {
+            return Ok(());
         }
         match qmp::decode(line)? {
             Message::Greeting { version } => self.greeted(version),
@@ -440,7 +464,7 @@ impl Conversation {
             }
             Command::QueryRxFilters => {
                 self.filters.answered = true;
-                self.enumerate(replies::rx_filters(value)?, event_read)?;
+                self.enumerate(replies::rx_filters(value)?, event_read, now)?;
             }
             Command::QueryRxFilter(device) => {
                 let digest = Some(self.hasher.hash_one(value));
@@ -512,6 +536,7 @@ impl Conversation {
         &mut self,
         filters: Vec<NicFilter>,
         event_read: Option<Instant>,
+        now: Instant,
     ) -> Result<(), Wrong> {
         let mut seen = BTreeSet::new();
         let mut changed = false;
@@ -520,7 +545,10 @@ impl Conversation {
             if !self.functions.contains_key(&id) && self.functions.len() >= self.limits.functions {
                 return Err(Wrong::TooMany(self.limits.functions));
             }
-            let function = self.functions.entry(id.clone()).or_default();
+            let function = self
+                .functions
+                .entry(id.clone())
+                .or_insert_with(|| Function::new(&self.limits, now));
             if function.filter != filter {
                 function.filter = filter;
                 function.digest = None;
@@ -646,9 +674,10 @@ impl Conversation {
         let function = self
             .functions
             .iter_mut()
-            .filter(|(_, f)| !f.anonymous && is_due(f.look.ready(limits.filter_interval)))
+            .filter_map(|(id, function)| function.is_due(now).then_some((id, function)))
             .min_by_key(|(_, function)| function.look.asked);
         let request = if let Some((id, function)) = function {
+            function.looks.take(1.0, now);
             Some((Command::QueryRxFilter(id.clone()), function.look.take(now)))
         } else if is_due(self.filters.ready(limits.look_interval)) {
             Some((Command::QueryRxFilters, self.filters.take(now)))
@@ -682,11 +711,7 @@ impl Conversation {
             return None;
         }
         let limits = &self.limits;
-        let functions = self
-            .functions
-            .values()
-            .filter(|function| !function.anonymous)
-            .filter_map(|function| function.look.ready(limits.filter_interval));
+        let functions = self.functions.values().filter_map(Function::ready);
         let looks = [&self.filters, &self.pci, &self.status];
         let looks = looks.into_iter().filter_map(|look| look.ready(limits.look_interval));
         let facts = self.functions.values().any(Function::has_unasked_fact).then_some(self.began);

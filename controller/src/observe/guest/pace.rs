@@ -13,8 +13,9 @@ pub(crate) struct Limits {
     pub(crate) functions: usize,
     /// Requests that may wait for their replies at a time.
     pub(crate) window: usize,
-    /// Between two looks at one function's filter.
-    pub(crate) filter_interval: Duration,
+    /// Looks at one function's filter: at once, and a second. A burst is looked at event by event,
+    /// a flood is not.
+    pub(crate) filter_looks: (f64, f64),
     /// Between two looks of another kind.
     pub(crate) look_interval: Duration,
     /// After an event, query-pci is asked once more after this time: VFs are enabled and disabled
@@ -54,7 +55,7 @@ impl Default for Limits {
             line: 1 << 20,
             functions: 1024,
             window: 8,
-            filter_interval: Duration::from_millis(10),
+            filter_looks: (64.0, 200.0),
             look_interval: Duration::from_millis(50),
             settle: Duration::from_millis(100),
             poll: Duration::from_secs(1),

@@ -644,10 +644,11 @@ async fn a_flood_of_events_costs_a_bounded_number_of_queries_and_no_other_guest(
     assert!(reason.contains("more than"), "{reason}");
     let seconds = began.elapsed().as_secs_f64();
     let queries = flooder.asked("query-rx-filter") - asked_before;
-    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
-    let rate = queries as f64 / seconds.max(1.0);
     println!("{queries} queries in {seconds:.2} s; the good guest's slowest change {slowest:?}");
-    assert!(rate <= 120.0, "{queries} queries in {seconds} s");
+    // 64 at once and 200 a second for the function, and the slow poll.
+    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+    let bounded = queries as f64 <= 64.0 + 200.0 * seconds + 20.0 * (seconds + 1.0);
+    assert!(bounded, "{queries} queries in {seconds} s");
     assert!(slowest < Duration::from_secs(5), "the good guest waited {slowest:?}");
 }
 

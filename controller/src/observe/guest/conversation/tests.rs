@@ -266,19 +266,20 @@ fn a_flood_below_the_bound_on_messages_costs_a_bounded_number_of_questions() {
         while exchange.answer() || exchange.hear() {}
     }
     let asked = |command: &str| exchange.qemu.asked.get(command).copied().unwrap_or(0);
-    // A function every 10 ms, all of them and the rest every 50 ms, and the poll of pf0.
-    assert!(asked("query-rx-filter") <= 500 + 100 + 10, "{:?}", exchange.qemu.asked);
+    // A function 64 times and 200 times a second, all of them and the rest every 50 ms, and the
+    // poll of pf0.
+    assert!(asked("query-rx-filter") <= 64 + 1000 + 101 + 6, "{:?}", exchange.qemu.asked);
     assert!(asked("query-pci") <= 101 && asked("query-status") <= 101);
-    assert!(asked("query-rx-filter") >= 400, "and no fewer than that");
+    assert!(asked("query-rx-filter") >= 1000, "and no fewer than that");
 }
 
 #[test]
 fn a_busy_function_delays_no_other_of_its_guest() {
     let mut exchange = Exchange::new();
     exchange.settle(Duration::from_secs(1));
-    for _ in 0..100 {
+    for _ in 0..500 {
         exchange.said.push_back(Qemu::filter_changed("vf0"));
-        exchange.now += Duration::from_millis(10);
+        exchange.now += Duration::from_millis(2);
         while exchange.answer() || exchange.hear() {}
     }
     exchange.change("vf1", |nic| nic.driver = true);
