@@ -53,7 +53,7 @@ fn a_command_that_hangs_is_killed_and_the_guest_goes_on() {
 #[test]
 fn two_guests_reach_each_other_through_taps_that_a_bridge_joins() {
     let _netns = Netns::enter().unwrap();
-    net::ip("link add joint type bridge").unwrap();
+    net::ip("link add joint type bridge forward_delay 0").unwrap();
     net::ip("link set joint up").unwrap();
     let guests = ["a", "b"].map(|name| {
         let tap = format!("{name}-tap");

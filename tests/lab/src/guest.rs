@@ -26,6 +26,7 @@ use console::Console;
 pub use console::Output;
 use qmp::Qmp;
 
+use crate::net::Netns;
 use crate::{At, Error, Result};
 
 /// Names of the guests that have saved states.
@@ -39,9 +40,13 @@ const MEMORY_MIB: u32 = 128;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog \
                                 audit=0 apparmor=0 random.trust_cpu=on";
 /// For a command in a guest; generous, because guests run in an emulation inside another.
-const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 /// For QEMU to start and load a state.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(240);
+/// How long a guest that has booted is left alone before its state is saved. The kernel still
+/// calibrates its clock and ends its deferred probes then (10 s after boot); all that would be done
+/// again, at a fraction of the speed, at every start inside the lab.
+const SETTLE: Duration = Duration::from_secs(12);
 /// For a cold boot.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
@@ -98,7 +103,7 @@ pub fn mac(guest: &str, function: Function) -> Result<String> {
 /// What the saved states depend on, for the cache key.
 pub(crate) fn recipe() -> Vec<String> {
     let functions: [Backing; VFS + 1] = Default::default();
-    let mut recipe = vec![KERNEL_ARGUMENTS.to_owned(), "1".to_owned()];
+    let mut recipe = vec![KERNEL_ARGUMENTS.to_owned(), format!("{SETTLE:?}")];
     for name in GUESTS {
         recipe.extend(machine(name, Path::new(""), &functions).unwrap_or_default());
     }
@@ -171,6 +176,7 @@ pub(crate) fn save(name: &str, qemu: &Path, images: &Path, limit: Duration) -> R
     .cold()
     .start()?;
     let place = images.join(format!("{name}.state"));
+    std::thread::sleep(SETTLE);
     let mut qmp = guest.qmp()?;
     qmp.execute("migrate", json!({ "uri": format!("file:{}", place.display()) }))?;
     let deadline = Instant::now() + limit;
@@ -383,21 +389,29 @@ impl Guest {
     /// Executes shell commands in the guest.
     ///
     /// # Errors
-    /// The guest does not answer within two minutes. A command that fails is not an error here.
+    /// The guest does not answer within four minutes: it is then lost for further commands. A
+    /// command that fails is not an error here.
     pub fn exec(&self, command: &str) -> Result<Output> {
-        self.exec_within(command, COMMAND_LIMIT)
+        self.on_console(|console| console.exec(command, COMMAND_LIMIT))
     }
 
     /// Executes shell commands in the guest, killing them there after `limit` (whole seconds, at
     /// least one; status 137).
     ///
     /// # Errors
-    /// The guest does not answer within ten seconds after that.
+    /// The guest does not answer within a minute after that.
     pub fn exec_within(&self, command: &str, limit: Duration) -> Result<Output> {
+        self.on_console(|console| console.exec_within(command, limit))
+    }
+
+    fn on_console(
+        &self,
+        exec: impl FnOnce(&mut Console) -> std::result::Result<Output, String>,
+    ) -> Result<Output> {
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         let console =
             console.as_mut().ok_or_else(|| self.failure("its console is not connected"))?;
-        console.exec(command, limit).map_err(|reason| self.failure(&reason))
+        exec(console).map_err(|reason| self.failure(&reason))
     }
 
     /// Executes shell commands that must succeed, and gives their output.
@@ -497,16 +511,18 @@ fn scratch(name: &str) -> Result<Scratch> {
 
 /// Starts a process from a thread that lives as long as this process: QEMU ends with the *thread*
 /// that started it (prctl(2), PR_SET_PDEATHSIG), and a test's thread is gone before the test is.
+/// The process is in the caller's network namespace all the same.
 fn spawn(command: Command) -> Result<Child> {
-    type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
+    type Request = (Command, Netns, mpsc::Sender<Result<Child>>);
     static STARTER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
-    let program = command.get_program().to_string_lossy().into_owned();
     let starter = STARTER.get_or_init(|| {
         let (sender, requests) = mpsc::channel::<Request>();
         std::thread::spawn(move || {
-            for (mut command, answer) in requests {
+            for (mut command, namespace, answer) in requests {
+                let what = format!("starting {}", command.get_program().display());
+                let child = namespace.join().and_then(|()| command.spawn().at(what));
                 // The asker may have given up.
-                let _ = answer.send(command.spawn());
+                let _ = answer.send(child);
             }
         });
         sender
@@ -514,10 +530,10 @@ fn spawn(command: Command) -> Result<Child> {
     let gone = || std::io::Error::other("the thread that starts processes has ended");
     let (sender, answer) = mpsc::channel();
     starter
-        .send((command, sender))
+        .send((command, Netns::current()?, sender))
         .map_err(|_| gone())
-        .and_then(|()| answer.recv().map_err(|_| gone())?)
-        .at(format!("starting {program}"))
+        .and_then(|()| answer.recv().map_err(|_| gone()))
+        .at("starting a guest")?
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -189,17 +190,27 @@ impl Netns {
         Ok(Self { namespace })
     }
 
+    /// Moves the calling thread into this namespace. `/sys` stays what it was.
+    ///
+    /// # Errors
+    /// The kernel refuses (it takes root, except where the thread is in it already).
+    pub fn join(&self) -> Result<()> {
+        let identity = |namespace: &File| {
+            namespace.metadata().map(|meta| (meta.dev(), meta.ino())).at("reading a namespace")
+        };
+        if identity(&self.namespace)? == identity(&Self::current()?.namespace)? {
+            return Ok(());
+        }
+        setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET).at("entering the namespace")
+    }
+
     /// Runs a closure in this namespace, on a thread of its own. `/sys` stays the caller's.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn run<T: Send>(&self, closure: impl FnOnce() -> T + Send) -> Result<T> {
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(self.namespace.as_fd(), CloneFlags::CLONE_NEWNET)
-                    .at("entering the namespace")
-                    .map(|()| closure())
-            });
+            let thread = scope.spawn(|| self.join().map(|()| closure()));
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }

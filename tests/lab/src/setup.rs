@@ -435,17 +435,12 @@ fn guest_image(work: &Work<'_>, root: &Path, kernel: &Path, place: &Path) -> Res
         work.progress.say("guest", &format!("boots guest {name} and saves its state"));
         guest::save(name, &root.join("qemu"), place, Duration::from_secs(180))
     };
-    // Two at a time: that is how many processors the smallest machine has.
-    for pair in GUESTS.chunks(2) {
-        std::thread::scope(|scope| {
-            let saves: Vec<_> = pair.iter().map(|name| scope.spawn(|| save(name))).collect();
-            saves
-                .into_iter()
-                .map(|save| save.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect::<Result<Vec<()>>>()
-        })?;
-    }
-    Ok(())
+    std::thread::scope(|scope| {
+        let saves: Vec<_> = GUESTS.iter().map(|name| scope.spawn(|| save(name))).collect();
+        saves.into_iter().try_for_each(|save| {
+            save.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
 }
 
 fn disk(work: &Work<'_>, root: &Path, kernel: &Path, guest: &Path, place: &Path) -> Result<()> {

@@ -1,15 +1,16 @@
 //! The protocol on a guest's serial line; the other end is `recipe/guest-init.sh`.
 //!
-//! To the guest: `ID LIMIT BASE64\n`. From it: `\x1elab-begin ID\n`, the output, `\x1elab-end ID
-//! STATUS\n`. Ids are never used twice, so what an earlier command left on the line is skipped.
+//! To the guest: `ID LIMIT WORD\n`, where the word is the shell commands quoted as `$'…'` and a
+//! limit of 0 is none. From it: `\x1elab-begin ID\n`, the output, `\x1elab-end ID STATUS\n`. Ids are
+//! never used twice, so what an earlier command left on the line is skipped.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Time that the line itself may take, beyond the command's own limit.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time that a guest in an emulation inside another may take beyond a command's own limit.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What a command in a guest did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,13 +40,22 @@ impl Console {
         self.until("\u{1e}lab-ready\n", Instant::now() + limit).map(|_| ())
     }
 
-    pub(crate) fn exec(&mut self, command: &str, limit: Duration) -> Result<Output, String> {
+    /// Executes a command that has as long as the line waits for it.
+    pub(crate) fn exec(&mut self, command: &str, wait: Duration) -> Result<Output, String> {
+        self.request(command, 0, wait)
+    }
+
+    /// Executes a command that is killed in the guest after `limit`.
+    pub(crate) fn exec_within(&mut self, command: &str, limit: Duration) -> Result<Output, String> {
+        self.request(command, limit.as_secs().max(1), limit + GRACE)
+    }
+
+    fn request(&mut self, command: &str, limit: u64, wait: Duration) -> Result<Output, String> {
         self.commands += 1;
         let id = format!("{}-{}", self.session, self.commands);
-        let seconds = limit.as_secs().max(1);
-        let request = format!("{id} {seconds} {}\n", base64(command.as_bytes()));
+        let request = format!("{id} {limit} {}\n", word(command));
         self.line.write_all(request.as_bytes()).map_err(|error| format!("its console: {error}"))?;
-        let deadline = Instant::now() + limit + GRACE;
+        let deadline = Instant::now() + wait;
         self.until(&format!("\u{1e}lab-begin {id}\n"), deadline)
             .and_then(|_| {
                 let text = self.until(&format!("\u{1e}lab-end {id} "), deadline)?;
@@ -92,22 +102,20 @@ impl Console {
     }
 }
 
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte));
-        let bits = bits << (8 * (3 - group.len()));
-        for digit in 0..4 {
-            if digit <= group.len() {
-                text.push(char::from(DIGITS[(bits >> (18 - 6 * digit) & 63) as usize]));
-            } else {
-                text.push('=');
-            }
+/// Shell commands as one word on one line.
+fn word(command: &str) -> String {
+    let mut word = String::from("$'");
+    for character in command.chars() {
+        match character {
+            '\\' => word.push_str("\\\\"),
+            '\'' => word.push_str("\\'"),
+            '\n' => word.push_str("\\n"),
+            '\r' => word.push_str("\\r"),
+            other => word.push(other),
         }
     }
-    text
+    word.push('\'');
+    word
 }
 
 #[cfg(test)]
@@ -128,12 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
-        for (plain, coded) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(plain.as_bytes()), coded);
-        }
+    fn a_shell_reads_the_same_commands_back_from_one_word() {
+        let commands = "echo 'it'\\''s' \"$HOME\"\n\tcase \\\\x in *) ;; esac # \u{e9}\r\n";
+        let word = word(commands);
+        assert!(!word.contains('\n'), "{word}");
+        let script = format!("printf %s {word}");
+        let shell = std::process::Command::new("bash").arg("-c").arg(script).output().unwrap();
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), commands);
     }
 
     #[test]

@@ -62,16 +62,20 @@ if [ -n "$net" ]; then
 fi
 
 cd /root
+exec 4> "$err"
 if [ -n "$tty" ]; then
     stty -F /dev/hvc0 rows "${tty%x*}" cols "${tty#*x}"
     setsid -c sh /job/run < /dev/hvc0 > /dev/hvc0 2>&1
     status=$?
 else
-    sh /job/run < /dev/null > "$out" 2> "$err"
+    # A port can be opened once at a time: these stay open, for the marks, whatever the job leaves
+    # running.
+    exec 3> "$out"
+    sh /job/run < /dev/null >&3 2>&4 3>&- 4>&-
     status=$?
-    printf '\036lab-end %s %s\n' "$token" "$status" > "$out"
+    printf '\036lab-end %s %s\n' "$token" "$status" >&3
 fi
-printf '\036lab-end %s %s\n' "$token" "$status" > "$err"
+printf '\036lab-end %s %s\n' "$token" "$status" >&4
 # The machine ends the VM as soon as it has read that; this is for the case that it does not.
 sleep 10
 poweroff -f 2> /dev/null || busybox poweroff -f
