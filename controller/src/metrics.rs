@@ -3,9 +3,13 @@
 //! Names follow the Prometheus conventions: base units, `_total` for counters. Labels are bounded:
 //! never a MAC address, a guest's word or a flow.
 
+use std::cell::RefCell;
+
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
+    core::{Collector, Desc},
+    proto::MetricType,
 };
 
 /// Buckets of the time from a guest's event to its flows, in seconds.
@@ -14,10 +18,22 @@ const LATENCY_BUCKETS: [f64; 16] = [
     5.0, 10.0,
 ];
 
+/// A metric as it was registered, whether it has a series yet or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Family {
+    /// Its name. A histogram's series have `_bucket`, `_sum` and `_count` behind it.
+    pub name: String,
+    /// Counter, gauge or histogram.
+    pub kind: MetricType,
+    /// The names of its labels, without a bucket's `le`.
+    pub labels: Vec<String>,
+}
+
 /// Everything that is measured.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    families: Vec<Family>,
     /// Guests with a working QMP connection.
     pub guests_connected: IntGauge,
     /// Guests that are known, by whatever state.
@@ -49,19 +65,24 @@ impl Metrics {
     /// Never with the names of this file: two metrics of one name, or a name that is not one.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        let families = RefCell::new(Vec::new());
+        let register = |collector: Box<dyn Collector>| {
+            families.borrow_mut().extend(families_of(&*collector));
+            registry.register(collector)
+        };
         let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
             let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
+            register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
         let gauges = |name: &str, help: &str, labels: &[&str]| {
             let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(gauges.clone()))?;
+            register(Box::new(gauges.clone()))?;
             Ok::<_, prometheus::Error>(gauges)
         };
         let counters = |name: &str, help: &str, labels: &[&str]| {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counters.clone()))?;
+            register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
         };
         let event_to_programmed = Histogram::with_opts(
@@ -72,8 +93,11 @@ impl Metrics {
             )
             .buckets(LATENCY_BUCKETS.to_vec()),
         )?;
-        registry.register(Box::new(event_to_programmed.clone()))?;
+        register(Box::new(event_to_programmed.clone()))?;
 
+        gauges("eswitchd_build_info", "Always 1; the version is in the label.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
         let metrics = Metrics {
             guests_connected: gauge(
                 "eswitchd_guests_connected",
@@ -118,11 +142,9 @@ impl Metrics {
                 "eswitchd_ready",
                 "1 once the daemon has brought every adapter to its program and while it works.",
             )?,
+            families: families.take(),
             registry: registry.clone(),
         };
-        gauges("eswitchd_build_info", "Always 1; the version is in the label.", &["version"])?
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
         // Series that exist from the start read as zero, not as missing.
         for component in ["guest", "flows", "vf_settings", "representor", "store"] {
             metrics.errors.with_label_values(&[component]);
@@ -136,6 +158,11 @@ impl Metrics {
         self.kernel_operations.with_label_values(&[operation, result]).inc();
     }
 
+    /// Every metric that is registered. [`Self::text`] shows only those with a series.
+    pub fn families(&self) -> &[Family] {
+        &self.families
+    }
+
     /// All metrics as text, version 0.0.4 of the format.
     ///
     /// # Errors
@@ -145,6 +172,16 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut buffer)?;
         String::from_utf8(buffer).map_err(|error| prometheus::Error::Msg(error.to_string()))
     }
+}
+
+fn families_of(collector: &dyn Collector) -> Vec<Family> {
+    let kinds = collector.collect().into_iter().map(|family| family.get_field_type());
+    let family = |(desc, kind): (&Desc, MetricType)| Family {
+        name: desc.fq_name.clone(),
+        kind,
+        labels: desc.variable_labels.clone(),
+    };
+    collector.desc().into_iter().zip(kinds).map(family).collect()
 }
 
 #[cfg(test)]
@@ -162,5 +199,16 @@ mod tests {
         ] {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
+    }
+    #[test]
+    fn a_metric_without_series_is_registered_all_the_same() {
+        let metrics = Metrics::new().unwrap();
+        let flows = Family {
+            name: "eswitchd_flows".into(),
+            kind: MetricType::GAUGE,
+            labels: vec!["adapter".into(), "state".into()],
+        };
+        assert!(metrics.families().contains(&flows), "{:?}", metrics.families());
+        assert!(!metrics.text().unwrap().contains("eswitchd_flows"));
     }
 }
