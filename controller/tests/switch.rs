@@ -139,10 +139,8 @@ fn frames() -> impl Strategy<Value = Frame> {
         5 => prop::collection::vec(tag.clone(), 1),
         2 => prop::collection::vec(tag, 2..4),
     ];
-    (source, destination, tags).prop_map(|(src, dst, tags)| Frame {
-        tags,
-        ..Frame::opaque(dst, src, EtherType::IPV4)
-    })
+    (source, destination, tags)
+        .prop_map(|(src, dst, tags)| Frame { tags, ..Frame::opaque(dst, src, EtherType::IPV4) })
 }
 
 /// What becomes of a frame: copies by interface, and what the host gets.

@@ -16,9 +16,6 @@ use crate::{
     plan::switchdev::FlowProgram,
 };
 
-/// `ENODEV`, of `include/uapi/asm-generic/errno-base.h`: the netdev is gone, and its rules with it.
-const ENODEV: i32 = 19;
-
 /// The flows of one adapter as the kernel reported them.
 #[derive(Debug, Default)]
 pub(super) struct AdapterFlows {
@@ -109,10 +106,8 @@ impl AdapterFlows {
         for (hook, dump) in &done.adopted {
             match dump {
                 Ok(dump) => {
-                    for (rule, handle, hw) in &dump.own {
-                        self.installed.insert(rule.clone(), *handle, hw.clone());
-                        tally.adopted += 1;
-                    }
+                    self.installed.adopt(dump);
+                    tally.adopted += dump.own.len() as u64;
                     self.foreign.insert(*hook, dump.foreign.clone());
                     self.adopted.insert(*hook);
                 }
@@ -140,9 +135,6 @@ impl AdapterFlows {
 
     fn refusal(&mut self, op: &Op, errno: i32, message: &Option<String>, tally: &mut Tally) {
         match op {
-            Op::Delete { id, .. } if errno == ENODEV => {
-                self.installed.remove(id);
-            }
             Op::Delete { id, .. } => {
                 tally.refused.push(words(errno, message));
                 self.forget(id.hook());
@@ -158,15 +150,7 @@ impl AdapterFlows {
     /// Forgets what a hook holds, so that it is read again.
     fn forget(&mut self, hook: Hook) {
         self.adopted.remove(&hook);
-        let rules: Vec<RuleId> = self
-            .installed
-            .iter()
-            .filter(|installed| installed.rule.id().hook() == hook)
-            .map(|installed| installed.rule.id().clone())
-            .collect();
-        for id in rules {
-            self.installed.remove(&id);
-        }
+        self.installed.remove_hook(hook);
     }
 
     /// Gives what was refused or unusable another chance with the next job.

@@ -246,10 +246,12 @@ pub fn program() -> Result<PathBuf> {
     })
 }
 
-/// A condition of a resource; null where it has none of that type.
+/// A condition of a resource; null where it has none of that type. An adapter, which nobody asks
+/// for, has its conditions at the top.
 pub fn condition<'a>(resource: &'a Value, about: &str) -> &'a Value {
-    let conditions = resource["status"]["conditions"].as_array().map(Vec::as_slice);
-    conditions.unwrap_or_default().iter().find(|c| c["type"] == about).unwrap_or(&Value::Null)
+    let list = resource["status"].get("conditions").unwrap_or(&resource["conditions"]);
+    let mut conditions = list.as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == about).unwrap_or(&Value::Null)
 }
 
 /// Reads an HTTP/1.1 answer that ended with its connection.
