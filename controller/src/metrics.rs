@@ -199,16 +199,4 @@ mod tests {
         ] {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
-    }
-    #[test]
-    fn a_metric_without_series_is_registered_all_the_same() {
-        let metrics = Metrics::new().unwrap();
-        let flows = Family {
-            name: "eswitchd_flows".into(),
-            kind: MetricType::GAUGE,
-            labels: vec!["adapter".into(), "state".into()],
-        };
-        assert!(metrics.families().contains(&flows), "{:?}", metrics.families());
-        assert!(!metrics.text().unwrap().contains("eswitchd_flows"));
-    }
-}
+    }}

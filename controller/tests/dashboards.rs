@@ -316,6 +316,18 @@ fn is_asked_for(family: &Family, query: &Query) -> bool {
 }
 
 #[test]
+fn a_metric_without_series_is_registered_all_the_same() {
+    let metrics = Metrics::new().unwrap();
+    let flows = Family {
+        name: "eswitchd_flows".into(),
+        kind: MetricType::GAUGE,
+        labels: vec!["adapter".into(), "state".into()],
+    };
+    assert!(metrics.families().contains(&flows), "{:?}", metrics.families());
+    assert!(!metrics.text().unwrap().contains("eswitchd_flows"));
+}
+
+#[test]
 fn every_query_asks_for_metrics_and_labels_that_are_registered() {
     let families = families();
     let wrong: Vec<String> = all_queries().iter().flat_map(|q| complaints(q, &families)).collect();
