@@ -199,4 +199,5 @@ mod tests {
         ] {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
-    }}
+    }
+}
