@@ -119,6 +119,20 @@ fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
     let with_vlan = (other, vec![0, 100], false);
     assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), with_vlan);
 
+    assert_eq!(next(&mut conversation), "macvlan");
+    let unicast = |conversation: &Conversation| {
+        let filter = functions(conversation)["vf0"].filter.clone().expect("a filter");
+        let macs: Vec<String> = filter.unicast.iter().map(ToString::to_string).collect();
+        (macs, filter.unicast_overflow)
+    };
+    assert_eq!(unicast(&conversation), (vec!["02:aa:bb:cc:00:02".to_owned()], false));
+
+    assert_eq!(next(&mut conversation), "71 macvlans");
+    assert_eq!(unicast(&conversation), (vec![], true));
+
+    assert_eq!(next(&mut conversation), "no macvlans");
+    assert_eq!(unicast(&conversation), (vec![], false));
+
     assert_eq!(next(&mut conversation), "paused");
     assert_eq!(conversation.run_state(), Some("paused"));
     assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), with_vlan);
@@ -126,11 +140,18 @@ fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
     assert_eq!(next(&mut conversation), "resumed");
     assert_eq!(conversation.run_state(), Some("running"));
 
+    assert_eq!(next(&mut conversation), "driver unbound");
+    let seen = functions(&conversation);
+    assert!(seen["vf0"].enabled && seen["vf0"].filter.is_none());
+
+    assert_eq!(next(&mut conversation), "driver bound");
+    assert!(functions(&conversation)["vf0"].filter.is_some(), "QEMU sends no event for this");
+
     assert_eq!(next(&mut conversation), "no VFs");
     let seen = functions(&conversation);
     assert!(!seen["vf0"].enabled && seen["vf0"].filter.is_none());
     let counts = conversation.take_counts();
-    assert_eq!(counts, [("NIC_RX_FILTER_CHANGED", 4), ("RESUME", 2), ("STOP", 1)].into());
+    assert_eq!(counts, [("NIC_RX_FILTER_CHANGED", 7), ("RESUME", 2), ("STOP", 1)].into());
 }
 
 // ---------------------------------------------------------------- a model of QEMU
