@@ -126,7 +126,7 @@ pub struct RxFilter {
     pub unicast: Vec<MacAddr>,
     /// Whether the unicast table overflowed, so that `unicast` says nothing.
     pub unicast_overflow: bool,
-    /// VLANs it listens to.
+    /// VLANs it listens to, 0 for priority tags among them; empty, too, where it filters none out.
     pub vlans: Vec<u16>,
     /// Whether it asks for every frame.
     pub promiscuous: bool,
@@ -135,7 +135,7 @@ pub struct RxFilter {
 /// What a guest's function stands on, and whether that is believed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum BackingView {
-    /// A netdev of the host; the kernel confirms that this QEMU, and no other process, holds it.
+    /// A netdev of the host; the kernel confirms that this QEMU holds it.
     Netdev {
         /// Its name.
         name: String,
