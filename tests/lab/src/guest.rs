@@ -122,8 +122,15 @@ fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<V
         "q35",
         "-accel",
         "tcg",
+        // Time passes by instructions executed, and as usual when the guest is idle. By the clock,
+        // a guest inside the lab has another timer tick to serve before it is done with the last.
+        "-icount",
+        "shift=1,sleep=on",
         "-cpu",
         "qemu64",
+        // Memory at its own place in the state's file: loaded in large pieces.
+        "-global",
+        "migration.mapped-ram=on",
         "-m",
         &memory,
         "-display",
