@@ -3,6 +3,8 @@
 //!
 //! The reference knows MAC tables and VLAN rules and nothing of tc.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
@@ -218,7 +220,7 @@ impl Reference<'_> {
             .collect()
     }
 
-    fn from_port(&self, port: &Id, frame: &Frame) -> Fate {
+    fn fate_from_port(&self, port: &Id, frame: &Frame) -> Fate {
         let mut fate = Fate::default();
         if frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10 {
             return fate;
@@ -256,7 +258,7 @@ impl Reference<'_> {
         fate
     }
 
-    fn from_uplink(&self, frame: &Frame) -> Fate {
+    fn fate_from_uplink(&self, frame: &Frame) -> Fate {
         let to_host = || Fate { to_host: Some(frame.clone()), ..Fate::default() };
         let working = self.working();
         let on_uplink =
@@ -313,11 +315,11 @@ fn compare(
     let reference = Reference { intent, plan: &plan, uplink_use };
     for (from, frame) in frames {
         let (ifindex, expected) = match from {
-            0 => (UPLINK, reference.from_uplink(frame)),
+            0 => (UPLINK, reference.fate_from_uplink(frame)),
             _ => {
                 let number = (from - 1) % ports;
                 let port = id(format!("port{number}"));
-                (number as u32 + 1, reference.from_port(&port, frame))
+                (number as u32 + 1, reference.fate_from_port(&port, frame))
             }
         };
         let hook = Hook::ingress(Ifindex::new(ifindex).unwrap());

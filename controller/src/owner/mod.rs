@@ -334,7 +334,15 @@ impl Owner {
         if view.connection == Connection::Connecting && self.unheard.contains(&guest) {
             return;
         }
-        self.unheard.remove(&guest);
+        let unheard = self.unheard.remove(&guest);
+        let never_read = view.functions.is_empty()
+            && !matches!(view.connection, Connection::Connected | Connection::Gone);
+        let view = match self.world.guests.get(&guest) {
+            Some(last_run) if unheard && never_read && last_run.pid == view.pid => {
+                GuestView { connection: view.connection, ..last_run.clone() }
+            }
+            _ => view,
+        };
         let before = self.world.guests.get(&guest);
         if let Connection::Misbehaving { reason } = &view.connection
             && before.map(|before| &before.connection) != Some(&view.connection)

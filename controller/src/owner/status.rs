@@ -18,6 +18,8 @@ use api::{
     types::{Id, MacAddr},
 };
 
+use tc_flows::Ifindex;
+
 use super::{
     Owner,
     conditions::Statement,
@@ -432,7 +434,7 @@ impl Owner {
                     purpose: why.purpose.to_string(),
                     port: why.port.clone(),
                     network: why.network.clone(),
-                    tc: rule.to_string(),
+                    tc: with_names(&rule.to_string(), program),
                     state,
                     reason,
                 });
@@ -519,6 +521,17 @@ fn netdev(view: &NetdevView) -> Netdev {
 
 fn statement(about: &'static str, status: ConditionStatus, finding: &Finding) -> Statement {
     Statement::new(about, status, finding.reason, finding.message.clone())
+}
+
+/// A rule's text with the names of netdevs in the place of `if7`.
+fn with_names(text: &str, program: &FlowProgram) -> String {
+    let name = |word: &str| {
+        let ifindex = Ifindex::new(word.strip_prefix("if")?.parse().ok()?)?;
+        program.netdevs.get(&ifindex).map(|netdev| netdev.name.clone())
+    };
+    let words: Vec<String> =
+        text.split(' ').map(|word| name(word).unwrap_or_else(|| word.to_owned())).collect();
+    words.join(" ")
 }
 
 /// A place that another port or guest claims too is a conflict as well as a reason not to be bound.

@@ -1,6 +1,8 @@
 //! The ground that the other guest tests stand on: a real guest with an emulated PF starts, creates
 //! VFs, and talks over QMP and taps. eswitchd is not involved.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::time::Duration;
 
 use lab::guest::{Backing, Function, Guest, PF_ADDRESS};

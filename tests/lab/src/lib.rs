@@ -4,8 +4,9 @@
 //! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
 //! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],
 //! [`vm`], [`cargo`], [`native`]); tests, demo and benchmarks *inside* it use [`guest`] and [`net`].
-//! Only [`daemon`] and [`demo`] know anything about eswitchd, and nothing touches the machine's own network.
+//! Only [`daemon`], [`demo`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
 
+pub mod bench;
 pub mod cache;
 pub mod cargo;
 mod cpio;

@@ -5,6 +5,7 @@
 
 mod command {
     //! The subcommands.
+    pub(crate) mod bench;
     pub(crate) mod demo;
     pub(crate) mod inside;
     pub(crate) mod setup;
@@ -32,6 +33,8 @@ enum Commands {
     Test(command::test::Arguments),
     /// Shows the main job: guests with emulated PFs, eswitchd, flows, packets.
     Demo(command::demo::Arguments),
+    /// Measures speed as ratios against a floor in the same run.
+    Bench(command::bench::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Commands::Setup(arguments) => command::setup::run(&arguments),
         Commands::Test(arguments) => command::test::run(&arguments),
         Commands::Demo(arguments) => command::demo::run(&arguments),
+        Commands::Bench(arguments) => command::bench::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };

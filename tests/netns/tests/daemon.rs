@@ -456,6 +456,9 @@ fn test_frame(to: &str, from: &str, vlans: &[u16]) -> Vec<u8> {
     frame(to, from, vlans, 0x88b5, b"eswitchd")
 }
 
+/// What is shown, where a frame is sent, the frame, and where it arrives with which tags.
+type Case = (&'static str, &'static str, Vec<u8>, Vec<(&'static str, Vec<u16>)>);
+
 #[test]
 fn frames_reach_who_they_are_for_and_nobody_else() {
     let _netns = Netns::enter().expect("a namespace");
@@ -470,7 +473,7 @@ fn frames_reach_who_they_are_for_and_nobody_else() {
     rig.programmed(&[1, 2, 3, 4]);
     let none: [(&str, Vec<u16>); 0] = [];
 
-    let cases: [(&str, &str, Vec<u8>, Vec<(&str, Vec<u16>)>); 13] = [
+    let cases: [Case; 13] = [
         (
             "unicast reaches its port only",
             "vm1",

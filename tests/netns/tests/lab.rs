@@ -1,6 +1,8 @@
 //! The ground that the other netns tests stand on: what this lab's kernel does with netdevsim,
 //! flower, veth and frames. eswitchd is not involved.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::time::Duration;
 
 use lab::net::{self, Capture, Netdevsim, Netns};

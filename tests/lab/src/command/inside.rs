@@ -22,6 +22,8 @@ enum Part {
     Prove,
     /// Starts a guest, executes commands in it, and shows what each took.
     Guest(GuestArguments),
+    /// The benchmarks.
+    Bench(super::bench::Arguments),
     /// The demo's scenario.
     Demo(super::demo::InsideArguments),
 }
@@ -45,6 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     match &arguments.part {
         Part::Prove => native::prove().map(|()| ExitCode::SUCCESS),
         Part::Guest(arguments) => guest(arguments),
+        Part::Bench(arguments) => super::bench::inside(arguments),
         Part::Demo(arguments) => super::demo::inside(arguments),
     }
 }

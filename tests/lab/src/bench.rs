@@ -1,0 +1,254 @@
+//! Benchmarks that run inside the lab: ratios against a floor, measured alternately in one run.
+//!
+//! In: eswitchd's binary, a saved guest. Out: [`Line`]s, in the form that all benchmarks of the
+//! project share. No stored figure of an earlier run is ever compared with.
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tc_flows::{
+    Action, Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Owner, Rule, RuleSet, diff,
+};
+
+use crate::{
+    Error, Result,
+    daemon::Daemon,
+    guest::{Backing, Guest, PF_ADDRESS},
+    net,
+};
+
+/// One benchmark's result.
+#[derive(Debug, Clone, Serialize)]
+pub struct Line {
+    /// Its name.
+    pub bench: &'static str,
+    /// The unit of the figures.
+    pub unit: &'static str,
+    /// Median of ours.
+    pub median: f64,
+    /// Smallest of ours.
+    pub min: f64,
+    /// Largest of ours.
+    pub max: f64,
+    /// How many pairs were measured.
+    pub runs: usize,
+    /// What ours was measured against, in turn.
+    pub against: BTreeMap<&'static str, Against>,
+    /// Where and how.
+    pub note: String,
+}
+
+/// What ours was measured against.
+#[derive(Debug, Clone, Serialize)]
+pub struct Against {
+    /// Median of theirs.
+    pub median: f64,
+    /// Median of the pairwise ratios, ours divided by theirs.
+    pub ratio: f64,
+}
+
+/// The owner of eswitchd's flows, as its cookies say.
+const ESWITCHD: Owner = Owner(*b"eswd");
+
+/// The owner of the floor's.
+const FLOOR: Owner = Owner(*b"flor");
+
+/// The middle of a list; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn line(
+    bench: &'static str,
+    unit: &'static str,
+    pairs: &[(f64, f64)],
+    against: &'static str,
+    note: String,
+) -> Line {
+    let ours = || pairs.iter().map(|(ours, _)| *ours);
+    let theirs = Against {
+        median: median(pairs.iter().map(|(_, theirs)| *theirs).collect()),
+        ratio: median(pairs.iter().map(|(ours, theirs)| ours / theirs).collect()),
+    };
+    Line {
+        bench,
+        unit,
+        median: median(ours().collect()),
+        min: ours().fold(f64::INFINITY, f64::min),
+        max: ours().fold(0.0, f64::max),
+        runs: pairs.len(),
+        against: BTreeMap::from([(against, theirs)]),
+        note,
+    }
+}
+
+/// `guest/event_to_flow`: from NIC_RX_FILTER_CHANGED read off the QMP socket to the flows
+/// acknowledged by the kernel, by the daemon's own measure, against a bare loop that makes the same
+/// `query-rx-filter` round trip and sends the same netlink messages on netdevs of its own.
+///
+/// # Errors
+/// The guest, the daemon or the kernel does not do its part.
+pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> Result<Line> {
+    net::ip("tuntap add dev vm-a mode tap")?;
+    net::ip("link set vm-a up")?;
+    let mut scratch = BTreeMap::new();
+    for name in ["vm-b", "uplink0", "floor-a", "floor-b", "floor-up"] {
+        net::ip(&format!("link add {name} type veth peer name {name}-peer"))?;
+        net::ip(&format!("link set {name} up"))?;
+    }
+    for (ours, floor) in [("vm-a", "floor-a"), ("vm-b", "floor-b"), ("uplink0", "floor-up")] {
+        scratch.insert(ifindex(ours)?, ifindex(floor)?);
+    }
+    let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"uplink0\"\n\
+                         representors = [\"vm-a\", \"vm-b\"]\n";
+    let daemon = Daemon::start(folder, configuration)?;
+    let guest = Guest::named("a")
+        .vf(0, Backing::Tap("vm-a".into()))
+        .qmp_socket(daemon.qmp_dir().join("a.sock"))
+        .start()?;
+    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}}))?;
+    let ports = [
+        (
+            "b",
+            json!({"netdev": {"adapter": "soft-lab", "name": "vm-b"}}),
+            json!(["02:bb:00:00:00:01"]),
+        ),
+        ("a", json!({"guest_vf": {"guest": "a", "device": "vf0"}}), json!([])),
+    ];
+    for (name, function, macs) in ports {
+        let spec = json!({
+            "function": function,
+            "attachments": [{"network": "blue"}],
+            "macs": macs,
+            "guest_macs": {"max": 1, "allow": ["02:aa"]},
+        });
+        daemon.put(&format!("/v1/ports/{name}"), spec)?;
+    }
+    guest.run(&format!("echo 1 > /sys/bus/pci/devices/{PF_ADDRESS}/sriov_numvfs"))?;
+    guest.run("ip link set eth1 address 02:aa:00:00:00:ff; ip link set eth1 up")?;
+    daemon.wait_for_condition("/v1/ports/a", "Programmed", "True")?;
+    say("the guest is up and its port programmed");
+
+    let mut eswitchd = kernel(ESWITCHD)?;
+    let mut floor = kernel(FLOOR)?;
+    for hook in scratch.values().map(|ifindex| Hook::ingress(*ifindex)) {
+        floor.ensure_hook(hook).map_err(flows)?;
+    }
+    let hooks: Vec<Hook> = scratch.keys().map(|ifindex| Hook::ingress(*ifindex)).collect();
+    let mut monitor = guest.qmp()?;
+    let mut pairs = Vec::new();
+    let mut changes = 0;
+    for run in 0..=runs {
+        let before = copied(&mut eswitchd, &hooks, &scratch)?;
+        let programmed = |port: &Value| port["status"]["events_programmed"].as_u64();
+        let seen = programmed(&daemon.get("/v1/ports/a")?);
+        guest.run(&format!("ip link set eth1 address 02:aa:00:00:00:{run:02x}"))?;
+        let port = daemon.wait_for("/v1/ports/a", |port| programmed(port) > seen)?;
+        let ours = port["status"]["event_to_programmed_us"].as_f64().unwrap_or(f64::NAN) / 1000.0;
+
+        let after = copied(&mut eswitchd, &hooks, &scratch)?;
+        let installed = install(&mut floor, &before)?;
+        let ops = diff(&installed, &after);
+        changes = ops.len();
+        let began = Instant::now();
+        monitor.execute("query-rx-filter", json!({"name": "vf0"}))?;
+        let outcomes = floor.apply(&ops, Mode::Told);
+        let theirs = began.elapsed().as_secs_f64() * 1000.0;
+        if let Some(failed) = outcomes.iter().find(|outcome| !outcome.is_done()) {
+            return Err(Error::Format {
+                what: "the floor's flows".into(),
+                text: format!("{failed:?}"),
+            });
+        }
+        // The first pair warms caches up.
+        if run > 0 {
+            say(&format!("pair {run}: {ours:.2} ms, floor {theirs:.2} ms"));
+            pairs.push((ours, theirs));
+        }
+    }
+    let note = format!(
+        "real QEMU guest in the lab VM (software emulation); {changes} flow changes an event, each \
+         acknowledged; the floor makes the same query and sends the same messages"
+    );
+    Ok(line("guest/event_to_flow", "ms", &pairs, "floor", note))
+}
+
+fn kernel(owner: Owner) -> Result<NetlinkKernel> {
+    NetlinkKernel::open(owner).map_err(flows)
+}
+
+fn flows(error: tc_flows::Error) -> Error {
+    Error::Format { what: "flows".into(), text: error.to_string() }
+}
+
+fn ifindex(netdev: &str) -> Result<Ifindex> {
+    let link = net::ip_json(&format!("link show {netdev}"))?;
+    let number = link[0]["ifindex"].as_u64().and_then(|n| u32::try_from(n).ok());
+    number.and_then(Ifindex::new).ok_or_else(|| Error::Format {
+        what: format!("ifindex of {netdev}"),
+        text: link.to_string(),
+    })
+}
+
+/// The daemon's rules as they stand in the kernel, moved to the floor's netdevs.
+fn copied(
+    kernel: &mut NetlinkKernel,
+    hooks: &[Hook],
+    moved: &BTreeMap<Ifindex, Ifindex>,
+) -> Result<RuleSet> {
+    let there = |ifindex: Ifindex| moved.get(&ifindex).copied().unwrap_or(ifindex);
+    let mut rules = RuleSet::new();
+    for hook in hooks {
+        for (rule, ..) in kernel.dump(*hook).map_err(flows)?.own {
+            let id = rule.id();
+            let actions: Vec<Action> = rule
+                .actions()
+                .iter()
+                .map(|action| match *action {
+                    Action::Mirror(to) => Action::Mirror(there(to)),
+                    Action::Redirect(to) => Action::Redirect(there(to)),
+                    other => other,
+                })
+                .collect();
+            let hook = Hook::ingress(there(hook.ifindex));
+            let copy =
+                Rule::new(hook, id.chain(), id.prio(), id.matching().clone(), actions).map_err(
+                    |error| Error::Format { what: "a rule".into(), text: error.to_string() },
+                )?;
+            rules.insert(copy).map_err(|error| Error::Format {
+                what: "a rule".into(),
+                text: error.to_string(),
+            })?;
+        }
+    }
+    Ok(rules)
+}
+
+/// Brings the floor's netdevs to these rules; what they hold then.
+fn install(kernel: &mut NetlinkKernel, rules: &RuleSet) -> Result<Installed> {
+    let mut installed = Installed::new();
+    let hooks: std::collections::BTreeSet<Hook> =
+        rules.iter().map(|rule| rule.id().hook()).collect();
+    for hook in hooks {
+        installed.adopt(&kernel.dump(hook).map_err(flows)?);
+    }
+    let ops = diff(&installed, rules);
+    for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
+        installed.record(op, &outcome);
+    }
+    Ok(installed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_the_median_of_pairwise_ratios() {
+        let line = line("x", "ms", &[(2.0, 1.0), (9.0, 3.0), (4.0, 4.0)], "floor", String::new());
+        assert_eq!((line.median, line.min, line.max, line.runs), (4.0, 2.0, 9.0, 3));
+        assert_eq!((line.against["floor"].median, line.against["floor"].ratio), (3.0, 2.0));
+    }
+}
