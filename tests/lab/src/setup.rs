@@ -48,8 +48,8 @@ const VM_INITRAMFS: &str = include_str!("recipe/vm-initramfs.sh");
 const VM_INIT: &str = include_str!("recipe/vm-init.sh");
 const GUEST_INIT: &str = include_str!("recipe/guest-init.sh");
 
-/// Modules that the VM's initramfs loads to reach its disk.
-const VM_BOOT_MODULES: &[&str] = &["ext4", "virtio_blk"];
+/// Modules that the VM's initramfs loads: for its disk, and for its shares with the machine.
+const VM_BOOT_MODULES: &[&str] = &["ext4", "virtio_blk", "9p", "9pnet_virtio"];
 /// Modules that a guest loads at boot.
 const GUEST_MODULES: &[&str] = &["virtio_net", "8021q", "macvlan", "dummy", "veth"];
 
@@ -493,9 +493,23 @@ fn initramfs(
     for (number, path) in load_order(&table, modules)?.iter().enumerate() {
         let name = path.rsplit('/').next().unwrap_or(path);
         let content = read(kernel.join("modules").join(path))?;
-        archive.file(&format!("modules/{number:02}-{name}"), &content);
+        archive.file(&format!("modules/{number:02}-{name}"), without_signature(&content));
     }
     Ok(())
+}
+
+/// A module without the signature at its end, which takes long to verify under emulation
+/// (include/linux/module_signature.h: the length of the signature, big-endian, ends the header that
+/// stands before the mark).
+fn without_signature(module: &[u8]) -> &[u8] {
+    const MARK: &[u8] = b"~Module signature appended~\n";
+    const HEADER: usize = 12;
+    let signed = || {
+        let (rest, length) = module.strip_suffix(MARK)?.split_last_chunk::<4>()?;
+        let signature = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        rest.get(..(rest.len() + 4).checked_sub(HEADER + signature)?)
+    };
+    signed().unwrap_or(module)
 }
 
 /// Paths of the named modules and all that they need, what is needed first, from the text of
@@ -542,6 +556,16 @@ mod tests {
             ]
         );
         assert!(load_order(table, &["btrfs"]).is_err());
+    }
+
+    #[test]
+    fn a_module_loses_its_signature_and_nothing_else() {
+        let signed = [&b"ELF"[..], b"signature", &[0; 8], &9u32.to_be_bytes()].concat();
+        let signed = [&signed[..], b"~Module signature appended~\n"].concat();
+        assert_eq!(without_signature(&signed), b"ELF");
+        for unsigned in [&b"ELF"[..], b"", &signed[20..]] {
+            assert_eq!(without_signature(unsigned), unsigned);
+        }
     }
 
     #[test]
