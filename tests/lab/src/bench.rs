@@ -3,7 +3,11 @@
 //! In: eswitchd's binary, a saved guest. Out: [`Line`]s, in the form that all benchmarks of the
 //! project share. No stored figure of an earlier run is ever compared with.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,8 +15,13 @@ use tc_flows::{
     Action, Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Owner, Rule, RuleSet, diff,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{
-    Error, Result,
+    At, Error, Result,
     daemon::Daemon,
     guest::{Backing, Guest, PF_ADDRESS},
     net,
@@ -53,6 +62,15 @@ const ESWITCHD: Owner = Owner(*b"eswd");
 
 /// The owner of the floor's.
 const FLOOR: Owner = Owner(*b"flor");
+
+/// How long everything is left alone before a figure is taken or asked for.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How long an event of the guest may take.
+const EVENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Changes of address that a run makes at most: each is another address.
+const RUNS_MOST: usize = 250;
 
 /// The middle of a list; 0 of none.
 fn median(mut values: Vec<f64>) -> f64 {
@@ -140,32 +158,58 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
     let mut monitor = guest.qmp()?;
     let mut pairs = Vec::new();
     let mut changes = 0;
-    for run in 0..=runs {
+    for run in 0..RUNS_MOST.min(3 * runs) {
         let before = copied(&mut eswitchd, &hooks, &scratch)?;
         let programmed = |port: &Value| port["status"]["events_programmed"].as_u64();
         let seen = programmed(&daemon.get("/v1/ports/a")?);
-        guest.run(&format!("ip link set eth1 address 02:aa:00:00:00:{run:02x}"))?;
-        let port = daemon.wait_for("/v1/ports/a", |port| programmed(port) > seen)?;
+        let mac = format!("02:aa:00:00:00:{run:02x}");
+        guest.run(&format!("ip link set eth1 address {mac}"))?;
+        // To ask at once would measure the asking, too.
+        std::thread::sleep(QUIET);
+        let port = daemon.wait_for("/v1/ports/a", |port| {
+            port["status"]["macs"][0] == mac && port["status"]["flows"]["pending"] == 0
+        })?;
+        if programmed(&port) == seen {
+            say("the daemon looked by itself before it had read the event: not counted");
+            continue;
+        }
         let ours = port["status"]["event_to_programmed_us"].as_f64().unwrap_or(f64::NAN) / 1000.0;
 
         let after = copied(&mut eswitchd, &hooks, &scratch)?;
         let installed = install(&mut floor, &before)?;
         let ops = diff(&installed, &after);
         changes = ops.len();
-        let began = Instant::now();
-        monitor.execute("query-rx-filter", json!({"name": "vf0"}))?;
-        let outcomes = floor.apply(&ops, Mode::Told);
-        let theirs = began.elapsed().as_secs_f64() * 1000.0;
-        if let Some(failed) = outcomes.iter().find(|outcome| !outcome.is_done()) {
-            return Err(Error::Format {
-                what: "the floor's flows".into(),
-                text: format!("{failed:?}"),
-            });
-        }
+        // The floor answers an event of its own, while the daemon is stopped: both are measured
+        // while the guest does the same.
+        let pid = Pid::from_raw(daemon.pid().unwrap_or_default() as i32);
+        kill(pid, Signal::SIGSTOP).at("stopping the daemon")?;
+        monitor.events();
+        let mac = format!("02:aa:00:00:01:{run:02x}");
+        let theirs = std::thread::scope(|scope| {
+            let change = scope.spawn(|| guest.run(&format!("ip link set eth1 address {mac}")));
+            monitor.event("NIC_RX_FILTER_CHANGED", EVENT_LIMIT)?;
+            let began = Instant::now();
+            monitor.execute("query-rx-filter", json!({"name": "vf0"}))?;
+            let outcomes = floor.apply(&ops, Mode::Told);
+            let took = began.elapsed().as_secs_f64() * 1000.0;
+            if let Some(failed) = outcomes.iter().find(|outcome| !outcome.is_done()) {
+                let text = format!("{failed:?}");
+                return Err(Error::Format { what: "the floor's flows".into(), text });
+            }
+            change.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok(took)
+        });
+        kill(pid, Signal::SIGCONT).at("continuing the daemon")?;
+        let theirs = theirs?;
+        daemon.wait_for("/v1/ports/a", |port| port["status"]["macs"][0] == mac)?;
+        std::thread::sleep(QUIET);
         // The first pair warms caches up.
         if run > 0 {
-            say(&format!("pair {run}: {ours:.2} ms, floor {theirs:.2} ms"));
+            say(&format!("pair {}: {ours:.2} ms, floor {theirs:.2} ms", pairs.len() + 1));
             pairs.push((ours, theirs));
+        }
+        if pairs.len() == runs {
+            break;
         }
     }
     let note = format!(
