@@ -29,6 +29,9 @@ const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
 /// How long to wait for a frame that must not come, after one that was sent later has come.
 const SETTLE: Duration = Duration::from_millis(300);
 
+/// How long a frame that must come may take.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
@@ -420,17 +423,21 @@ impl Rig {
         }
     }
 
-    /// Sends a frame into an end; what arrived at each of the others, by end.
-    fn send(&self, from: &str, sent: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    /// Sends a frame into an end, and waits for so many arrivals and for a while in which no more
+    /// come; what arrived at each of the others, by end.
+    fn send(&self, from: &str, sent: &[u8], awaited: usize) -> Vec<(&'static str, Vec<u8>)> {
         for (_, capture) in &self.captures {
             capture.clear();
         }
         send_frame(from, sent).expect("sent");
+        let arrived = || -> Vec<(&'static str, Vec<u8>)> {
+            let all = self.captures.iter();
+            all.flat_map(|(end, c)| c.frames().into_iter().map(move |f| (*end, f))).collect()
+        };
+        // Too few are for the caller to complain of: it knows which.
+        net::wait_for("arrivals", ARRIVAL, || (arrived().len() >= awaited).then_some(())).ok();
         std::thread::sleep(SETTLE);
-        self.captures
-            .iter()
-            .flat_map(|(end, capture)| capture.frames().into_iter().map(move |f| (*end, f)))
-            .collect()
+        arrived()
     }
 }
 
@@ -524,14 +531,14 @@ fn frames_reach_who_they_are_for_and_nobody_else() {
         ),
     ];
     for (what, from, sent, expected) in cases {
-        assert_eq!(arrivals(&rig.send(from, &sent)), expected, "{what}");
+        assert_eq!(arrivals(&rig.send(from, &sent, expected.len())), expected, "{what}");
     }
-    let quiet = rig.send("vm2", &test_frame("01:80:c2:00:00:00", MAC_2, &[]));
+    let quiet = rig.send("vm2", &test_frame("01:80:c2:00:00:00", MAC_2, &[]), 0);
     assert_eq!(arrivals(&quiet), none, "link-local groups are dropped");
 
     // The payload is untouched.
     let sent = test_frame(MAC_2, MAC_1, &[]);
-    assert_eq!(rig.send("vm1", &sent), [("vm2", sent.clone())]);
+    assert_eq!(rig.send("vm1", &sent, 1), [("vm2", sent.clone())]);
 }
 
 #[test]
@@ -631,15 +638,15 @@ fn of_two_ports_with_one_mac_the_first_keeps_it_and_the_second_passes_nothing() 
     net::ip("link set rep1 up").expect("up");
 
     assert_eq!(
-        arrivals(&rig.send("vm2", &test_frame(BROADCAST, MAC_2, &[]))),
+        arrivals(&rig.send("vm2", &test_frame(BROADCAST, MAC_2, &[]), 2)),
         [("vm3", vec![]), ("wire", vec![100])],
         "the first works"
     );
     for from in [MAC_2, MAC_1] {
-        assert_eq!(arrivals(&rig.send("vm1", &test_frame(BROADCAST, from, &[]))), []);
+        assert_eq!(arrivals(&rig.send("vm1", &test_frame(BROADCAST, from, &[]), 0)), []);
     }
     assert_eq!(
-        arrivals(&rig.send("vm3", &test_frame(MAC_2, MAC_3, &[]))),
+        arrivals(&rig.send("vm3", &test_frame(MAC_2, MAC_3, &[]), 1)),
         [("vm2", vec![])],
         "and gets its own"
     );
@@ -672,7 +679,7 @@ fn a_qmp_socket_that_speaks_rubbish_marks_its_guest_and_the_rest_goes_on() {
     rig.port(1, &[MAC_1], json!([{"network": "blue"}]));
     rig.port(2, &[MAC_2], json!([{"network": "blue"}]));
     rig.programmed(&[1, 2]);
-    assert_eq!(arrivals(&rig.send("vm1", &test_frame(MAC_2, MAC_1, &[]))), [("vm2", vec![])]);
+    assert_eq!(arrivals(&rig.send("vm1", &test_frame(MAC_2, MAC_1, &[]), 1)), [("vm2", vec![])]);
     drop(silent);
     std::fs::remove_file(&socket).expect("removed");
 }
