@@ -149,6 +149,11 @@ impl Metrics {
         for component in ["guest", "flows", "vf_settings", "representor", "store"] {
             metrics.errors.with_label_values(&[component]);
         }
+        for operation in ["flow_add", "flow_replace", "flow_delete", "vf_setting", "representor"] {
+            for result in ["done", "refused"] {
+                metrics.kernel_operations.with_label_values(&[operation, result]);
+            }
+        }
         Ok(metrics)
     }
 

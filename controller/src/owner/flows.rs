@@ -24,6 +24,8 @@ pub(super) struct AdapterFlows {
     /// Hooks that could not be made or read, with the reason.
     unusable: BTreeMap<Hook, String>,
     refused: BTreeMap<RuleId, RefusedRule>,
+    /// Why rules that are tried again were refused before: the same again is no news.
+    told: BTreeMap<RuleId, String>,
     foreign: BTreeMap<Hook, Vec<Foreign>>,
     under_way: bool,
 }
@@ -40,7 +42,7 @@ struct RefusedRule {
 pub(super) struct Tally {
     /// Changes that took effect.
     pub(super) done: u64,
-    /// Changes that the kernel refused, with its words.
+    /// Changes that the kernel refused, with its words; not those that it refused alike before.
     pub(super) refused: Vec<String>,
     /// Changes whose outcome is not known; their hooks are read again.
     pub(super) unknown: u64,
@@ -84,6 +86,7 @@ impl AdapterFlows {
     /// the kernel has refused already.
     fn missing(&mut self, program: &FlowProgram) -> Vec<Op> {
         self.refused.retain(|id, refused| program.rules.get(id) == Some(&refused.rule));
+        self.told.retain(|id, _| program.rules.contains(id));
         let mut ops = diff(&self.installed, &program.rules);
         ops.retain(|op| match op {
             Op::Add { rule, .. } | Op::Replace { rule, .. } => {
@@ -141,7 +144,9 @@ impl AdapterFlows {
             }
             Op::Add { rule, .. } | Op::Replace { rule, .. } => {
                 let reason = words(errno, message);
-                tally.refused.push(reason.clone());
+                if self.told.insert(rule.id().clone(), reason.clone()).as_ref() != Some(&reason) {
+                    tally.refused.push(reason.clone());
+                }
                 self.refused.insert(rule.id().clone(), RefusedRule { rule: rule.clone(), reason });
             }
         }

@@ -267,7 +267,6 @@ impl Owner {
         let mut ticks: u32 = 0;
         loop {
             tokio::select! {
-                biased;
                 () = cancel.cancelled() => break,
                 Some(done) = inbox.flows.recv() => self.flows_done(done),
                 Some(message) = inbox.guests.recv() => self.guest_news(message),
@@ -516,6 +515,7 @@ impl Owner {
         }
         for refusal in &tally.refused {
             warn!(adapter = %id, refusal, "the kernel refused a flow");
+            self.metrics.errors.with_label_values(&["flows"]).inc();
         }
         for problem in &tally.unusable {
             warn!(adapter = %id, problem, "a hook cannot be used");
@@ -584,6 +584,7 @@ impl Owner {
                         }
                         Err(refusal) => {
                             info!(adapter = %id, vf = index, %refusal, "setting refused");
+                            self.metrics.errors.with_label_values(&["vf_settings"]).inc();
                             state.vf_refused.entry(index).or_default().insert(setting, refusal);
                         }
                     }
