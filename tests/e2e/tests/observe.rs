@@ -64,14 +64,17 @@ impl Observer {
         }
     }
 
-    /// Waits until one more filter event is counted. It may come after the change was seen: the
-    /// observer also looks by itself.
-    fn until_filter_event(&mut self, counted: &mut u64) {
-        let seen = |counts: &EventCounts| counts.get("NIC_RX_FILTER_CHANGED").copied().unwrap_or(0);
-        while seen(&self.counts) <= *counted {
+    /// Filter events counted so far.
+    fn filter_events(&self) -> u64 {
+        self.counts.get("NIC_RX_FILTER_CHANGED").copied().unwrap_or(0)
+    }
+
+    /// Waits until more filter events are counted than `before`. They may come after the change
+    /// was seen: the observer also looks by itself.
+    fn until_filter_event_after(&mut self, before: u64) {
+        while self.filter_events() <= before {
             self.until("a filter event", |update| !update.counts.is_empty());
         }
-        *counted = seen(&self.counts);
     }
 
     fn until_vf0(&mut self, awaited: &str, is: impl Fn(&GuestFunction) -> bool) -> GuestUpdate {
@@ -128,15 +131,17 @@ fn a_guests_life_is_seen_in_its_order() {
         vf.filter.as_ref().is_some_and(|filter| filter.promiscuous)
     });
 
+    let before = observer.filter_events();
     guest.run("ip link set eth1 up").unwrap();
     let update = observer
         .until_vf0("link up", |vf| vf.filter.as_ref().is_some_and(|filter| !filter.promiscuous));
     assert_eq!(main_mac(vf0(&update)), guest.mac(Function::Vf(0)).unwrap());
-    observer.until_filter_event(&mut filter_events);
+    observer.until_filter_event_after(before);
 
+    let before = observer.filter_events();
     guest.run("ip link set eth1 address 02:aa:bb:cc:00:01").unwrap();
     observer.until_vf0("another MAC", |vf| main_mac(vf) == "02:aa:bb:cc:00:01");
-    observer.until_filter_event(&mut filter_events);
+    observer.until_filter_event_after(before);
 
     guest.run("ip link add link eth1 name eth1.100 type vlan id 100").unwrap();
     observer.until_vf0("a VLAN", |vf| {
