@@ -11,10 +11,10 @@ use tc_flows::{Dump, Hook, Kernel, Mode, Op, Outcome};
 use tokio::sync::mpsc;
 
 /// Changes to one adapter's hooks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct FlowJob {
     /// The adapter.
-    pub adapter: Option<Id>,
+    pub adapter: Id,
     /// Hooks to make and to read, before anything is changed.
     pub adopt: Vec<Hook>,
     /// Changes, in order.
@@ -25,7 +25,7 @@ pub struct FlowJob {
 #[derive(Debug)]
 pub struct FlowDone {
     /// The adapter.
-    pub adapter: Option<Id>,
+    pub adapter: Id,
     /// What stood at each hook that was to be adopted.
     pub adopted: Vec<(Hook, Result<Dump, tc_flows::Error>)>,
     /// Each change with its outcome.

@@ -69,7 +69,7 @@ impl AdapterFlows {
         self.unusable.retain(|hook, _| wanted_hooks.contains(hook));
         self.foreign.retain(|hook, _| wanted_hooks.contains(hook));
         let job = FlowJob {
-            adapter: Some(adapter.clone()),
+            adapter: adapter.clone(),
             adopt: wanted_hooks
                 .difference(&self.adopted)
                 .filter(|hook| !self.unusable.contains_key(hook) && !held.contains(&hook.ifindex))
@@ -159,11 +159,9 @@ impl AdapterFlows {
     }
 
     /// Gives what was refused or unusable another chance with the next job.
-    pub(super) fn retry(&mut self) -> bool {
-        let any = !self.refused.is_empty() || !self.unusable.is_empty();
+    pub(super) fn retry(&mut self) {
         self.refused.clear();
         self.unusable.clear();
-        any
     }
 
     /// Whether a job is under way.

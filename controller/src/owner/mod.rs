@@ -495,7 +495,7 @@ impl Owner {
     }
 
     fn flows_done(&mut self, done: FlowDone) {
-        let Some(id) = &done.adapter else { return };
+        let id = &done.adapter;
         let Some(state) = self.adapters.get_mut(id) else { return };
         let tally = state.flows.done(&done);
         for awaiting in state.in_job.drain(..) {
