@@ -6,13 +6,19 @@
 //! is sent here.
 //!
 //! Sources: `struct nlmsghdr`, `nlattr` and `nlmsgerr` in include/uapi/linux/netlink.h; `struct
-//! tcmsg` and `TCA_*` in rtnetlink.h; `TCA_FLOWER_*`, `TCA_ACT_*`, `TC_ACT_*` and `tc_gen` in
-//! pkt_cls.h; tc_act/tc_gact.h, tc_mirred.h and tc_vlan.h.
+//! tcmsg` and `TCA_*` in rtnetlink.h; `TCA_FLOWER_*` in pkt_cls.h. Keys and actions have a room
+//! each.
+
+mod action;
+mod key;
+
+use action::{TCA_ACT_COOKIE, read_action};
+use key::{key_of, read_keys};
 
 use crate::diff::Op;
-use crate::ident::{ChainId, Direction, ETH_P_ALL, Handle, Hook, Ifindex, Prio, VlanId, VlanTpid};
+use crate::ident::{ChainId, Direction, Handle, Hook, Ifindex, Prio};
 use crate::kernel::{Foreign, HwState, RuleLocation};
-use crate::key::{Fields, FieldsBuilder, Form, KeyId, Match, exact_mask};
+use crate::key::{KeyId, Match};
 use crate::rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleId};
 
 const NLMSGHDR: usize = 16;
@@ -46,40 +52,12 @@ const TCA_CHAIN: u16 = 11;
 const TCA_EXT_WARN_MSG: u16 = 16;
 
 const TCA_FLOWER_ACT: u16 = 3;
-const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
 const TCA_FLOWER_FLAGS: u16 = 22;
 
 const TCA_CLS_FLAGS_SKIP_HW: u32 = 1;
 const TCA_CLS_FLAGS_SKIP_SW: u32 = 1 << 1;
 const TCA_CLS_FLAGS_IN_HW: u32 = 1 << 2;
 const TCA_CLS_FLAGS_VERBOSE: u32 = 1 << 4;
-
-const TCA_ACT_KIND: u16 = 1;
-const TCA_ACT_OPTIONS: u16 = 2;
-const TCA_ACT_COOKIE: u16 = 6;
-
-/// `TCA_GACT_PARMS`, `TCA_MIRRED_PARMS` and `TCA_VLAN_PARMS` are one number.
-const PARMS: u16 = 2;
-const TCA_VLAN_PUSH_VLAN_ID: u16 = 3;
-const TCA_VLAN_PUSH_VLAN_PROTOCOL: u16 = 4;
-const TCA_VLAN_PUSH_VLAN_PRIORITY: u16 = 6;
-
-/// `tc_gen`: index, capab, action, refcnt, bindcnt.
-const TC_GEN: usize = 20;
-
-const TC_ACT_OK: u32 = 0;
-const TC_ACT_SHOT: u32 = 2;
-const TC_ACT_PIPE: u32 = 3;
-const TC_ACT_STOLEN: u32 = 4;
-const TC_ACT_TRAP: u32 = 8;
-const TC_ACT_GOTO_CHAIN: u32 = 2 << 28;
-const TC_ACT_EXT_VAL_MASK: u32 = (1 << 28) - 1;
-
-const TCA_EGRESS_REDIR: u32 = 1;
-const TCA_EGRESS_MIRROR: u32 = 2;
-const TCA_VLAN_ACT_POP: u32 = 1;
-const TCA_VLAN_ACT_PUSH: u32 = 2;
-const TCA_VLAN_ACT_MODIFY: u32 = 3;
 
 /// `TC_H_CLSACT`, which is `TC_H_INGRESS` too.
 const TC_H_CLSACT: u32 = 0xffff_fff1;
@@ -209,22 +187,7 @@ impl<'b> Writer<'b> {
     fn flower(&mut self, rule: &Rule, owner: Owner, flags: u32) {
         let options = self.nest(TCA_OPTIONS);
         let matching = rule.id().matching();
-        if matching.protocol() != ETH_P_ALL {
-            self.attr(TCA_FLOWER_KEY_ETH_TYPE, &matching.protocol().to_be_bytes());
-        }
-        for field in matching.fields().iter() {
-            let spec = field.id.spec();
-            match (spec.form, field.value) {
-                (Form::HostU16, &[high, low]) => {
-                    let host = u16::from_be_bytes([high, low]);
-                    self.attr(spec.value, &host.to_ne_bytes());
-                }
-                _ => self.attr(spec.value, field.value),
-            }
-            if spec.mask != 0 {
-                self.attr(spec.mask, field.mask);
-            }
-        }
+        self.keys(matching);
         let offload = match rule.offload() {
             Offload::Auto => 0,
             Offload::SkipHw => TCA_CLS_FLAGS_SKIP_HW,
@@ -243,55 +206,6 @@ impl<'b> Writer<'b> {
             self.end_nest(nest);
         }
         self.end_nest(actions);
-        self.end_nest(options);
-    }
-
-    fn action(&mut self, action: Action) {
-        match action {
-            Action::Drop => self.gact(TC_ACT_SHOT),
-            Action::Pass => self.gact(TC_ACT_OK),
-            Action::Trap => self.gact(TC_ACT_TRAP),
-            Action::Goto(chain) => self.gact(TC_ACT_GOTO_CHAIN | chain.get()),
-            Action::Mirror(to) => self.mirred(TC_ACT_PIPE, TCA_EGRESS_MIRROR, to),
-            Action::Redirect(to) => self.mirred(TC_ACT_STOLEN, TCA_EGRESS_REDIR, to),
-            Action::VlanPush { tpid, vid } => self.vlan(TCA_VLAN_ACT_PUSH, Some((tpid, vid))),
-            Action::VlanPop => self.vlan(TCA_VLAN_ACT_POP, None),
-            Action::VlanModify { tpid, vid } => self.vlan(TCA_VLAN_ACT_MODIFY, Some((tpid, vid))),
-        }
-    }
-
-    fn gact(&mut self, control: u32) {
-        self.attr_str(TCA_ACT_KIND, b"gact");
-        let options = self.nest(TCA_ACT_OPTIONS);
-        self.attr(PARMS, &tc_gen(control));
-        self.end_nest(options);
-    }
-
-    fn mirred(&mut self, control: u32, eaction: u32, to: Ifindex) {
-        self.attr_str(TCA_ACT_KIND, b"mirred");
-        let options = self.nest(TCA_ACT_OPTIONS);
-        let mut parms = [0; TC_GEN + 8];
-        parms[..TC_GEN].copy_from_slice(&tc_gen(control));
-        parms[TC_GEN..TC_GEN + 4].copy_from_slice(&eaction.to_ne_bytes());
-        parms[TC_GEN + 4..].copy_from_slice(&to.get().to_ne_bytes());
-        self.attr(PARMS, &parms);
-        self.end_nest(options);
-    }
-
-    fn vlan(&mut self, v_action: u32, tag: Option<(VlanTpid, VlanId)>) {
-        self.attr_str(TCA_ACT_KIND, b"vlan");
-        let options = self.nest(TCA_ACT_OPTIONS);
-        let mut parms = [0; TC_GEN + 4];
-        parms[..TC_GEN].copy_from_slice(&tc_gen(TC_ACT_PIPE));
-        parms[TC_GEN..].copy_from_slice(&v_action.to_ne_bytes());
-        self.attr(PARMS, &parms);
-        if let Some((tpid, vid)) = tag {
-            self.attr(TCA_VLAN_PUSH_VLAN_ID, &vid.get().to_ne_bytes());
-            self.attr(TCA_VLAN_PUSH_VLAN_PROTOCOL, &tpid.ethertype().to_be_bytes());
-            if v_action == TCA_VLAN_ACT_PUSH {
-                self.attr(TCA_VLAN_PUSH_VLAN_PRIORITY, &[0]);
-            }
-        }
         self.end_nest(options);
     }
 
@@ -325,12 +239,6 @@ const fn parent(direction: Direction) -> u32 {
         Direction::Ingress => CLSACT_INGRESS,
         Direction::Egress => CLSACT_EGRESS,
     }
-}
-
-fn tc_gen(control: u32) -> [u8; TC_GEN] {
-    let mut parms = [0; TC_GEN];
-    parms[8..12].copy_from_slice(&control.to_ne_bytes());
-    parms
 }
 
 /// One netlink message as it came.
@@ -576,99 +484,6 @@ fn read_flower(options: &[u8], location: &RuleLocation) -> Option<(Rule, bool)> 
     Some((rule.with_offload(offload), flags & TCA_CLS_FLAGS_IN_HW != 0))
 }
 
-/// The key that a flower attribute belongs to, and whether it is the key's mask.
-fn key_of(attr: u16) -> Option<(KeyId, bool)> {
-    const ATTRS: usize = 128;
-    static KEYS: [Option<(KeyId, bool)>; ATTRS] = {
-        let mut keys = [None; ATTRS];
-        let mut at = 0;
-        while at < KeyId::ALL.len() {
-            let id = KeyId::ALL[at];
-            let spec = id.spec();
-            keys[spec.value as usize] = Some((id, false));
-            if spec.mask != 0 {
-                keys[spec.mask as usize] = Some((id, true));
-            }
-            at += 1;
-        }
-        keys
-    };
-    KEYS.get(usize::from(attr)).copied().flatten()
-}
-
-type ValueAndMask<'a> = (Option<&'a [u8]>, Option<&'a [u8]>);
-
-fn read_keys(keys: &[ValueAndMask<'_>; KeyId::ALL.len()]) -> Option<Fields> {
-    let mut fields = FieldsBuilder::new();
-    for (id, (value, mask)) in KeyId::ALL.into_iter().zip(keys) {
-        let Some(value) = value else { continue };
-        let len = id.spec().len;
-        if value.len() != len || mask.is_some_and(|mask| mask.len() != len) {
-            return None;
-        }
-        let exact = exact_mask(id);
-        let mask = mask.unwrap_or(&exact[..len]);
-        match (id.spec().form, *value) {
-            (Form::HostU16, &[low, high]) => {
-                let network = u16::from_ne_bytes([low, high]).to_be_bytes();
-                fields.push(id, &network, mask);
-            }
-            _ => fields.push(id, value, mask),
-        }
-    }
-    Some(fields.finish())
-}
-
-fn read_action(action: &[u8]) -> Option<Action> {
-    let kind = find(action, TCA_ACT_KIND)?;
-    let options = find(action, TCA_ACT_OPTIONS)?;
-    let parms = find(options, PARMS)?;
-    let control = u32_at(parms, 8)?;
-    match kind.split(|byte| *byte == 0).next()? {
-        b"gact" => match control {
-            TC_ACT_OK => Some(Action::Pass),
-            TC_ACT_SHOT => Some(Action::Drop),
-            TC_ACT_TRAP => Some(Action::Trap),
-            goto if goto & !TC_ACT_EXT_VAL_MASK == TC_ACT_GOTO_CHAIN => {
-                ChainId::new(goto & TC_ACT_EXT_VAL_MASK).map(Action::Goto)
-            }
-            _ => None,
-        },
-        b"mirred" => {
-            let to = Ifindex::new(u32_at(parms, TC_GEN + 4)?)?;
-            match (control, u32_at(parms, TC_GEN)?) {
-                (TC_ACT_PIPE, TCA_EGRESS_MIRROR) => Some(Action::Mirror(to)),
-                (TC_ACT_STOLEN, TCA_EGRESS_REDIR) => Some(Action::Redirect(to)),
-                _ => None,
-            }
-        }
-        b"vlan" => {
-            if control != TC_ACT_PIPE {
-                return None;
-            }
-            let priority = find(options, TCA_VLAN_PUSH_VLAN_PRIORITY);
-            match u32_at(parms, TC_GEN)? {
-                TCA_VLAN_ACT_POP => Some(Action::VlanPop),
-                TCA_VLAN_ACT_PUSH if matches!(priority, None | Some([0])) => {
-                    read_tag(options).map(|(tpid, vid)| Action::VlanPush { tpid, vid })
-                }
-                TCA_VLAN_ACT_MODIFY if priority.is_none() => {
-                    read_tag(options).map(|(tpid, vid)| Action::VlanModify { tpid, vid })
-                }
-                _ => None,
-            }
-        }
-        _ => None,
-    }
-}
-
-fn read_tag(options: &[u8]) -> Option<(VlanTpid, VlanId)> {
-    let vid = VlanId::new(u16_at(find(options, TCA_VLAN_PUSH_VLAN_ID)?, 0)?)?;
-    let tpid = u16_at(find(options, TCA_VLAN_PUSH_VLAN_PROTOCOL)?, 0)?;
-    let tpid = VlanTpid::from_ethertype(u16::from_be_bytes(tpid.to_ne_bytes()))?;
-    Some((tpid, vid))
-}
-
 /// Messages as a kernel sends them.
 #[cfg(test)]
 pub(crate) mod test_reply {
@@ -718,6 +533,7 @@ mod tests {
     use super::test_reply::{ack, nlmsgerr};
     use super::*;
     use crate::arbitrary::{chain, hook, ifindex, mac, prio, rules, vid};
+    use crate::ident::{ETH_P_ALL, VlanTpid};
 
     const OWNER: Owner = Owner(*b"test");
     const QUIET: Ask = Ask { ack: false, told: false };
