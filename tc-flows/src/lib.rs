@@ -14,6 +14,7 @@
 //! | `diff` | from installed to wanted |
 //! | `kernel` | the trait that the real and the fake kernel share |
 //! | `wire` | rules as netlink bytes, and back |
+//! | `encoded` | those bytes by themselves |
 //! | `netlink` | the real kernel |
 //! | `fake` | a kernel in memory, for tests |
 //! | `frame`, `walk` | frames, and what they meet in a set of rules |
@@ -54,6 +55,7 @@
 #[cfg(test)]
 mod arbitrary;
 mod diff;
+mod encoded;
 mod fake;
 mod frame;
 mod ident;
@@ -66,6 +68,7 @@ mod walk;
 mod wire;
 
 pub use diff::{Installed, InstalledRule, Op, diff};
+pub use encoded::encode;
 pub use fake::FakeKernel;
 pub use frame::{Body, Frame, Layer4};
 pub use ident::{

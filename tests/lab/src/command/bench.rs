@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use lab::{
     At, Result,
-    bench::{self, Line},
+    bench::{Line, flows, guest, native},
     setup,
     vm::{self, Job},
 };
@@ -13,7 +13,7 @@ use super::test::prepare;
 use crate::exit_code;
 
 /// The longest that all benchmarks may take.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LIMIT: Duration = Duration::from_secs(90 * 60);
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -22,18 +22,39 @@ pub(crate) struct Arguments {
     /// One JSON object a line on standard output, and nothing else.
     #[arg(long)]
     json: bool,
-    /// Pairs that are measured.
-    #[arg(long, default_value_t = 20)]
-    runs: usize,
+    /// Pairs that are measured, unless a benchmark says otherwise of itself.
+    #[arg(long)]
+    runs: Option<usize>,
 }
 
-/// On the machine: boots the VM and has the benchmarks run in it.
+/// On the machine: runs what needs no VM, boots the VM and has the others run in it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let wanted =
+        |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
+    let in_vm = flows::names();
+    let in_vm = in_vm.iter().map(String::as_str).chain([guest::EVENT_TO_FLOW]);
+    let in_vm: Vec<&str> = in_vm.filter(|name| wanted(name)).collect();
+    let native: Vec<&str> = native::NAMES.into_iter().filter(|name| wanted(name)).collect();
+    if in_vm.is_empty() && native.is_empty() {
+        let all = flows::names().join(" ");
+        let all = format!("{} {} {all}", native::NAMES.join(" "), guest::EVENT_TO_FLOW);
+        vm::to_stderr(format!("no benchmark is called so; there are: {all}\n").as_bytes());
+        return Ok(ExitCode::FAILURE);
+    }
+    for name in native {
+        tell(&native::run(name)?, arguments.json);
+    }
+    if in_vm.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
     let lab = setup::ready(false)?;
     let mut job = Job::new(&lab)?;
     prepare(&mut job, &lab::cargo::binaries()?)?;
     job.limit(LIMIT);
-    let mut script = format!("exec lab inside bench --runs {}", arguments.runs);
+    let mut script = "exec lab inside bench".to_owned();
+    if let Some(runs) = arguments.runs {
+        script.push_str(&format!(" --runs {runs}"));
+    }
     if arguments.json {
         script.push_str(" --json");
     }
@@ -45,39 +66,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// In the VM: runs the benchmarks.
 pub(crate) fn inside(arguments: &Arguments) -> Result<ExitCode> {
-    let name = "guest/event_to_flow";
-    if !arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
-        vm::to_stderr(format!("no benchmark is called so; there is: {name}\n").as_bytes());
-        return Ok(ExitCode::FAILURE);
-    }
-    let folder = std::env::temp_dir().join("eswitchd-bench");
-    std::fs::create_dir_all(&folder).at("creating the benchmark's folder")?;
+    let wanted =
+        |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     let mut say = |line: &str| vm::to_stderr(format!("{line}\n").as_bytes());
-    tell(&bench::event_to_flow(&folder, arguments.runs, &mut say)?, arguments.json);
+    if wanted(guest::EVENT_TO_FLOW) {
+        let folder = std::env::temp_dir().join("eswitchd-bench");
+        std::fs::create_dir_all(&folder).at("creating the benchmark's folder")?;
+        let line = guest::event_to_flow(&folder, arguments.runs.unwrap_or(20), &mut say)?;
+        tell(&line, arguments.json);
+    }
+    flows::run(&wanted, arguments.runs.unwrap_or(5), &mut say, &mut |line| {
+        tell(&line, arguments.json);
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn tell(line: &Line, json: bool) {
     let text = match json {
         true => serde_json::to_string(line).unwrap_or_default(),
-        false => {
-            let against: Vec<String> = line
-                .against
-                .iter()
-                .map(|(name, a)| format!("{name} {:.2}, ratio {:.2}", a.median, a.ratio))
-                .collect();
-            format!(
-                "{:<24} {:.2} {} ({:.2} to {:.2}, {} runs); {}\n  {}",
-                line.bench,
-                line.median,
-                line.unit,
-                line.min,
-                line.max,
-                line.runs,
-                against.join("; "),
-                line.note
-            )
-        }
+        false => line.to_string(),
     };
     vm::to_stdout(format!("{text}\n").as_bytes());
 }

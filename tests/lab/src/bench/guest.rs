@@ -1,7 +1,6 @@
-//! Benchmarks that run inside the lab: ratios against a floor, measured alternately in one run.
+//! From a guest's event to the flows, with a real QEMU guest and the daemon as a whole.
 //!
-//! In: eswitchd's binary, a saved guest. Out: [`Line`]s, in the form that all benchmarks of the
-//! project share. No stored figure of an earlier run is ever compared with.
+//! In: eswitchd's binary, a saved guest. Out: a [`Line`].
 
 use std::{
     collections::BTreeMap,
@@ -9,11 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
 use serde_json::{Value, json};
 use tc_flows::{
     Action, Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Owner, Rule, RuleSet, diff,
 };
+
+use super::{Line, Run, ifindex, kernel, refused};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -27,35 +27,8 @@ use crate::{
     net,
 };
 
-/// One benchmark's result.
-#[derive(Debug, Clone, Serialize)]
-pub struct Line {
-    /// Its name.
-    pub bench: &'static str,
-    /// The unit of the figures.
-    pub unit: &'static str,
-    /// Median of ours.
-    pub median: f64,
-    /// Smallest of ours.
-    pub min: f64,
-    /// Largest of ours.
-    pub max: f64,
-    /// How many pairs were measured.
-    pub runs: usize,
-    /// What ours was measured against, in turn.
-    pub against: BTreeMap<&'static str, Against>,
-    /// Where and how.
-    pub note: String,
-}
-
-/// What ours was measured against.
-#[derive(Debug, Clone, Serialize)]
-pub struct Against {
-    /// Median of theirs.
-    pub median: f64,
-    /// Median of the pairwise ratios, ours divided by theirs.
-    pub ratio: f64,
-}
+/// The name of the benchmark.
+pub const EVENT_TO_FLOW: &str = "guest/event_to_flow";
 
 /// The owner of eswitchd's flows, as its cookies say.
 const ESWITCHD: Owner = Owner(*b"eswd");
@@ -71,36 +44,6 @@ const EVENT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Changes of address that a run makes at most: each is another address.
 const RUNS_MOST: usize = 250;
-
-/// The middle of a list; 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-fn line(
-    bench: &'static str,
-    unit: &'static str,
-    pairs: &[(f64, f64)],
-    against: &'static str,
-    note: String,
-) -> Line {
-    let ours = || pairs.iter().map(|(ours, _)| *ours);
-    let theirs = Against {
-        median: median(pairs.iter().map(|(_, theirs)| *theirs).collect()),
-        ratio: median(pairs.iter().map(|(ours, theirs)| ours / theirs).collect()),
-    };
-    Line {
-        bench,
-        unit,
-        median: median(ours().collect()),
-        min: ours().fold(f64::INFINITY, f64::min),
-        max: ours().fold(0.0, f64::max),
-        runs: pairs.len(),
-        against: BTreeMap::from([(against, theirs)]),
-        note,
-    }
-}
 
 /// `guest/event_to_flow`: from NIC_RX_FILTER_CHANGED read off the QMP socket to the flows
 /// acknowledged by the kernel, by the daemon's own measure, against a bare loop that makes the same
@@ -152,7 +95,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
     let mut eswitchd = kernel(ESWITCHD)?;
     let mut floor = kernel(FLOOR)?;
     for hook in scratch.values().map(|ifindex| Hook::ingress(*ifindex)) {
-        floor.ensure_hook(hook).map_err(flows)?;
+        floor.ensure_hook(hook).map_err(refused)?;
     }
     let hooks: Vec<Hook> = scratch.keys().map(|ifindex| Hook::ingress(*ifindex)).collect();
     let mut monitor = guest.qmp()?;
@@ -206,7 +149,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
         // The first pair warms caches up.
         if run > 0 {
             say(&format!("pair {}: {ours:.2} ms, floor {theirs:.2} ms", pairs.len() + 1));
-            pairs.push((ours, theirs));
+            pairs.push(Run { ours, theirs: vec![("floor", theirs)] });
         }
         if pairs.len() == runs {
             break;
@@ -216,24 +159,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
         "real QEMU guest in the lab VM (software emulation); {changes} flow changes an event, each \
          acknowledged; the floor makes the same query and sends the same messages"
     );
-    Ok(line("guest/event_to_flow", "ms", &pairs, "floor", note))
-}
-
-fn kernel(owner: Owner) -> Result<NetlinkKernel> {
-    NetlinkKernel::open(owner).map_err(flows)
-}
-
-fn flows(error: tc_flows::Error) -> Error {
-    Error::Format { what: "flows".into(), text: error.to_string() }
-}
-
-fn ifindex(netdev: &str) -> Result<Ifindex> {
-    let link = net::ip_json(&format!("link show {netdev}"))?;
-    let number = link[0]["ifindex"].as_u64().and_then(|n| u32::try_from(n).ok());
-    number.and_then(Ifindex::new).ok_or_else(|| Error::Format {
-        what: format!("ifindex of {netdev}"),
-        text: link.to_string(),
-    })
+    Ok(Line::of(EVENT_TO_FLOW, "ms", &pairs, note))
 }
 
 /// The daemon's rules as they stand in the kernel, moved to the floor's netdevs.
@@ -245,7 +171,7 @@ fn copied(
     let there = |ifindex: Ifindex| moved.get(&ifindex).copied().unwrap_or(ifindex);
     let mut rules = RuleSet::new();
     for hook in hooks {
-        for (rule, ..) in kernel.dump(*hook).map_err(flows)?.own {
+        for (rule, ..) in kernel.dump(*hook).map_err(refused)?.own {
             let id = rule.id();
             let actions: Vec<Action> = rule
                 .actions()
@@ -276,23 +202,11 @@ fn install(kernel: &mut NetlinkKernel, rules: &RuleSet) -> Result<Installed> {
     let hooks: std::collections::BTreeSet<Hook> =
         rules.iter().map(|rule| rule.id().hook()).collect();
     for hook in hooks {
-        installed.adopt(&kernel.dump(hook).map_err(flows)?);
+        installed.adopt(&kernel.dump(hook).map_err(refused)?);
     }
     let ops = diff(&installed, rules);
     for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
         installed.record(op, &outcome);
     }
     Ok(installed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ratio_is_the_median_of_pairwise_ratios() {
-        let line = line("x", "ms", &[(2.0, 1.0), (9.0, 3.0), (4.0, 4.0)], "floor", String::new());
-        assert_eq!((line.median, line.min, line.max, line.runs), (4.0, 2.0, 9.0, 3));
-        assert_eq!((line.against["floor"].median, line.against["floor"].ratio), (3.0, 2.0));
-    }
 }
