@@ -34,6 +34,9 @@ const BATCHES: [usize; 4] = [128, 512, 1024, 2048];
 /// Socket buffers of the floor: larger than any of its batches and all answers to it.
 const BUFFER: usize = 64 << 20;
 
+/// Changes that one side makes before the other has its turn.
+const SLICE: usize = 4096;
+
 /// Runs of the largest sets: each takes minutes.
 const RUNS_OF_100K: usize = 3;
 
@@ -56,6 +59,7 @@ impl Place {
     }
 
     fn netdevsim() -> Result<Place> {
+        net::modprobe("netdevsim")?;
         let device = Netdevsim::create(1)?;
         device.set_vfs(3)?;
         device.switchdev()?;
@@ -252,6 +256,15 @@ fn timed(program: &str, arguments: &[&str]) -> Result<Duration> {
     })
 }
 
+/// Small sets are measured more often, as they take no time, the largest less.
+fn runs_of(rules: u32, runs: usize) -> usize {
+    match rules {
+        ..10_000 => 4 * runs,
+        10_000..100_000 => runs,
+        100_000.. => runs.min(RUNS_OF_100K),
+    }
+}
+
 fn size(rules: u32) -> String {
     format!("{}k", rules / 1000)
 }
@@ -297,7 +310,7 @@ pub fn run(
             |bench: &str| here.iter().any(|name| *name == format!("flows/{bench}/{}", place.name));
         let mut batch = None;
         for rules in [1_000, 10_000, 100_000] {
-            let runs = if rules >= 100_000 { runs.min(RUNS_OF_100K) } else { runs };
+            let runs = runs_of(rules, runs);
             if Change::ALL.iter().any(|change| asked(&format!("{}/{}", change.name(), size(rules))))
             {
                 let batch = match batch {
@@ -314,7 +327,7 @@ pub fn run(
             tell(told(&place, 10_000, batch, runs)?);
         }
         for rules in [10_000, 100_000] {
-            let runs = if rules >= 100_000 { runs.min(RUNS_OF_100K) } else { runs };
+            let runs = runs_of(rules, runs);
             for terse in [false, true] {
                 let kind = if terse { "dump_terse" } else { "dump_full" };
                 if asked(&format!("{kind}/{}", size(rules))) {
@@ -327,8 +340,48 @@ pub fn run(
     Ok(())
 }
 
-/// One side of a pair, which measures itself.
-type Side<'s> = Box<dyn FnMut(&mut [f64; 3]) -> Result<()> + 's>;
+/// The same changes by us and by the floor, a slice by the one, a slice by the other, so that both
+/// meet the machine in the same mood. Gives both rates.
+fn raced(
+    place: &Place,
+    change: Change,
+    rules: u32,
+    mode: Mode,
+    batch: usize,
+    floor_first: bool,
+) -> Result<(f64, f64)> {
+    let mut kernel = kernel(OURS)?;
+    let mut floor = Floor::open()?;
+    let ours = change.ops(place.hook(0)?, rules)?;
+    let theirs = change.ops(place.hook(1)?, rules)?;
+    let mut took = (Duration::ZERO, Duration::ZERO);
+    for (at, (ours, theirs)) in ours.chunks(SLICE).zip(theirs.chunks(SLICE)).enumerate() {
+        let theirs = batches(theirs, mode, batch);
+        let mut our_side = || {
+            let began = Instant::now();
+            let outcomes = kernel.apply(ours, mode);
+            took.0 += began.elapsed();
+            done(&outcomes)
+        };
+        let mut floor_side = || {
+            let began = Instant::now();
+            let errors = floor.send(&theirs)?;
+            took.1 += began.elapsed();
+            match errors {
+                0 => Ok(()),
+                _ => Err(refused(format!("{errors} errors at the floor"))),
+            }
+        };
+        if (at % 2 == 0) == floor_first {
+            floor_side()?;
+            our_side()?;
+        } else {
+            our_side()?;
+            floor_side()?;
+        }
+    }
+    Ok((rate(rules, took.0), rate(rules, took.1)))
+}
 
 fn changes(
     place: &Place,
@@ -347,59 +400,24 @@ fn changes(
     let warm_up = usize::from(rules < 100_000);
     for run in 0..runs + warm_up {
         place.clear()?;
-        let (mut ours, mut floor, mut tc) = ([0.0; 3], [0.0; 3], 0.0);
-        let mut our_side: Side<'_> = Box::new(|rates| {
-            let mut kernel = kernel(OURS)?;
-            for (change, rate_) in Change::ALL.into_iter().zip(rates) {
-                let ops = change.ops(place.hook(0)?, rules)?;
-                let began = Instant::now();
-                let outcomes = kernel.apply(&ops, Mode::Fast);
-                *rate_ = rate(rules, began.elapsed());
-                done(&outcomes)?;
+        for (change, runs) in Change::ALL.into_iter().zip(&mut found) {
+            let (ours, floor) = raced(place, change, rules, Mode::Fast, batch, run % 2 == 0)?;
+            if run >= warm_up {
+                runs.push(Run { ours, theirs: vec![("floor", floor)] });
             }
-            Ok(())
-        });
-        let mut floor_side: Side<'_> = Box::new(|rates| {
-            let mut floor = Floor::open()?;
-            for (change, rate_) in Change::ALL.into_iter().zip(rates) {
-                let batches = batches(&change.ops(place.hook(1)?, rules)?, Mode::Fast, batch);
-                let began = Instant::now();
-                let errors = floor.send(&batches)?;
-                *rate_ = rate(rules, began.elapsed());
-                if errors > 0 {
-                    return Err(refused(format!("{errors} errors at the floor")));
-                }
-            }
-            Ok(())
-        });
-        // Who goes first changes from run to run.
-        if run % 2 == 0 {
-            our_side(&mut ours)?;
-            floor_side(&mut floor)?;
-        } else {
-            floor_side(&mut floor)?;
-            our_side(&mut ours)?;
         }
         if insert {
-            tc = rate(rules, timed("tc", &["-batch", &tc_file])?);
-        }
-        if run < warm_up {
-            continue;
-        }
-        for (at, runs) in found.iter_mut().enumerate() {
-            let mut theirs = vec![("floor", floor[at])];
-            if at == 0 {
-                theirs.push(("tc", tc));
+            let tc = rate(rules, timed("tc", &["-batch", &tc_file])?);
+            if let Some(run) = found[0].last_mut() {
+                run.theirs.push(("tc", tc));
             }
-            runs.push(Run { ours: ours[at], theirs });
         }
     }
     for (change, runs) in Change::ALL.into_iter().zip(&found) {
         let name = format!("{}/{}", change.name(), size(rules));
         if asked(&name) {
-            let note = format!(
-                "lab VM (software emulation), fast mode; the floor sends {batch} messages at once"
-            );
+            let note =
+                format!("lab VM (software emulation), fast mode; the floor sends {batch} at once");
             tell(Line::of(format!("flows/{name}/{}", place.name), "rules/s", runs, note));
         }
     }
@@ -410,43 +428,18 @@ fn told(place: &Place, rules: u32, batch: usize, runs: usize) -> Result<Line> {
     let mut found = Vec::new();
     for run in 0..=runs {
         place.clear()?;
-        let mut kernel = kernel(OURS)?;
-        let ops = Change::Insert.ops(place.hook(0)?, rules)?;
-        let theirs = batches(&Change::Insert.ops(place.hook(1)?, rules)?, Mode::Told, batch);
-        let mut floor_socket = Floor::open()?;
-        let mut our_side = || {
-            let began = Instant::now();
-            let outcomes = kernel.apply(&ops, Mode::Told);
-            let took = began.elapsed();
-            done(&outcomes).map(|()| rate(rules, took))
-        };
-        let mut floor_side = || {
-            let began = Instant::now();
-            floor_socket.send(&theirs)?;
-            Ok::<f64, Error>(rate(rules, began.elapsed()))
-        };
-        let (ours, floor);
-        if run % 2 == 0 {
-            ours = our_side()?;
-            floor = floor_side()?;
-        } else {
-            floor = floor_side()?;
-            ours = our_side()?;
-        }
+        let (ours, floor) = raced(place, Change::Insert, rules, Mode::Told, batch, run % 2 == 0)?;
+        // The first run warms up.
         if run > 0 {
             found.push(Run { ours, theirs: vec![("floor", floor)] });
         }
     }
     let note = format!(
         "lab VM (software emulation), verbose, an acknowledgement and an echo each; the floor \
-         sends {batch} messages at once and reads every answer"
+         sends {batch} at once and reads every answer"
     );
-    Ok(Line::of(
-        format!("flows/insert_told/{}/{}", size(rules), place.name),
-        "rules/s",
-        &found,
-        note,
-    ))
+    let name = format!("flows/insert_told/{}/{}", size(rules), place.name);
+    Ok(Line::of(name, "rules/s", &found, note))
 }
 
 fn dump(place: &Place, rules: u32, terse: bool, runs: usize) -> Result<Line> {
