@@ -21,7 +21,7 @@ use controller::{
     world::{AdapterView, NetdevView, World},
 };
 use proptest::prelude::*;
-use tc_flows::{EtherType, Frame, Hook, Ifindex, Mac, VlanId, VlanTpid, walk};
+use tc_flows::{EtherType, Frame, Hook, Ifindex, Mac, Tag as FrameTag, VlanId, VlanTpid, walk};
 
 const UPLINK: u32 = 1000;
 const UPLINK_MAC: [u8; 6] = [2, 0xff, 0, 0, 0, 1];
@@ -134,7 +134,7 @@ fn frames() -> impl Strategy<Value = Frame> {
     ];
     let tag = (prop::bool::weighted(0.15), 0u16..6).prop_map(|(ad, vid)| {
         let tpid = if ad { VlanTpid::Dot1Ad } else { VlanTpid::Dot1Q };
-        (tpid, VlanId::new(vid).unwrap())
+        FrameTag::new(tpid, VlanId::new(vid).unwrap())
     });
     let tags = prop_oneof![
         4 => Just(Vec::new()),
@@ -164,7 +164,7 @@ type Tag = Option<(VlanTpid, VlanId)>;
 /// The copy that leaves with this tag, of a frame whose own tag is stripped.
 fn copy(stripped: &Frame, tag: Tag) -> Frame {
     let mut frame = stripped.clone();
-    frame.tags.splice(0..0, tag);
+    frame.tags.splice(0..0, tag.map(|(tpid, vid)| FrameTag::new(tpid, vid)));
     frame
 }
 
@@ -228,7 +228,9 @@ impl Reference<'_> {
         let stripped = Frame { tags: Vec::new(), ..frame.clone() };
         let tag = match frame.tags.as_slice() {
             [] => None,
-            [(VlanTpid::Dot1Q, vid)] => (vid.get() != 0).then_some((VlanTpid::Dot1Q, *vid)),
+            [tag] if tag.tpid == VlanTpid::Dot1Q => {
+                (tag.vid.get() != 0).then_some((VlanTpid::Dot1Q, tag.vid))
+            }
             _ => return fate,
         };
         let found = self
@@ -268,7 +270,7 @@ impl Reference<'_> {
         if shared && any && frame.dst.0 == UPLINK_MAC {
             return to_host();
         }
-        let owned = frame.tags.first().and_then(|tag| on_uplink(Some(*tag)));
+        let owned = frame.tags.first().and_then(|tag| on_uplink(Some((tag.tpid, tag.vid))));
         let (network, stripped) = match (owned, frame.tags.as_slice()) {
             (Some(network), [_, inner @ ..]) => {
                 (network, Frame { tags: inner.to_vec(), ..frame.clone() })
@@ -277,10 +279,12 @@ impl Reference<'_> {
                 Some(network) => (network, frame.clone()),
                 None => return to_host(),
             },
-            (_, [(VlanTpid::Dot1Q, vid)]) if vid.get() == 0 => match on_uplink(None) {
-                Some(network) => (network, Frame { tags: Vec::new(), ..frame.clone() }),
-                None => return to_host(),
-            },
+            (_, [tag]) if tag.tpid == VlanTpid::Dot1Q && tag.vid.get() == 0 => {
+                match on_uplink(None) {
+                    Some(network) => (network, Frame { tags: Vec::new(), ..frame.clone() }),
+                    None => return to_host(),
+                }
+            }
             _ => return to_host(),
         };
         let mut fate = Fate::default();

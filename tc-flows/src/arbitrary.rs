@@ -6,7 +6,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::frame::{Body, Frame, Layer4};
+use crate::frame::{Body, Frame, Layer4, Tag};
 use crate::ident::{ChainId, EtherType, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid};
 use crate::key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
 use crate::rule::{Action, Offload, Rule};
@@ -295,6 +295,10 @@ fn layer4s() -> impl Strategy<Value = Layer4> {
     ]
 }
 
+fn tags() -> impl Strategy<Value = Tag> {
+    (tpids(), vids(), select(vec![0, 0, 5])).prop_map(|(tpid, vid, pcp)| Tag { tpid, vid, pcp })
+}
+
 pub(crate) fn frames() -> impl Strategy<Value = Frame> {
     let body = prop_oneof![
         Just(Body::Opaque),
@@ -305,7 +309,7 @@ pub(crate) fn frames() -> impl Strategy<Value = Frame> {
         (1u8..3, macs(), small_ipv4(), macs(), small_ipv4())
             .prop_map(|(op, sha, sip, tha, tip)| Body::Arp { op, sha, sip, tha, tip }),
     ];
-    (macs(), macs(), vec((tpids(), vids()), 0..3), body).prop_map(|(dst, src, tags, body)| {
+    (macs(), macs(), vec(tags(), 0..3), body).prop_map(|(dst, src, tags, body)| {
         let mut frame = Frame::opaque(dst, src, EtherType::new(0x88cc).unwrap()).with_body(body);
         frame.tags = tags;
         frame

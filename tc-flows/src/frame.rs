@@ -7,6 +7,24 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::ident::{EtherType, Mac, VlanId, VlanTpid};
 
+/// One VLAN tag. (Its drop eligibility bit, which no key sees and no action changes, is not here.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag {
+    /// Its kind.
+    pub tpid: VlanTpid,
+    /// Its identifier.
+    pub vid: VlanId,
+    /// Its priority code point, 0 to 7.
+    pub pcp: u8,
+}
+
+impl Tag {
+    /// A tag of priority 0.
+    pub const fn new(tpid: VlanTpid, vid: VlanId) -> Tag {
+        Tag { tpid, vid, pcp: 0 }
+    }
+}
+
 /// An Ethernet frame.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame {
@@ -15,7 +33,7 @@ pub struct Frame {
     /// Source address.
     pub src: Mac,
     /// VLAN tags, the outer one first.
-    pub tags: Vec<(VlanTpid, VlanId)>,
+    pub tags: Vec<Tag>,
     /// What stands behind the tags, in host order.
     pub ethertype: u16,
     /// What keys can see behind the ethertype.
@@ -28,11 +46,22 @@ impl Frame {
         Frame { dst, src, tags: Vec::new(), ethertype: ethertype.get(), body: Body::Opaque }
     }
 
-    /// The same frame inside one more tag.
+    /// The same frame inside one more tag, of priority 0.
     #[must_use]
-    pub fn tagged(mut self, tpid: VlanTpid, vid: VlanId) -> Frame {
-        self.tags.insert(0, (tpid, vid));
+    pub fn tagged(self, tpid: VlanTpid, vid: VlanId) -> Frame {
+        self.within(Tag::new(tpid, vid))
+    }
+
+    /// The same frame inside this tag.
+    #[must_use]
+    pub fn within(mut self, tag: Tag) -> Frame {
+        self.tags.insert(0, tag);
         self
+    }
+
+    /// The ethertype that stands at place `at`, behind as many tags: a tag's or the payload's.
+    pub(crate) fn ethertype_at(&self, at: usize) -> u16 {
+        self.tags.get(at).map_or(self.ethertype, |tag| tag.tpid.ethertype())
     }
 
     /// The same frame with this body and the ethertype that belongs to it.

@@ -17,7 +17,8 @@
 //! | `encoded` | those bytes by themselves |
 //! | `netlink` | the real kernel |
 //! | `fake` | a kernel in memory, for tests |
-//! | `frame`, `walk` | frames, and what they meet in a set of rules |
+//! | `frame`, `walk` | frames, and what they meet in a set of rules, in hardware and software |
+//! | `profile` | what drivers refuse, and how their hardware executes |
 //!
 //! ```
 //! use tc_flows::*;
@@ -62,6 +63,7 @@ mod ident;
 mod kernel;
 mod key;
 mod netlink;
+mod profile;
 mod rule;
 mod set;
 mod walk;
@@ -70,13 +72,16 @@ mod wire;
 pub use diff::{Installed, InstalledRule, Op, diff};
 pub use encoded::encode;
 pub use fake::FakeKernel;
-pub use frame::{Body, Frame, Layer4};
+pub use frame::{Body, Frame, Layer4, Tag};
 pub use ident::{
     ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };
 pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
 pub use key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
 pub use netlink::NetlinkKernel;
+pub use profile::{Eswitch, Ice, Mlx5, Profile};
 pub use rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleError, RuleId};
 pub use set::{Clash, RuleSet};
-pub use walk::{GOTOS_MAX, Step, Walk, walk};
+pub use walk::{
+    GOTOS_MAX, Handover, Step, TwoStageWalk, Unmodelled, Walk, Why, walk, walk_two_stage,
+};

@@ -281,7 +281,7 @@ mod tests {
     use crate::ident::{Hook, Mac, VlanTpid};
     use crate::key::Match;
     use crate::rule::Action;
-    use crate::walk::matches;
+    use crate::walk::takes;
 
     fn rule(at_prio: u16, matching: Match) -> Rule {
         Rule::new(hook(), chain(1), prio(at_prio), matching, [Action::Drop]).unwrap()
@@ -413,7 +413,7 @@ mod tests {
             }
             let mut taken = std::collections::BTreeSet::new();
             for rule in &set {
-                if matches(rule.id().matching(), &frame) {
+                if takes(rule.id().matching(), rule.hook(), &frame) {
                     prop_assert!(taken.insert((rule.chain(), rule.prio())), "{:?}", rule);
                 }
             }

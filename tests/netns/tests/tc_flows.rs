@@ -668,9 +668,9 @@ fn bytes(frame: &Frame, number: u32) -> Vec<u8> {
     let mut out = Vec::new();
     out.extend(frame.dst.0);
     out.extend(frame.src.0);
-    for (tpid, vid) in &frame.tags {
-        out.extend(tpid.ethertype().to_be_bytes());
-        out.extend(vid.get().to_be_bytes());
+    for tag in &frame.tags {
+        out.extend(tag.tpid.ethertype().to_be_bytes());
+        out.extend((u16::from(tag.pcp) << 13 | tag.vid.get()).to_be_bytes());
     }
     out.extend(frame.ethertype.to_be_bytes());
     match frame.body {
