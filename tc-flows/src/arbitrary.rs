@@ -8,7 +8,7 @@ use proptest::sample::select;
 
 use crate::frame::{Body, Frame, Layer4, Tag};
 use crate::ident::{ChainId, EtherType, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid};
-use crate::key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
+use crate::key::{ArpMatch, Ipv4Match, Ipv4Prefix, Ipv6Match, Ipv6Prefix, Match, Payload, Ports};
 use crate::rule::{Action, Offload, Rule};
 
 pub(crate) fn ifindex(number: u32) -> Ifindex {
@@ -68,6 +68,14 @@ fn small_ipv6() -> impl Strategy<Value = std::net::Ipv6Addr> {
     (0u16..3).prop_map(|last| [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into())
 }
 
+fn ipv4_prefixes() -> impl Strategy<Value = Ipv4Prefix> {
+    (small_ipv4(), 0u8..=32).prop_map(|(addr, len)| Ipv4Prefix::new(addr, len).unwrap())
+}
+
+fn ipv6_prefixes() -> impl Strategy<Value = Ipv6Prefix> {
+    (small_ipv6(), 0u8..=128).prop_map(|(addr, len)| Ipv6Prefix::new(addr, len).unwrap())
+}
+
 fn ports() -> impl Strategy<Value = Ports> {
     (option::of(66u16..69), option::of(66u16..69)).prop_map(|(src, dst)| {
         let ports = src.map_or(Ports::any(), |port| Ports::any().src(port));
@@ -100,7 +108,7 @@ fn carried() -> impl Strategy<Value = Carried> {
 
 fn ipv4_matches() -> impl Strategy<Value = Payload> {
     (
-        option::of((small_ipv4(), any::<u32>())),
+        option::of(ipv4_prefixes()),
         option::of(small_ipv4()),
         option::of((0u8..8, any::<u8>())),
         option::of(63u8..65),
@@ -108,8 +116,8 @@ fn ipv4_matches() -> impl Strategy<Value = Payload> {
     )
         .prop_map(|(src, dst, tos, ttl, carried)| {
             let mut it = Ipv4Match::any();
-            if let Some((addr, mask)) = src {
-                it = it.src_masked(addr, mask.into());
+            if let Some(prefix) = src {
+                it = it.src_in(prefix);
             }
             if let Some(addr) = dst {
                 it = it.dst(addr);
@@ -135,7 +143,7 @@ fn ipv4_matches() -> impl Strategy<Value = Payload> {
 
 fn ipv6_matches() -> impl Strategy<Value = Payload> {
     (
-        option::of((small_ipv6(), any::<u128>())),
+        option::of(ipv6_prefixes()),
         option::of(small_ipv6()),
         option::of((0u8..8, any::<u8>())),
         option::of(63u8..65),
@@ -143,8 +151,8 @@ fn ipv6_matches() -> impl Strategy<Value = Payload> {
     )
         .prop_map(|(src, dst, tos, ttl, carried)| {
             let mut it = Ipv6Match::any();
-            if let Some((addr, mask)) = src {
-                it = it.src_masked(addr, mask.into());
+            if let Some(prefix) = src {
+                it = it.src_in(prefix);
             }
             if let Some(addr) = dst {
                 it = it.dst(addr);
@@ -171,7 +179,7 @@ fn ipv6_matches() -> impl Strategy<Value = Payload> {
 fn arp_matches() -> impl Strategy<Value = Payload> {
     (
         option::of(1u8..3),
-        option::of((small_ipv4(), any::<u32>())),
+        option::of(ipv4_prefixes()),
         option::of(small_ipv4()),
         option::of(macs()),
         option::of(macs()),
@@ -181,8 +189,8 @@ fn arp_matches() -> impl Strategy<Value = Payload> {
             if let Some(op) = op {
                 it = it.op(op);
             }
-            if let Some((addr, mask)) = sip {
-                it = it.sip_masked(addr, mask.into());
+            if let Some(prefix) = sip {
+                it = it.sip_in(prefix);
             }
             if let Some(addr) = tip {
                 it = it.tip(addr);

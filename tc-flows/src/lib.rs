@@ -77,7 +77,12 @@ pub use ident::{
     ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };
 pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
-pub use key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Payload, Ports};
+pub use key::{
+    ArpMatch, CfmLevel, CfmMatch, CtFlags, CtState, GeneveOption, IpPrefix, Ipv4Match, Ipv4Prefix,
+    Ipv6Match, Ipv6Prefix, LinkName, Match, MplsDepth, MplsEntry, MplsLabel, MplsMatch, MplsTc,
+    Payload, PortRange, Ports, PppoeMatch, Spi, TagMatch, Tcp, Tunnel, TunnelFlags, TunnelOptions,
+    VlanPrio,
+};
 pub use netlink::NetlinkKernel;
 pub use profile::{Eswitch, Ice, Mlx5, Profile};
 pub use rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleError, RuleId};

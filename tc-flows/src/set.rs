@@ -6,6 +6,9 @@
 //! two rules that could both match one frame (within a prio flower asks the masks in the order of
 //! their creation, `fl_classify` over `head->masks` in net/sched/cls_flower.c, and no dump shows
 //! that order). Nothing here knows what is installed.
+//!
+//! Whether two rules could match one frame is told exactly from their masked keys and port ranges.
+//! Only options of tunnels of two kinds are taken for an overlap although they hardly are one.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -55,15 +58,15 @@ struct PrioIndex {
     shapes: Vec<ShapeIndex>,
 }
 
-/// The rules of one mask shape in one prio. Among themselves they cannot overlap: same bits looked
-/// at, different values.
+/// The rules of one mask shape in one prio. Without port ranges they cannot overlap among
+/// themselves: same bits looked at, different values.
 #[derive(Clone, Debug)]
 struct ShapeIndex {
     shape: Fields,
     rules: usize,
-    /// For every set of bits that this shape has in common with another one of the prio: how many
-    /// rules show each value there. A rule of that other shape overlaps exactly those that show
-    /// its own value.
+    /// For every set of bits that this shape has in common with another one of the prio (and with
+    /// itself, where it has port ranges): how many rules show each value there. A rule of that
+    /// other shape overlaps those that show its own value, unless their ports tell them apart.
     seen_through: HashMap<Fields, HashMap<Fields, usize>>,
 }
 
@@ -76,7 +79,8 @@ impl RuleSet {
     /// Adds a rule.
     ///
     /// Costs O(log n) while a prio holds rules of one mask shape, and as many look-ups more as it
-    /// holds other shapes.
+    /// holds other shapes; with port ranges as many comparisons as the prio holds rules, unless
+    /// the other keys of the rule are its own.
     ///
     /// # Errors
     /// Where the rule cannot stand beside those already there; the set is then unchanged.
@@ -175,7 +179,8 @@ impl RuleSet {
         fields: &Fields,
         shape: &Fields,
     ) -> Option<&RuleId> {
-        let clashes = prio.shapes.iter().filter(|other| other.shape != *shape).any(|other| {
+        let rivals = prio.shapes.iter().filter(|other| other.shape != *shape || shape.has_ranges());
+        let clashes = rivals.into_iter().any(|other| {
             let common = other.shape.common(shape);
             match other.seen_through.get(&common) {
                 Some(values) => values.contains_key(&fields.projected(&common)),
@@ -192,11 +197,7 @@ impl RuleSet {
             .range(RuleId::first_of_slot(slot)..)
             .map(|(id, _)| id)
             .take_while(|id| id.slot() == slot)
-            .find(|id| {
-                let theirs = id.matching().fields();
-                let common = theirs.shape().common(shape);
-                theirs.shape() != *shape && theirs.projected(&common) == fields.projected(&common)
-            })
+            .find(|id| id.matching().fields().can_meet(fields))
     }
 }
 
@@ -216,6 +217,9 @@ impl PrioIndex {
     /// Makes room for a further shape, and lets it and the others see each other.
     fn add_shape(&mut self, shape: Fields, slot: Slot, rules: &BTreeMap<RuleId, Rule>) -> usize {
         let mut new = ShapeIndex { shape, rules: 0, seen_through: HashMap::new() };
+        if new.shape.has_ranges() {
+            new.seen_through.entry(new.shape.common(&new.shape)).or_default();
+        }
         for other in &mut self.shapes {
             let common = other.shape.common(&new.shape);
             new.seen_through.entry(common.clone()).or_default();

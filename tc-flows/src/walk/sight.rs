@@ -16,7 +16,55 @@ pub(crate) fn takes(matching: &Match, _hook: Hook, frame: &Frame) -> bool {
         && matching.fields().iter().all(|field| field_matches(&field, frame))
 }
 
+/// Keys of what a [`Frame`] cannot show yet: no frame matches them.
+const fn beyond_frames(id: KeyId) -> bool {
+    matches!(
+        id,
+        KeyId::Indev
+            | KeyId::L2Miss
+            | KeyId::NumOfVlans
+            | KeyId::VlanPrio
+            | KeyId::CvlanId
+            | KeyId::CvlanPrio
+            | KeyId::CvlanEthType
+            | KeyId::PppoeSid
+            | KeyId::PppProto
+            | KeyId::MplsLse1
+            | KeyId::MplsLse2
+            | KeyId::MplsLse3
+            | KeyId::MplsLse4
+            | KeyId::MplsLse5
+            | KeyId::MplsLse6
+            | KeyId::MplsLse7
+            | KeyId::IpFlags
+            | KeyId::PortSrcRange
+            | KeyId::PortDstRange
+            | KeyId::L2tpv3Sid
+            | KeyId::Spi
+            | KeyId::Cfm
+            | KeyId::EncKey
+            | KeyId::EncIpv4Src
+            | KeyId::EncIpv4Dst
+            | KeyId::EncIpv6Src
+            | KeyId::EncIpv6Dst
+            | KeyId::EncUdpSrc
+            | KeyId::EncUdpDst
+            | KeyId::EncTos
+            | KeyId::EncTtl
+            | KeyId::EncFlags
+            | KeyId::EncOpts
+            | KeyId::CtState
+            | KeyId::CtZone
+            | KeyId::CtMark
+            | KeyId::CtLabels
+            | KeyId::Hash
+    )
+}
+
 fn field_matches(field: &Field<'_>, frame: &Frame) -> bool {
+    if beyond_frames(field.id) {
+        return false;
+    }
     let mut seen = [0; KEY_MAX];
     if !look(field.id, frame, &mut seen) {
         // The dissector leaves at zero what the frame does not have, and flower compares all the

@@ -13,12 +13,12 @@ mod action;
 mod key;
 
 use action::{TCA_ACT_COOKIE, read_action};
-use key::{key_of, read_keys};
+use key::{FoundKeys, Hidden};
 
 use crate::diff::Op;
 use crate::ident::{ChainId, Direction, Handle, Hook, Ifindex, Prio};
 use crate::kernel::{Foreign, HwState, RuleLocation};
-use crate::key::{KeyId, Match};
+use crate::key::Match;
 use crate::rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleId};
 
 const NLMSGHDR: usize = 16;
@@ -424,14 +424,17 @@ fn read_filter(payload: &[u8], owner: Owner, hook: Hook) -> Option<Filter> {
     match (cookie, place()) {
         (Some(cookie), Some((chain, prio))) if cookie.owner() == owner => {
             let location = RuleLocation { hook, chain, prio, protocol };
-            let rule = read_flower(options, &location);
-            Some(match rule {
-                Some((rule, in_hw)) if rule.cookie(owner) == cookie => Filter::Own {
+            let read = |hidden| {
+                read_flower(options, &location, hidden)
+                    .filter(|(rule, _)| rule.cookie(owner) == cookie)
+            };
+            Some(match read(Hidden::Nothing).or_else(|| read(Hidden::Pppoe)) {
+                Some((rule, in_hw)) => Filter::Own {
                     rule,
                     handle,
                     hw: if in_hw { HwState::InHw } else { HwState::NotInHw(None) },
                 },
-                _ => Filter::UnreadableOwn(location, handle),
+                None => Filter::UnreadableOwn(location, handle),
             })
         }
         _ => Some(Filter::Foreign(Foreign { chain, prio, protocol, handle, kind: text(kind) })),
@@ -448,22 +451,18 @@ fn first_cookie(options: &[u8]) -> Option<Cookie> {
 
 /// The rule, and whether it is in hardware; nothing where it has no counterpart among the rules
 /// of this crate.
-fn read_flower(options: &[u8], location: &RuleLocation) -> Option<(Rule, bool)> {
-    let mut keys = [(None, None); KeyId::ALL.len()];
+fn read_flower(options: &[u8], location: &RuleLocation, hidden: Hidden) -> Option<(Rule, bool)> {
+    let mut keys = FoundKeys::none();
     let mut flags = 0;
     let mut actions = &[][..];
     for (attr, value) in attrs(options) {
         match attr {
             TCA_FLOWER_FLAGS => flags = u32_at(value, 0)?,
             TCA_FLOWER_ACT => actions = value,
-            _ => match key_of(attr) {
-                Some((id, false)) => keys[id as usize].0 = Some(value),
-                Some((id, true)) => keys[id as usize].1 = Some(value),
-                None => {}
-            },
+            _ => keys.note(attr, value),
         }
     }
-    let matching = Match::from_parts(location.protocol, read_keys(&keys)?);
+    let matching = Match::from_parts(location.protocol, keys.fields(location.protocol, hidden)?);
     let mut decoded = [Action::Drop; ACTIONS_MAX];
     let mut count = 0;
     for (order, action) in attrs(actions) {
@@ -530,6 +529,7 @@ pub(crate) mod test_reply {
 mod tests {
     use proptest::prelude::*;
 
+    use super::key::TCA_FLOWER_MAX;
     use super::test_reply::{ack, nlmsgerr};
     use super::*;
     use crate::arbitrary::{chain, hook, ifindex, mac, prio, rules, vid};
@@ -669,19 +669,6 @@ mod tests {
         assert_eq!(read(&bytes), Reply::Filter(Box::new(Filter::Prio)));
     }
 
-    #[test]
-    fn every_key_has_its_attributes_for_itself() {
-        for id in KeyId::ALL {
-            let spec = id.spec();
-            assert_eq!(key_of(spec.value), Some((id, false)));
-            if spec.mask != 0 {
-                assert_eq!(key_of(spec.mask), Some((id, true)));
-            }
-        }
-        assert_eq!(key_of(0), None);
-        assert_eq!(key_of(u16::MAX), None);
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
@@ -698,7 +685,7 @@ mod tests {
 
         #[test]
         fn unknown_attributes_are_passed_over(
-            rule in rules(), kind in 103u16..0x3fff, payload in prop::collection::vec(any::<u8>(), 0..40),
+            rule in rules(), kind in TCA_FLOWER_MAX + 1..0x3fff, payload in prop::collection::vec(any::<u8>(), 0..40),
         ) {
             let mut bytes = Vec::new();
             let mut writer = Writer::new(&mut bytes);
@@ -721,7 +708,7 @@ mod tests {
                 message.read_echo();
             }
             read_filter(&bytes, OWNER, hook());
-            read_flower(&bytes, &RuleLocation::of(admission().id()));
+            read_flower(&bytes, &RuleLocation::of(admission().id()), Hidden::Nothing);
             read_action(&bytes);
         }
 

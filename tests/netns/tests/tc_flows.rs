@@ -13,8 +13,8 @@ use lab::net::{self, Capture, Netdevsim, Netns};
 use serde_json::Value;
 use tc_flows::{
     Action, ArpMatch, Body, ChainId, EtherType, Frame, Handle, Hook, HwState, Ifindex, Installed,
-    Ipv4Match, Ipv6Match, Kernel, Layer4, Mac, Match, Mode, NetlinkKernel, Offload, Op, Outcome,
-    Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff, walk,
+    Ipv4Match, Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Layer4, Mac, Match, Mode, NetlinkKernel,
+    Offload, Op, Outcome, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff, walk,
 };
 
 const OWNER: Owner = Owner(*b"test");
@@ -122,8 +122,8 @@ fn every_match() -> Vec<Match> {
         Match::ethertype(EtherType::RARP),
         Match::ethertype(EtherType::new(0x88cc).unwrap()).dst(mac(1)),
         Match::ethertype(any4().src(v4(1)).dst(v4(2))),
-        Match::ethertype(any4().src_masked(v4(0), [255, 255, 255, 0].into())),
-        Match::ethertype(any4().dst_masked(v4(0), [255, 255, 255, 0].into())),
+        Match::ethertype(any4().src_in(Ipv4Prefix::new(v4(0), 24).unwrap())),
+        Match::ethertype(any4().dst_in(Ipv4Prefix::new(v4(0), 24).unwrap())),
         Match::ethertype(any4().tos(0x10, 0xf0).ttl(64)),
         Match::ethertype(any4().proto(47)),
         Match::ethertype(any4().udp(ports)),
@@ -131,12 +131,12 @@ fn every_match() -> Vec<Match> {
         Match::ethertype(any4().sctp(ports)),
         Match::ethertype(any4().icmp(3, 1)),
         Match::ethertype(any6().src(v6(1)).dst(v6(2))),
-        Match::ethertype(any6().src_masked(v6(0), [0xffff, 0xffff, 0, 0, 0, 0, 0, 0].into())),
+        Match::ethertype(any6().src_in(Ipv6Prefix::new(v6(0), 32).unwrap())),
         Match::ethertype(any6().tos(4, 4).ttl(255)),
         Match::ethertype(any6().tcp(Ports::any().dst(22))),
         Match::ethertype(any6().icmp(135, 0)),
         Match::ethertype(ArpMatch::any().op(2).sip(v4(1)).tip(v4(2)).sha(mac(1)).tha(mac(2))),
-        Match::ethertype(ArpMatch::any().sip_masked(v4(0), [255, 255, 255, 0].into())),
+        Match::ethertype(ArpMatch::any().sip_in(Ipv4Prefix::new(v4(0), 24).unwrap())),
     ]
 }
 
@@ -591,7 +591,7 @@ fn some_payload(random: &mut Random) -> tc_flows::Payload {
         3 => EtherType::IPV6.into(),
         4 => Ipv4Match::any().src(some_v4(random)).into(),
         5 => Ipv4Match::any()
-            .dst_masked(some_v4(random), [255, 255, 255, 0].into())
+            .dst_in(Ipv4Prefix::new(some_v4(random), 24).unwrap())
             .tos(16, 16)
             .into(),
         6 => Ipv4Match::any().ttl(64).udp(ports).into(),
