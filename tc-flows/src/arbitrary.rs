@@ -6,10 +6,11 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use crate::action::Action;
 use crate::frame::{Body, Frame, Layer4, Tag};
 use crate::ident::{ChainId, EtherType, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid};
 use crate::key::{ArpMatch, Ipv4Match, Ipv4Prefix, Ipv6Match, Ipv6Prefix, Match, Payload, Ports};
-use crate::rule::{Action, Offload, Rule};
+use crate::rule::{Offload, Rule};
 
 pub(crate) fn ifindex(number: u32) -> Ifindex {
     Ifindex::new(number).unwrap()

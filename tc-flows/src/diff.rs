@@ -288,12 +288,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{CHAINS, chain, hook, ifindex, mac, prio, rules, vid};
     use crate::fake::FakeKernel;
     use crate::ident::{ChainId, VlanTpid};
     use crate::kernel::{Kernel, Mode};
     use crate::key::Match;
-    use crate::rule::{Action, Owner};
+    use crate::rule::Owner;
 
     fn rule(at: u32, at_prio: u16, matching: Match, action: Action) -> Rule {
         Rule::new(hook(), chain(at), prio(at_prio), matching, [action]).unwrap()
@@ -410,12 +411,12 @@ mod tests {
         let owner = Owner(*b"test");
         let mut kernel = FakeKernel::new(owner);
         let to = ifindex(11);
-        kernel.set_interfaces([hook().ifindex, to]);
+        kernel.set_interfaces([ifindex(7), to]);
         kernel.ensure_hook(hook()).unwrap();
         let wanted = set([rule(0, 1, Match::any(), Action::Redirect(to))]);
         kernel.apply(&diff(&Installed::new(), &wanted), Mode::Fast);
         kernel.remove_interface(to);
-        kernel.set_interfaces([hook().ifindex, to]);
+        kernel.set_interfaces([ifindex(7), to]);
 
         let dump = kernel.dump(hook()).unwrap();
         assert_eq!((dump.own.len(), dump.unreadable_own.len()), (0, 1));

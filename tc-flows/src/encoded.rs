@@ -27,10 +27,11 @@ pub fn encode(ops: &[Op], owner: Owner, mode: Mode, first: u32, out: &mut Vec<u8
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{hook, mac, prio};
     use crate::ident::{ChainId, Handle};
     use crate::key::Match;
-    use crate::rule::{Action, Rule};
+    use crate::rule::Rule;
 
     #[test]
     fn messages_stand_behind_each_other_and_only_the_last_asks_for_an_answer() {

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::action::Action;
 use crate::diff::Op;
 use crate::ident::{Handle, Hook, Ifindex};
 use crate::kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
-use crate::rule::{Action, Offload, Owner, Rule, RuleId, Slot};
+use crate::rule::{Offload, Owner, Rule, RuleId, Slot};
 
 /// Decides whether a driver takes a rule: `Err` has its words.
 type Driver = Box<dyn FnMut(&Rule) -> Result<(), String> + Send>;
@@ -70,13 +71,13 @@ impl FakeKernel {
     /// rules that lead to another one stay without a destination.
     pub fn set_interfaces(&mut self, interfaces: impl IntoIterator<Item = Ifindex>) {
         let interfaces: BTreeSet<Ifindex> = interfaces.into_iter().collect();
-        self.hooks.retain(|hook, _| interfaces.contains(&hook.ifindex));
+        let there =
+            |hook: &Hook| hook.ifindex().is_none_or(|ifindex| interfaces.contains(&ifindex));
+        self.hooks.retain(|hook, _| there(hook));
         self.held = self.hooks.values().map(|hook| hook.rules.len()).sum();
         for held in self.hooks.values_mut().flat_map(|hook| hook.rules.values_mut()) {
-            let lost = |action: &Action| match action {
-                Action::Mirror(to) | Action::Redirect(to) => !interfaces.contains(to),
-                _ => false,
-            };
+            let lost =
+                |action: &Action| action.destination().is_some_and(|to| !interfaces.contains(&to));
             held.broken |= held.rule.actions().iter().any(lost);
         }
         self.interfaces = Some(interfaces);
@@ -129,8 +130,13 @@ impl FakeKernel {
         self.interfaces.as_ref().is_none_or(|all| all.contains(&ifindex))
     }
 
+    /// Whether the hook's interface is there. A block has none.
+    fn has_place(&self, hook: Hook) -> bool {
+        hook.ifindex().is_none_or(|ifindex| self.exists(ifindex))
+    }
+
     fn apply_one(&mut self, op: &Op, mode: Mode) -> Outcome {
-        if !self.exists(op.id().hook().ifindex) {
+        if !self.has_place(op.id().hook()) {
             return match op {
                 Op::Delete { .. } => Outcome::Deleted,
                 Op::Add { .. } | Op::Replace { .. } => refused(ENODEV, ""),
@@ -145,10 +151,7 @@ impl FakeKernel {
 
     fn put(&mut self, rule: &Rule, handle: Handle, mode: Mode, exclusive: bool) -> Outcome {
         let id = rule.id();
-        let destinations = rule.actions().iter().filter_map(|action| match action {
-            Action::Mirror(to) | Action::Redirect(to) => Some(*to),
-            _ => None,
-        });
+        let destinations = rule.actions().iter().filter_map(Action::destination);
         if !destinations.into_iter().all(|to| self.exists(to)) {
             return refused(ENODEV, "");
         }
@@ -229,7 +232,7 @@ fn refused(errno: i32, message: &str) -> Outcome {
 
 impl Kernel for FakeKernel {
     fn ensure_hook(&mut self, hook: Hook) -> Result<()> {
-        if !self.exists(hook.ifindex) {
+        if !self.has_place(hook) {
             return Err(Error::Refused { request: "add qdisc", errno: ENODEV, message: None });
         }
         self.hooks.entry(hook).or_default();

@@ -258,29 +258,84 @@ impl fmt::Display for Direction {
     }
 }
 
-/// A place where frames meet rules: one direction of one interface's clsact qdisc.
+/// A block that interfaces share: what stands in it, the frames of each of them meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Hook {
-    /// The interface.
-    pub ifindex: Ifindex,
-    /// Which of its two hooks.
-    pub direction: Direction,
+pub struct BlockId(NonZeroU32);
+
+impl BlockId {
+    /// The block, or `None` for 0 (by which a qdisc says that it shares none).
+    pub const fn new(block: u32) -> Option<BlockId> {
+        match NonZeroU32::new(block) {
+            Some(b) => Some(BlockId(b)),
+            None => None,
+        }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A place where frames meet rules: one direction of one interface's clsact qdisc, or a block that
+/// such places of several interfaces are bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// What this interface receives.
+    Ingress(Ifindex),
+    /// What the host sends through this interface.
+    Egress(Ifindex),
+    /// What passes the places that are bound to this block.
+    Block(BlockId),
 }
 
 impl Hook {
     /// The hook for what the interface receives: on a representor, what its VF sent.
     pub const fn ingress(ifindex: Ifindex) -> Hook {
-        Hook { ifindex, direction: Direction::Ingress }
+        Hook::Ingress(ifindex)
     }
 
     /// The hook for what the host sends through the interface.
     pub const fn egress(ifindex: Ifindex) -> Hook {
-        Hook { ifindex, direction: Direction::Egress }
+        Hook::Egress(ifindex)
+    }
+
+    /// The hook that several interfaces share.
+    pub const fn block(block: BlockId) -> Hook {
+        Hook::Block(block)
+    }
+
+    /// Its interface, where it is one's own.
+    pub const fn ifindex(self) -> Option<Ifindex> {
+        match self {
+            Hook::Ingress(ifindex) | Hook::Egress(ifindex) => Some(ifindex),
+            Hook::Block(_) => None,
+        }
+    }
+
+    /// Which way frames cross it, where it is one interface's.
+    pub const fn direction(self) -> Option<Direction> {
+        match self {
+            Hook::Ingress(_) => Some(Direction::Ingress),
+            Hook::Egress(_) => Some(Direction::Egress),
+            Hook::Block(_) => None,
+        }
     }
 }
 
 impl fmt::Display for Hook {
+    /// As `tc` reads it after `tc filter show`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dev if{} {}", self.ifindex, self.direction)
+        match self {
+            Hook::Ingress(ifindex) => write!(f, "dev if{ifindex} ingress"),
+            Hook::Egress(ifindex) => write!(f, "dev if{ifindex} egress"),
+            Hook::Block(block) => write!(f, "block {block}"),
+        }
     }
 }

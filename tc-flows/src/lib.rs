@@ -9,7 +9,8 @@
 //! |---|---|
 //! | `ident` | addresses, tags, chains, prios, handles, hooks |
 //! | `key` | what a rule matches |
-//! | `rule` | actions, rules, identities, cookies |
+//! | `action` | what a rule does |
+//! | `rule` | rules, identities, cookies |
 //! | `set` | rules that can stand together |
 //! | `diff` | from installed to wanted |
 //! | `kernel` | the trait that the real and the fake kernel share |
@@ -53,6 +54,7 @@
 //! # }
 //! ```
 
+mod action;
 #[cfg(test)]
 mod arbitrary;
 mod diff;
@@ -69,12 +71,18 @@ mod set;
 mod walk;
 mod wire;
 
+pub use action::{
+    Action, Checksums, Control, Ct, CtCommit, CtHelper, CtNat, Erspan, ErspanHwid, GeneveTlv,
+    GeneveTlvs, Mpls, MplsModify, MplsPush, Munge, Nat, NatAddresses, NatEnd, PacketType, Pedit,
+    PeditField, Police, PoliceIndex, Sample, SkbEdit, SkbField, TunnelData, TunnelEnds, TunnelKey,
+    VxlanGbp,
+};
 pub use diff::{Installed, InstalledRule, Op, diff};
 pub use encoded::encode;
 pub use fake::FakeKernel;
 pub use frame::{Body, Frame, Layer4, Tag};
 pub use ident::{
-    ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
+    BlockId, ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };
 pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
 pub use key::{
@@ -85,7 +93,9 @@ pub use key::{
 };
 pub use netlink::NetlinkKernel;
 pub use profile::{Eswitch, Ice, Mlx5, Profile};
-pub use rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleError, RuleId};
+pub use rule::{
+    ACTIONS_MAX, ActionExtra, Cookie, HwStats, Offload, Owner, Rule, RuleError, RuleId, UserCookie,
+};
 pub use set::{Clash, RuleSet};
 pub use walk::{
     GOTOS_MAX, Handover, Step, TwoStageWalk, Unmodelled, Walk, Why, walk, walk_two_stage,

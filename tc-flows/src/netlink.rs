@@ -19,7 +19,7 @@ use nix::sys::socket::{MsgFlags, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::diff::Op;
-use crate::ident::{Direction, Hook};
+use crate::ident::{Direction, Hook, Ifindex};
 use crate::kernel::{Dump, Error, Kernel, Mode, Outcome, Result};
 use crate::rule::Owner;
 use crate::wire::{Ask, Filter, Messages, Reply, Writer};
@@ -178,12 +178,22 @@ impl NetlinkKernel {
         }
     }
 
+    /// Whether the hook is there: its interface's ingress or clsact qdisc. A block is asked for by
+    /// what stands in it.
+    fn has_hook(&mut self, hook: Hook) -> Result<bool> {
+        let Some((ifindex, direction)) = hook.ifindex().zip(hook.direction()) else {
+            return Ok(true);
+        };
+        let kind = self.qdisc(hook, ifindex)?;
+        Ok(kind.is_some_and(|kind| has_hook(&kind, direction)))
+    }
+
     /// Kind of the interface's ingress or clsact qdisc, where it has one.
-    fn qdisc(&mut self, hook: Hook) -> Result<Option<String>> {
+    fn qdisc(&mut self, hook: Hook, ifindex: Ifindex) -> Result<Option<String>> {
         let request = "get qdisc";
         let seq = self.take_seqs(1);
         self.out.clear();
-        Writer::new(&mut self.out).get_clsact(hook.ifindex, seq);
+        Writer::new(&mut self.out).get_clsact(ifindex, seq);
         let mut found = None;
         self.ask(request, hook, seq, |reply| match reply {
             Reply::Qdisc { kind } => {
@@ -294,10 +304,12 @@ impl Answer {
 
 impl Kernel for NetlinkKernel {
     fn ensure_hook(&mut self, hook: Hook) -> Result<()> {
+        // A block is made by the qdiscs that are bound to it.
+        let Some(ifindex) = hook.ifindex() else { return Ok(()) };
         let request = "add qdisc clsact";
         let seq = self.take_seqs(1);
         self.out.clear();
-        Writer::new(&mut self.out).add_clsact(hook.ifindex, seq);
+        Writer::new(&mut self.out).add_clsact(ifindex, seq);
         let mut refusal = None;
         self.ask(request, hook, seq, |reply| match reply {
             Reply::Ack { errno: 0, .. } => Ok(Asked::Answered),
@@ -308,9 +320,7 @@ impl Kernel for NetlinkKernel {
             _ => Ok(Asked::More),
         })?;
         let Some((errno, message)) = refusal else { return Ok(()) };
-        if errno == Errno::EEXIST as i32
-            && self.qdisc(hook)?.is_some_and(|kind| has_hook(&kind, hook.direction))
-        {
+        if errno == Errno::EEXIST as i32 && self.has_hook(hook)? {
             return Ok(());
         }
         Err(Error::Refused { request, errno, message })
@@ -342,9 +352,8 @@ impl Kernel for NetlinkKernel {
 
     fn dump(&mut self, hook: Hook) -> Result<Dump> {
         let request = "dump filters";
-        let kind = self.qdisc(hook)?;
         let mut dump = Dump::default();
-        if !kind.is_some_and(|kind| has_hook(&kind, hook.direction)) {
+        if !self.has_hook(hook)? {
             return Ok(dump);
         }
         dump.hook_present = true;
@@ -379,10 +388,11 @@ impl Kernel for NetlinkKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{hook, mac, prio};
     use crate::ident::{ChainId, Handle};
     use crate::key::Match;
-    use crate::rule::{Action, Rule};
+    use crate::rule::Rule;
     use crate::wire::test_reply::{ack, echo};
 
     const OWNER: Owner = Owner(*b"test");

@@ -1,82 +1,19 @@
 //! One flower rule as a value, its identity, and the cookie by which its owner knows it again.
 //!
 //! In come a hook, a place in its chains, a match and actions; out goes a [`Rule`] that the kernel
-//! could hold. What cannot be a rule (no actions, an action after a terminal one) is refused here
-//! and can be assumed away everywhere else.
+//! could hold. What cannot be a rule (no actions, one that is never reached, an end left open) is
+//! refused here and can be assumed away everywhere else.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::ident::{ChainId, Hook, Ifindex, Prio, VlanId, VlanTpid, fmt_ethertype};
+use crate::action::{Action, fmt_hex};
+use crate::ident::{ChainId, Hook, Prio, fmt_ethertype};
 use crate::kernel::RuleLocation;
 use crate::key::{Fields, Match};
 
 /// Most actions that one rule can hold (`TCA_ACT_MAX_PRIO`, include/uapi/linux/pkt_cls.h).
 pub const ACTIONS_MAX: usize = 32;
-
-/// One step of what happens to a frame that a rule matched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Action {
-    /// The frame ends here (gact `drop`).
-    Drop,
-    /// The frame goes on to the host's own stack (gact `pass`).
-    Pass,
-    /// Hardware hands the frame to software, which consumes it (gact `trap`).
-    Trap,
-    /// The rules of this chain decide (gact `goto chain`).
-    Goto(ChainId),
-    /// A copy leaves through this interface, the frame continues (mirred `egress mirror`).
-    Mirror(Ifindex),
-    /// The frame leaves through this interface (mirred `egress redirect`).
-    Redirect(Ifindex),
-    /// A tag is put outside all others, with priority 0.
-    VlanPush {
-        /// Kind of the new tag.
-        tpid: VlanTpid,
-        /// Identifier of the new tag.
-        vid: VlanId,
-    },
-    /// The outer tag is taken off; an untagged frame stays as it is.
-    VlanPop,
-    /// The outer tag is replaced, its priority kept; an untagged frame stays as it is.
-    VlanModify {
-        /// Kind of the tag afterwards.
-        tpid: VlanTpid,
-        /// Identifier of the tag afterwards.
-        vid: VlanId,
-    },
-}
-
-impl Action {
-    /// Whether the rule's part in the frame's life ends with this action.
-    pub const fn is_terminal(self) -> bool {
-        matches!(
-            self,
-            Action::Drop | Action::Pass | Action::Trap | Action::Goto(_) | Action::Redirect(_)
-        )
-    }
-}
-
-impl fmt::Display for Action {
-    /// As `tc` reads it after `action`; interfaces by index (`if7`), which `tc` understands.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Action::Drop => f.write_str("drop"),
-            Action::Pass => f.write_str("pass"),
-            Action::Trap => f.write_str("trap"),
-            Action::Goto(chain) => write!(f, "goto chain {chain}"),
-            Action::Mirror(to) => write!(f, "mirred egress mirror dev if{to} pipe"),
-            Action::Redirect(to) => write!(f, "mirred egress redirect dev if{to}"),
-            Action::VlanPush { tpid, vid } => {
-                write!(f, "vlan push id {vid} protocol {tpid} priority 0 pipe")
-            }
-            Action::VlanPop => f.write_str("vlan pop pipe"),
-            Action::VlanModify { tpid, vid } => {
-                write!(f, "vlan modify id {vid} protocol {tpid} pipe")
-            }
-        }
-    }
-}
 
 /// Where a rule may be executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,9 +82,15 @@ impl RuleId {
 }
 
 impl fmt::Display for RuleId {
-    /// As `tc` reads it after `tc filter add dev X`, up to and including the keys.
+    /// As `tc` reads it after `tc filter add dev X` (after `tc filter add`, where the hook is a
+    /// block), up to and including the keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} protocol ", self.hook.direction)?;
+        match self.hook {
+            Hook::Ingress(_) => f.write_str("ingress"),
+            Hook::Egress(_) => f.write_str("egress"),
+            Hook::Block(block) => write!(f, "block {block}"),
+        }?;
+        f.write_str(" protocol ")?;
         fmt_ethertype(self.matching.protocol(), f)?;
         write!(f, " pref {} chain {} flower", self.prio, self.chain)?;
         if !self.matching.fields().bytes().is_empty() {
@@ -159,7 +102,16 @@ impl fmt::Display for RuleId {
 
 impl fmt::Debug for RuleId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dev if{} {self}", self.hook.ifindex)
+        fmt_dev(self.hook, f)?;
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What stands before a printed rule in a whole `tc` command.
+fn fmt_dev(hook: Hook, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match hook.ifindex() {
+        Some(ifindex) => write!(f, "dev if{ifindex} "),
+        None => Ok(()),
     }
 }
 
@@ -182,7 +134,7 @@ pub enum RuleError {
     #[error("a rule can hold {ACTIONS_MAX} actions, not {0}")]
     TooManyActions(usize),
     /// The last action leaves the frame's fate open.
-    #[error("the last action must be drop, pass, trap, goto or redirect, not `{0}`")]
+    #[error("the last action must be drop, pass, trap, goto, redirect or the like, not `{0}`")]
     NotTerminated(Action),
     /// An action would never run.
     #[error("nothing can follow `{action}`, which stands at position {position}")]
@@ -192,10 +144,110 @@ pub enum RuleError {
         /// Its place in the list, from 0.
         position: usize,
     },
+    /// An action leads to no later action of the list.
+    #[error("`{action}` at position {position} leads to no action behind it")]
+    Jump {
+        /// The action.
+        action: Action,
+        /// Its place in the list, from 0.
+        position: usize,
+    },
+    /// A policer that rules share is not theirs: one rule's cookie or counters would take the
+    /// place of another's (`tcf_action_init_1`, net/sched/act_api.c). So it does not stand first,
+    /// where the owner's cookie is, and nothing is said of it.
+    #[error("`{0}` is shared: it can neither stand first nor have a cookie or flags")]
+    Shared(Action),
+    /// The first action's cookie is the owner's.
+    #[error("the first action's cookie is the owner's")]
+    FirstCookie,
+    /// There is no such action.
+    #[error("the rule has no action at position {0}")]
+    NoSuchAction(usize),
     /// The identifier 4095 is reserved (IEEE 802.1Q): `tcf_vlan_init` in net/sched/act_vlan.c
     /// refuses to write it, although flower matches it.
     #[error("`{0}` would write the reserved VLAN identifier 4095")]
     ReservedVlanId(Action),
+}
+
+/// What can be said of any action besides what it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ActionExtra {
+    /// Bytes that the kernel keeps with the action and shows with it (`TCA_ACT_COOKIE`).
+    pub cookie: Option<UserCookie>,
+    /// How its hardware counters are read (`TCA_ACT_HW_STATS`); as the driver can where nothing
+    /// is said.
+    pub hw_stats: Option<HwStats>,
+    /// One counter for all processors, which takes less memory and is slower
+    /// (`TCA_ACT_FLAGS_NO_PERCPU_STATS`).
+    pub no_percpu: bool,
+}
+
+/// How hardware counters are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HwStats {
+    /// When asked.
+    Immediate,
+    /// Now and then, so that an answer may be seconds old.
+    Delayed,
+    /// Not at all.
+    Disabled,
+}
+
+/// A cookie of 1 to 16 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserCookie {
+    len: u8,
+    bytes: [u8; 16],
+}
+
+impl UserCookie {
+    /// The cookie, or `None` where it has no byte, or more than 16 (`TC_COOKIE_MAX_SIZE`,
+    /// include/uapi/linux/pkt_cls.h).
+    pub fn new(cookie: &[u8]) -> Option<UserCookie> {
+        let mut bytes = [0; 16];
+        bytes.get_mut(..cookie.len())?.copy_from_slice(cookie);
+        (!cookie.is_empty()).then_some(UserCookie { len: cookie.len() as u8, bytes })
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl fmt::Debug for UserCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt_hex(self.bytes(), f)
+    }
+}
+
+impl ActionExtra {
+    /// Nothing.
+    pub const NONE: ActionExtra = ActionExtra { cookie: None, hw_stats: None, no_percpu: false };
+
+    fn digest(&self, into: &mut Fnv1a) {
+        let cookie = self.cookie.as_ref().map_or(&[][..], UserCookie::bytes);
+        let hw_stats = self.hw_stats.map_or(0, |stats| stats as u8 + 1);
+        into.write(&[cookie.len() as u8]);
+        into.write(cookie);
+        into.write(&[hw_stats, u8::from(self.no_percpu)]);
+    }
+}
+
+impl fmt::Display for ActionExtra {
+    /// As `tc` reads it after the action, with a space before.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(cookie) = self.cookie {
+            write!(f, " cookie {cookie:?}")?;
+        }
+        f.write_str(match self.hw_stats {
+            None => "",
+            Some(HwStats::Immediate) => " hw_stats immediate",
+            Some(HwStats::Delayed) => " hw_stats delayed",
+            Some(HwStats::Disabled) => " hw_stats disabled",
+        })?;
+        f.write_str(if self.no_percpu { " no_percpu" } else { "" })
+    }
 }
 
 /// One flower rule.
@@ -204,14 +256,53 @@ pub struct Rule {
     id: RuleId,
     actions: Arc<[Action]>,
     offload: Offload,
+    /// One for each action, where there is anything to say of any.
+    extras: Option<Arc<Box<[ActionExtra]>>>,
+}
+
+/// Whether this can be the list of a rule.
+fn check(actions: &[Action]) -> Result<(), RuleError> {
+    let Some(first) = actions.first() else {
+        return Err(RuleError::NoAction);
+    };
+    if actions.len() > ACTIONS_MAX {
+        return Err(RuleError::TooManyActions(actions.len()));
+    }
+    // Bit n: the action at place n can be reached.
+    let mut reached = 1u64;
+    for (position, action) in actions.iter().enumerate() {
+        if reached >> position & 1 == 0 {
+            let position = position - 1;
+            return Err(RuleError::AfterTerminal { action: actions[position].clone(), position });
+        }
+        for to in action.jumps().map(usize::from) {
+            if !(position + 1..actions.len()).contains(&to) {
+                return Err(RuleError::Jump { action: action.clone(), position });
+            }
+            reached |= 1 << to;
+        }
+        reached |= u64::from(action.continues()) << (position + 1);
+    }
+    if let Some(last) = actions.last().filter(|last| last.continues()) {
+        return Err(RuleError::NotTerminated(last.clone()));
+    }
+    let reserved = |action: &&Action| action.written_vid().is_some_and(|vid| vid.get() == 4095);
+    if let Some(action) = actions.iter().find(reserved) {
+        return Err(RuleError::ReservedVlanId(action.clone()));
+    }
+    match first {
+        Action::SharedPolice(_) => Err(RuleError::Shared(first.clone())),
+        _ => Ok(()),
+    }
 }
 
 impl Rule {
     /// The rule with these actions, executed wherever it can be ([`Offload::Auto`]).
     ///
     /// # Errors
-    /// Where the list is not 1 to 32 actions of which exactly the last is terminal, or one writes
-    /// the VLAN identifier 4095.
+    /// Where the list is not 1 to 32 actions, each of which can be reached, and of which the last
+    /// and no other ends the rule in every case; where one writes the VLAN identifier 4095; where
+    /// the first is a policer that other rules share.
     pub fn new(
         hook: Hook,
         chain: ChainId,
@@ -219,30 +310,17 @@ impl Rule {
         matching: Match,
         actions: impl Into<Arc<[Action]>>,
     ) -> Result<Rule, RuleError> {
-        let actions: Arc<[Action]> = actions.into();
-        let Some((last, before)) = actions.split_last() else {
-            return Err(RuleError::NoAction);
-        };
-        if actions.len() > ACTIONS_MAX {
-            return Err(RuleError::TooManyActions(actions.len()));
-        }
-        if let Some(position) = before.iter().position(|action| action.is_terminal()) {
-            return Err(RuleError::AfterTerminal { action: before[position], position });
-        }
-        if !last.is_terminal() {
-            return Err(RuleError::NotTerminated(*last));
-        }
-        let reserved = |action: &&Action| match action {
-            Action::VlanPush { vid, .. } | Action::VlanModify { vid, .. } => vid.get() == 4095,
-            _ => false,
-        };
-        if let Some(action) = before.iter().find(reserved) {
-            return Err(RuleError::ReservedVlanId(*action));
+        let mut actions: Arc<[Action]> = actions.into();
+        check(&actions)?;
+        if actions.iter().any(|action| action.canonical().is_some()) {
+            let canonical = |action: &Action| action.canonical().unwrap_or_else(|| action.clone());
+            actions = actions.iter().map(canonical).collect();
         }
         Ok(Rule {
             id: RuleId { hook, chain, prio, matching },
             actions,
             offload: Offload::default(),
+            extras: None,
         })
     }
 
@@ -250,6 +328,33 @@ impl Rule {
     #[must_use]
     pub fn with_offload(self, offload: Offload) -> Rule {
         Rule { offload, ..self }
+    }
+
+    /// The same rule, with this said of the action at that place (from 0), instead of what was
+    /// said of it before.
+    ///
+    /// # Errors
+    /// Where there is no such action, where it is a shared policer, and for a cookie on the first.
+    pub fn with_extra(self, position: usize, extra: ActionExtra) -> Result<Rule, RuleError> {
+        match self.actions.get(position) {
+            None => return Err(RuleError::NoSuchAction(position)),
+            Some(action @ Action::SharedPolice(_)) if extra != ActionExtra::NONE => {
+                return Err(RuleError::Shared(action.clone()));
+            }
+            Some(_) if position == 0 && extra.cookie.is_some() => {
+                return Err(RuleError::FirstCookie);
+            }
+            Some(_) => {}
+        }
+        let mut extras: Box<[ActionExtra]> = match self.extras {
+            Some(extras) => (*extras).clone(),
+            None => vec![ActionExtra::NONE; self.actions.len()].into(),
+        };
+        if let Some(place) = extras.get_mut(position) {
+            *place = extra;
+        }
+        let any = extras.iter().any(|extra| *extra != ActionExtra::NONE);
+        Ok(Rule { extras: any.then(|| Arc::new(extras)), ..self })
     }
 
     /// What makes it this rule.
@@ -260,6 +365,12 @@ impl Rule {
     /// What happens to frames that it matches, in order.
     pub fn actions(&self) -> &[Action] {
         &self.actions
+    }
+
+    /// What else is said of the action at that place.
+    pub fn extra(&self, position: usize) -> &ActionExtra {
+        let extras = self.extras.as_ref();
+        extras.and_then(|extras| extras.get(position)).unwrap_or(&ActionExtra::NONE)
     }
 
     /// Where it may be executed.
@@ -282,12 +393,22 @@ impl Rule {
         self.id.prio
     }
 
-    /// The chain that the rule leads to, where it does.
+    /// The chain that the rule leads to, where it does; the last where there are several
+    /// ([`Rule::goto_targets`]).
     pub fn goto_target(&self) -> Option<ChainId> {
-        match self.actions.last() {
-            Some(Action::Goto(chain)) => Some(*chain),
-            _ => None,
-        }
+        self.actions.iter().rev().find_map(Action::goto_target)
+    }
+
+    /// Every chain that the rule can lead to, in order of its actions.
+    pub fn goto_targets(&self) -> impl Iterator<Item = ChainId> {
+        self.actions.iter().filter_map(Action::goto_target)
+    }
+
+    /// Whether the kernel must be told that the action runs in hardware only, although the rule
+    /// says so: `tcf_skbedit_init` in net/sched/act_skbedit.c looks at the action's own flag.
+    pub(crate) fn is_hardware_only(&self, action: &Action) -> bool {
+        self.offload == Offload::SkipSw
+            && matches!(action, Action::SkbEdit(edit) if edit.queue.is_some())
     }
 
     /// The cookie under which `owner` installs it.
@@ -295,8 +416,8 @@ impl Rule {
         Cookie::new(owner, self.digest())
     }
 
-    /// Digest of protocol, keys, masks, actions with interface indexes, and offload: the same on
-    /// every machine and in every build of format version [`Cookie::VERSION`].
+    /// Digest of protocol, keys, masks, actions with interface indexes, offload, and what else is
+    /// said of the actions: the same on every machine and in every build of format version [`Cookie::VERSION`].
     fn digest(&self) -> u64 {
         let mut digest = Fnv1a::new();
         let matching = &self.id.matching;
@@ -308,26 +429,16 @@ impl Rule {
             digest.write(field.mask);
         }
         for action in self.actions.iter() {
-            let (kind, tpid, number) = match *action {
-                Action::Drop => (1u8, 0, 0),
-                Action::Pass => (2, 0, 0),
-                Action::Trap => (3, 0, 0),
-                Action::Goto(chain) => (4, 0, chain.get()),
-                Action::Mirror(to) => (5, 0, to.get()),
-                Action::Redirect(to) => (6, 0, to.get()),
-                Action::VlanPush { tpid, vid } => (7, tpid.ethertype(), vid.get().into()),
-                Action::VlanPop => (8, 0, 0),
-                Action::VlanModify { tpid, vid } => (9, tpid.ethertype(), vid.get().into()),
-            };
-            digest.write(&[kind]);
-            digest.write(&tpid.to_be_bytes());
-            digest.write(&number.to_be_bytes());
+            action.digest(&mut digest);
         }
         digest.write(&[match self.offload {
             Offload::Auto => 0,
             Offload::SkipHw => 1,
             Offload::SkipSw => 2,
         }]);
+        for extra in self.extras.iter().flat_map(|extras| extras.iter()) {
+            extra.digest(&mut digest);
+        }
         digest.0
     }
 }
@@ -341,8 +452,11 @@ impl fmt::Display for Rule {
             Offload::SkipHw => " skip_hw",
             Offload::SkipSw => " skip_sw",
         })?;
-        for action in self.actions.iter() {
-            write!(f, " action {action}")?;
+        for (at, action) in self.actions.iter().enumerate() {
+            write!(f, " action {action}{}", self.extra(at))?;
+            if self.is_hardware_only(action) {
+                f.write_str(" skip_sw")?;
+            }
         }
         Ok(())
     }
@@ -350,19 +464,20 @@ impl fmt::Display for Rule {
 
 impl fmt::Debug for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dev if{} {self}", self.id.hook.ifindex)
+        fmt_dev(self.id.hook, f)?;
+        fmt::Display::fmt(self, f)
     }
 }
 
 /// FNV-1a with 64 bits, as published by Fowler, Noll and Vo (draft-eastlake-fnv).
-struct Fnv1a(u64);
+pub(crate) struct Fnv1a(u64);
 
 impl Fnv1a {
     const fn new() -> Fnv1a {
         Fnv1a(0xcbf2_9ce4_8422_2325)
     }
 
-    fn write(&mut self, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
@@ -431,7 +546,7 @@ impl fmt::Debug for Cookie {
 mod tests {
     use super::*;
     use crate::arbitrary::{chain, hook, ifindex, mac, prio, vid};
-    use crate::ident::EtherType;
+    use crate::ident::{EtherType, VlanTpid};
     use crate::key::{ArpMatch, Ipv4Match, Ipv6Match, Ports};
 
     fn rule(matching: Match, actions: &[Action]) -> Result<Rule, RuleError> {
@@ -442,12 +557,15 @@ mod tests {
     fn a_rule_has_1_to_32_actions_of_which_exactly_the_last_is_terminal() {
         let mirror = Action::Mirror(ifindex(2));
         assert_eq!(rule(Match::any(), &[]), Err(RuleError::NoAction));
-        assert_eq!(rule(Match::any(), &[mirror]), Err(RuleError::NotTerminated(mirror)));
         assert_eq!(
-            rule(Match::any(), &[mirror, Action::Pass, Action::Drop]),
+            rule(Match::any(), std::slice::from_ref(&mirror)),
+            Err(RuleError::NotTerminated(mirror.clone()))
+        );
+        assert_eq!(
+            rule(Match::any(), &[mirror.clone(), Action::Pass, Action::Drop]),
             Err(RuleError::AfterTerminal { action: Action::Pass, position: 1 })
         );
-        let mut list = vec![mirror; 31];
+        let mut list = vec![mirror.clone(); 31];
         list.push(Action::Drop);
         assert!(rule(Match::any(), &list).is_ok());
         list.insert(0, mirror);
@@ -462,7 +580,7 @@ mod tests {
         let modify = Action::VlanModify { tpid: VlanTpid::Dot1Q, vid: reserved };
         for action in [push, modify] {
             assert_eq!(
-                rule(Match::any(), &[action, Action::Pass]),
+                rule(Match::any(), &[action.clone(), Action::Pass]),
                 Err(RuleError::ReservedVlanId(action))
             );
         }

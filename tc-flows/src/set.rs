@@ -281,10 +281,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
     use crate::ident::{Hook, Mac, VlanTpid};
     use crate::key::Match;
-    use crate::rule::Action;
     use crate::walk::takes;
 
     fn rule(at_prio: u16, matching: Match) -> Rule {

@@ -72,7 +72,8 @@ impl AdapterFlows {
             adapter: adapter.clone(),
             adopt: wanted_hooks
                 .difference(&self.adopted)
-                .filter(|hook| !self.unusable.contains_key(hook) && !held.contains(&hook.ifindex))
+                .filter(|hook| !self.unusable.contains_key(hook))
+                .filter(|hook| hook.ifindex().is_none_or(|ifindex| !held.contains(&ifindex)))
                 .copied()
                 .collect(),
             ops: self.missing(program),

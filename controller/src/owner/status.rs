@@ -427,7 +427,8 @@ impl Owner {
                     continue;
                 }
                 let (state, reason) = flows.state(rule);
-                let name = program.netdevs.get(&rule.id().hook().ifindex).map(|n| n.name.clone());
+                let name = rule.hook().ifindex().and_then(|ifindex| program.netdevs.get(&ifindex));
+                let name = name.map(|netdev| netdev.name.clone());
                 found.push(Flow {
                     adapter: adapter.clone(),
                     netdev: name.unwrap_or_default(),

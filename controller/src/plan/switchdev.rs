@@ -314,7 +314,7 @@ pub(super) fn network_missing(network: &Id) -> Finding {
 
 impl<'a> Segment<'a> {
     /// Everybody who gets a copy of a group frame that came in at `from`.
-    fn receivers(&self, from: Ifindex) -> Vec<Receiver> {
+    fn receivers(&self, from: Hook) -> Vec<Receiver> {
         let members = self.members.iter().map(|member| Receiver {
             uplink: false,
             tag: member.tag,
@@ -325,7 +325,7 @@ impl<'a> Segment<'a> {
             tag,
             ifindex: netdev.ifindex,
         });
-        members.chain(uplink).filter(|receiver| receiver.ifindex != from).collect()
+        members.chain(uplink).filter(|receiver| Some(receiver.ifindex) != from.ifindex()).collect()
     }
 
     /// Takes out the last members, in order of creation, until a flood from anywhere fits.
@@ -349,7 +349,9 @@ impl<'a> Segment<'a> {
         members
             .chain(uplink)
             .filter(|(_, tag)| seen.insert(*tag))
-            .map(|(from, tag)| flood_steps(tag, self.receivers(from), FloodEnd::ToHost).len())
+            .map(|(from, tag)| {
+                flood_steps(tag, self.receivers(Hook::ingress(from)), FloodEnd::ToHost).len()
+            })
             .max()
             .unwrap_or(0)
     }
@@ -511,7 +513,7 @@ impl Segment<'_> {
 
     /// Every local address but those of the netdev that the frame came from.
     fn unicast(&self, out: &mut Writer, hook: Hook, from: Tag) {
-        for member in self.members.iter().filter(|m| m.netdev.ifindex != hook.ifindex) {
+        for member in self.members.iter().filter(|m| Some(m.netdev.ifindex) != hook.ifindex()) {
             for mac in member.macs {
                 let mut actions: Vec<Action> = rewrite(from, member.tag).into_iter().collect();
                 actions.push(Action::Redirect(member.netdev.ifindex));
@@ -524,7 +526,7 @@ impl Segment<'_> {
     /// Group frames, over as many chains as the receivers' tags and number take.
     fn flood(&self, out: &mut Writer, hook: Hook, from: Tag, end: FloodEnd) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
-        let steps = flood_steps(from, self.receivers(hook.ifindex), end);
+        let steps = flood_steps(from, self.receivers(hook), end);
         let last = steps.len() - 1;
         for (step, mut actions) in steps.into_iter().enumerate() {
             let chain = self.base + step as u32;

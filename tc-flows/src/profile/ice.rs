@@ -12,10 +12,11 @@
 //! refused as existing (`ice_add_adv_rule` in ice_switch.c), and how many rules fit.
 
 use super::{Eswitch, Side, refused};
+use crate::action::Action;
 use crate::frame::Frame;
 use crate::ident::{ChainId, Direction, VlanTpid};
 use crate::key::{Field, KeyId, Match};
-use crate::rule::{Action, Rule};
+use crate::rule::Rule;
 use crate::walk::{Chains, Handover, Step, Unmodelled, Walk, Why, takes};
 
 /// `ETH_P_LLDP`.
@@ -38,10 +39,10 @@ impl Ice {
 
     /// In the order of `ice_add_tc_fltr` in ice_tc_lib.c: keys, actions, the switch's own limits.
     pub(super) fn accepts(&self, rule: &Rule) -> Result<(), String> {
-        let Some(side) = self.eswitch.side(rule.hook().ifindex) else {
+        let Some(side) = rule.hook().ifindex().and_then(|here| self.eswitch.side(here)) else {
             return refused("");
         };
-        let ingress = rule.hook().direction == Direction::Ingress;
+        let ingress = rule.hook().direction() == Some(Direction::Ingress);
         match side {
             // ice_setup_tc_cls_flower in ice_main.c.
             Side::Uplink if rule.chain() != ChainId::ZERO => return refused(""),
@@ -221,7 +222,7 @@ mod tests {
     const B: u32 = 12;
 
     fn ice() -> Ice {
-        Ice::new(Eswitch::new(ifindex(UPLINK), [hook().ifindex, ifindex(A), ifindex(B)]))
+        Ice::new(Eswitch::new(ifindex(UPLINK), [ifindex(7), ifindex(A), ifindex(B)]))
     }
 
     fn at(hook: Hook, at: u32, matching: Match, actions: &[Action]) -> Rule {

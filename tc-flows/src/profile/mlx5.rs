@@ -8,10 +8,11 @@
 //! `mlx5_eswitch_add_offloaded_rule` in eswitch_offloads.c).
 
 use super::{Eswitch, Side, refused};
+use crate::action::Action;
 use crate::frame::{Frame, Tag};
 use crate::ident::{ChainId, Ifindex, VlanId, VlanTpid};
 use crate::key::KeyId;
-use crate::rule::{Action, Rule};
+use crate::rule::Rule;
 use crate::walk::{Chains, GOTOS_MAX, Handover, Step, Unmodelled, Walk, Why};
 
 /// `FDB_TC_MAX_CHAIN` in fs_core.h.
@@ -286,6 +287,7 @@ impl Entries {
                     entries.tags.rewrite(rule, *vid, 0)?;
                     entries.split = entries.receivers.len();
                 }
+                _ => return refused("mlx5_core: Not implemented offload action"),
             }
         }
         if let Some((mlx5, _)) = within {
@@ -311,7 +313,7 @@ impl Entries {
         if from == Side::Uplink && side == Side::Uplink {
             return refused("mlx5_core: devices are both uplink, can't offload forwarding");
         }
-        if rule.hook().ifindex == to {
+        if rule.hook().ifindex() == Some(to) {
             return refused("mlx5_core: can't forward from a VF to itself");
         }
         Ok(())
@@ -374,7 +376,7 @@ mod tests {
     const B: u32 = 12;
 
     fn mlx5() -> Mlx5 {
-        let representors = [hook().ifindex].into_iter().chain((11..60).map(ifindex));
+        let representors = [ifindex(7)].into_iter().chain((11..60).map(ifindex));
         Mlx5::new(Eswitch::new(ifindex(UPLINK), representors))
     }
 

@@ -15,7 +15,7 @@ pub use ice::Ice;
 pub use mlx5::Mlx5;
 
 use crate::frame::Frame;
-use crate::ident::{Direction, Hook, Ifindex};
+use crate::ident::{Hook, Ifindex};
 use crate::rule::Rule;
 use crate::walk::{Chains, Handover, Walk, Why};
 
@@ -110,7 +110,10 @@ impl Eswitch {
     /// (`flow_block_cb_setup_simple` with `ingress_only`, net/core/flow_offload.c; called from
     /// `mlx5e_rep_setup_tc` in en/rep/tc.c and `ice_repr_setup_tc` in ice_repr.c): without a word.
     fn ingress_side(&self, hook: Hook) -> Option<Side> {
-        self.side(hook.ifindex).filter(|_| hook.direction == Direction::Ingress)
+        match hook {
+            Hook::Ingress(ifindex) => self.side(ifindex),
+            Hook::Egress(_) | Hook::Block(_) => None,
+        }
     }
 }
 

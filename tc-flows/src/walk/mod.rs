@@ -28,9 +28,10 @@ use std::collections::BTreeMap;
 pub(crate) use sight::takes;
 pub use stages::{Handover, TwoStageWalk, Why, walk_two_stage};
 
+use crate::action::Action;
 use crate::frame::{Frame, Tag};
 use crate::ident::{ChainId, Hook, Ifindex, Prio};
-use crate::rule::{Action, Offload, Rule};
+use crate::rule::{Offload, Rule};
 
 /// How many gotos the kernel follows for one frame before it drops it (`max_reclassify_loop`,
 /// net/sched/cls_api.c).
@@ -174,6 +175,10 @@ impl<'r> Chains<'r> {
                         if let Some(outer) = frame.tags.first_mut() {
                             *outer = Tag { tpid: *tpid, vid: *vid, pcp: outer.pcp };
                         }
+                    }
+                    other => {
+                        walk.unmodelled = Some(Unmodelled::Action(other.clone()));
+                        return passage;
                     }
                 }
             }

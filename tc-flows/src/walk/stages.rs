@@ -100,12 +100,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules};
     use crate::frame::Tag;
     use crate::ident::{EtherType, VlanTpid};
     use crate::key::Match;
     use crate::profile::{Eswitch, Ice, Mlx5};
-    use crate::rule::Action;
     use crate::set::RuleSet;
     use crate::walk::walk;
 

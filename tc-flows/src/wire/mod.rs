@@ -12,14 +12,15 @@
 mod action;
 mod key;
 
-use action::{TCA_ACT_COOKIE, read_action};
+use action::{TCA_ACT_COOKIE, read_action, read_extra};
 use key::{FoundKeys, Hidden};
 
+use crate::action::Action;
 use crate::diff::Op;
-use crate::ident::{ChainId, Direction, Handle, Hook, Ifindex, Prio};
+use crate::ident::{ChainId, Handle, Hook, Ifindex, Prio};
 use crate::kernel::{Foreign, HwState, RuleLocation};
 use crate::key::Match;
-use crate::rule::{ACTIONS_MAX, Action, Cookie, Offload, Owner, Rule, RuleId};
+use crate::rule::{ACTIONS_MAX, ActionExtra, Cookie, Offload, Owner, Rule, RuleId};
 
 const NLMSGHDR: usize = 16;
 const TCMSG: usize = 20;
@@ -64,6 +65,8 @@ const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const CLSACT_INGRESS: u32 = 0xffff_fff2;
 const CLSACT_EGRESS: u32 = 0xffff_fff3;
+/// In the place of an interface where a block is meant.
+const TCM_IFINDEX_MAGIC_BLOCK: u32 = u32::MAX;
 
 const FLOWER: &[u8] = b"flower";
 
@@ -101,9 +104,9 @@ impl<'b> Writer<'b> {
         self.buf[self.message..self.message + 4].copy_from_slice(&len.to_ne_bytes());
     }
 
-    fn tcmsg(&mut self, ifindex: Ifindex, handle: u32, parent: u32, info: u32) {
+    fn tcmsg(&mut self, ifindex: u32, handle: u32, parent: u32, info: u32) {
         self.put(&[0; 4]);
-        self.put(&ifindex.get().to_ne_bytes());
+        self.put(&ifindex.to_ne_bytes());
         self.put(&handle.to_ne_bytes());
         self.put(&parent.to_ne_bytes());
         self.put(&info.to_ne_bytes());
@@ -179,7 +182,8 @@ impl<'b> Writer<'b> {
         let hook = id.hook();
         let protocol = id.matching().protocol().to_be_bytes();
         let info = u32::from(id.prio().get()) << 16 | u32::from(u16::from_ne_bytes(protocol));
-        self.tcmsg(hook.ifindex, handle.0, parent(hook.direction), info);
+        let (ifindex, parent) = place(hook);
+        self.tcmsg(ifindex, handle.0, parent, info);
         self.attr_str(TCA_KIND, FLOWER);
         self.attr(TCA_CHAIN, &id.chain().get().to_ne_bytes());
     }
@@ -199,10 +203,11 @@ impl<'b> Writer<'b> {
         let actions = self.nest(TCA_FLOWER_ACT);
         for (at, action) in rule.actions().iter().enumerate() {
             let nest = self.nest(at as u16 + 1);
-            self.action(*action);
+            self.action(action);
             if at == 0 {
                 self.attr(TCA_ACT_COOKIE, rule.cookie(owner).bytes());
             }
+            self.extra(rule.extra(at), rule.is_hardware_only(action));
             self.end_nest(nest);
         }
         self.end_nest(actions);
@@ -212,7 +217,8 @@ impl<'b> Writer<'b> {
     /// The request for every filter of a hook.
     pub(crate) fn dump(&mut self, hook: Hook, seq: u32) {
         self.begin(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, seq);
-        self.tcmsg(hook.ifindex, 0, parent(hook.direction), 0);
+        let (ifindex, parent) = place(hook);
+        self.tcmsg(ifindex, 0, parent, 0);
         self.end();
     }
 
@@ -220,7 +226,7 @@ impl<'b> Writer<'b> {
     pub(crate) fn add_clsact(&mut self, ifindex: Ifindex, seq: u32) {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         self.begin(RTM_NEWQDISC, flags, seq);
-        self.tcmsg(ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0);
+        self.tcmsg(ifindex.get(), CLSACT_HANDLE, TC_H_CLSACT, 0);
         self.attr_str(TCA_KIND, b"clsact");
         self.end();
     }
@@ -229,15 +235,17 @@ impl<'b> Writer<'b> {
     pub(crate) fn get_clsact(&mut self, ifindex: Ifindex, seq: u32) {
         // Older kernels answer by a notification, of which the asker has a copy only by ECHO.
         self.begin(RTM_GETQDISC, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO, seq);
-        self.tcmsg(ifindex, 0, TC_H_CLSACT, 0);
+        self.tcmsg(ifindex.get(), 0, TC_H_CLSACT, 0);
         self.end();
     }
 }
 
-const fn parent(direction: Direction) -> u32 {
-    match direction {
-        Direction::Ingress => CLSACT_INGRESS,
-        Direction::Egress => CLSACT_EGRESS,
+/// `tcm_ifindex` and `tcm_parent` (for a block `tcm_block_index`) of what stands at a hook.
+const fn place(hook: Hook) -> (u32, u32) {
+    match hook {
+        Hook::Ingress(ifindex) => (ifindex.get(), CLSACT_INGRESS),
+        Hook::Egress(ifindex) => (ifindex.get(), CLSACT_EGRESS),
+        Hook::Block(block) => (TCM_IFINDEX_MAGIC_BLOCK, block.get()),
     }
 }
 
@@ -463,13 +471,15 @@ fn read_flower(options: &[u8], location: &RuleLocation, hidden: Hidden) -> Optio
         }
     }
     let matching = Match::from_parts(location.protocol, keys.fields(location.protocol, hidden)?);
-    let mut decoded = [Action::Drop; ACTIONS_MAX];
+    let mut decoded = [const { Action::Drop }; ACTIONS_MAX];
+    let mut extras = [ActionExtra::NONE; ACTIONS_MAX];
     let mut count = 0;
     for (order, action) in attrs(actions) {
         if usize::from(order) != count + 1 {
             return None;
         }
         *decoded.get_mut(count)? = read_action(action)?;
+        extras[count] = read_extra(action, count == 0)?;
         count += 1;
     }
     let RuleLocation { hook, chain, prio, .. } = *location;
@@ -479,7 +489,12 @@ fn read_flower(options: &[u8], location: &RuleLocation, hidden: Hidden) -> Optio
         0 => Offload::Auto,
         _ => return None,
     };
-    let rule = Rule::new(hook, chain, prio, matching, &decoded[..count]).ok()?;
+    let mut rule = Rule::new(hook, chain, prio, matching, &decoded[..count]).ok()?;
+    for (at, extra) in extras.into_iter().enumerate() {
+        if extra != ActionExtra::NONE {
+            rule = rule.with_extra(at, extra).ok()?;
+        }
+    }
     Some((rule.with_offload(offload), flags & TCA_CLS_FLAGS_IN_HW != 0))
 }
 
@@ -618,7 +633,7 @@ mod tests {
         let nested: Vec<(u16, &[u8])> = attrs(find(options, TCA_FLOWER_ACT).unwrap()).collect();
         for (at, (order, action)) in nested.iter().enumerate() {
             assert_eq!(usize::from(*order), at + 1);
-            assert_eq!(read_action(action), Some(actions[at]));
+            assert_eq!(read_action(action).as_ref(), Some(&actions[at]));
             assert_eq!(find(action, TCA_ACT_COOKIE).is_some(), at == 0);
         }
         assert_eq!(nested.len(), 32);

@@ -264,7 +264,7 @@ fn a_hook_is_made_once_and_an_existing_qdisc_is_left_alone() {
     assert!(!kernel.dump(bare).unwrap().hook_present);
     kernel.ensure_hook(bare).unwrap();
     kernel.ensure_hook(bare).unwrap();
-    kernel.ensure_hook(Hook::egress(bare.ifindex)).unwrap();
+    kernel.ensure_hook(Hook::egress(ifindex("bare"))).unwrap();
     assert!(kernel.dump(bare).unwrap().hook_present);
 
     let plain = Hook::ingress(ifindex("plain"));
@@ -272,8 +272,8 @@ fn a_hook_is_made_once_and_an_existing_qdisc_is_left_alone() {
     assert!(kernel.dump(plain).unwrap().hook_present);
     assert!(net::tc("qdisc show dev plain").unwrap().contains("qdisc ingress"));
     // An ingress qdisc has no egress hook: there the rules would meet the wrong frames.
-    assert!(kernel.ensure_hook(Hook::egress(plain.ifindex)).is_err());
-    assert!(!kernel.dump(Hook::egress(plain.ifindex)).unwrap().hook_present);
+    assert!(kernel.ensure_hook(Hook::egress(ifindex("plain"))).is_err());
+    assert!(!kernel.dump(Hook::egress(ifindex("plain"))).unwrap().hook_present);
 
     let nowhere = Hook::ingress(Ifindex::new(9999).unwrap());
     assert!(matches!(kernel.ensure_hook(nowhere), Err(tc_flows::Error::Refused { errno: 19, .. })));

@@ -176,13 +176,14 @@ fn copied(
             let actions: Vec<Action> = rule
                 .actions()
                 .iter()
-                .map(|action| match *action {
-                    Action::Mirror(to) => Action::Mirror(there(to)),
-                    Action::Redirect(to) => Action::Redirect(there(to)),
-                    other => other,
+                .map(|action| match action {
+                    Action::Mirror(to) => Action::Mirror(there(*to)),
+                    Action::Redirect(to) => Action::Redirect(there(*to)),
+                    other => other.clone(),
                 })
                 .collect();
-            let hook = Hook::ingress(there(hook.ifindex));
+            let Hook::Ingress(ifindex) = *hook else { continue };
+            let hook = Hook::ingress(there(ifindex));
             let copy =
                 Rule::new(hook, id.chain(), id.prio(), id.matching().clone(), actions).map_err(
                     |error| Error::Format { what: "a rule".into(), text: error.to_string() },
