@@ -348,6 +348,12 @@ pub struct GuestFunction {
     /// The device id of its PF, where it is a VF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pf: Option<String>,
+    /// Its index among the VFs of its PF, where it is a VF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u16>,
+    /// Where it is on the guest's PCI: bus, slot and function, `01:00.1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci: Option<String>,
     /// Whether the guest has enabled it: its BARs have addresses.
     pub enabled: bool,
     /// The address in force.
@@ -356,6 +362,18 @@ pub struct GuestFunction {
     /// Further unicast addresses that the guest listens to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unicast: Vec<MacAddr>,
+    /// Whether the guest listens to more of them than its device holds, so that none is listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unicast_overflow: bool,
+    /// Group addresses that the guest listens to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub multicast: Vec<MacAddr>,
+    /// Whether the guest listens to more of them than its device holds, so that none is listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub multicast_overflow: bool,
+    /// Whether it asks for all multicast.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_multicast: bool,
     /// VLANs that the guest listens to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vlans: Vec<u16>,
@@ -363,15 +381,96 @@ pub struct GuestFunction {
     pub promiscuous: bool,
     /// Whether a driver has set the receive filter, so that the fields above are a request.
     pub filter_known: bool,
+    /// How much of what the guest does can be seen.
+    #[serde(default)]
+    pub visibility: Visibility,
     /// What it stands on, as far as it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,
+    /// How the backing was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_source: Option<BackingSource>,
+    /// Whether the kernel confirms that the guest's QEMU holds the backing.
+    #[serde(default)]
+    pub backing_confirmed: bool,
     /// Why the backing is not known or not believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_problem: Option<String>,
     /// The port that gives it its permission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Id>,
+}
+
+/// How much of what a guest does to a function can be seen from the host. Where it is little, the
+/// platform supplies the addresses in the port's `macs`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Visibility {
+    /// Whether QEMU sees what the guest's driver sends on the control queue: MACs, VLANs, modes.
+    pub control_queue: ControlQueue,
+    /// Whether the guest's driver sets receive modes at all (`VIRTIO_NET_F_CTRL_RX`).
+    pub rx_mode: RxMode,
+    /// Where its address is known from.
+    pub mac: MacSource,
+}
+
+/// Who serves a function's control queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ControlQueue {
+    /// QEMU does, itself or as a shadow between the guest and the device: changes are seen.
+    Seen,
+    /// The device does: changes are not seen. Start QEMU with `x-svq=on`, or supply MACs.
+    Hidden,
+    /// Not known.
+    #[default]
+    Unknown,
+}
+
+/// Whether a driver has taken the means to set receive modes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RxMode {
+    /// It has: promiscuous mode and the tables are its requests.
+    Negotiated,
+    /// It has not, or the device does not offer it: it receives everything and never says what it
+    /// wants.
+    NotNegotiated,
+    /// No driver is attached, or it has not used it yet.
+    #[default]
+    Unknown,
+}
+
+/// Where a function's address is known from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MacSource {
+    /// The receive filter, as the guest's driver sets it.
+    RxFilter,
+    /// The vDPA device's configuration: what the device was given, not what the guest changed.
+    VdpaConfig,
+    /// Nothing.
+    #[default]
+    None,
+}
+
+/// How the backing of a guest's function was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BackingSource {
+    /// The guest's `spec.backings` names it.
+    Platform,
+    /// `ifname=` of QEMU's command line.
+    TapName,
+    /// `fd=` or `fds=` of QEMU's command line.
+    TapDescriptor,
+    /// It is the only tap of this QEMU that nothing else on its command line names.
+    OnlyTap,
+    /// `vhostdev=` of QEMU's command line.
+    VdpaPath,
+    /// `vhostfd=` of QEMU's command line.
+    VdpaDescriptor,
+    /// It is the only vDPA device of this QEMU, handed over in a set of descriptors.
+    VdpaSet,
 }
 
 // ---------------------------------------------------------------- adapters

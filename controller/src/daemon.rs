@@ -91,7 +91,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
             .map_err(DaemonError::Runtime)?,
         eswitch: EswitchHandle::open()?,
         host: HostWatch::start(adapters, host_sink, cancel.clone()).await?,
-        guests: GuestWatch::start(config.guests.qmp_dir.clone(), guest_sink, cancel.clone())?,
+        guests: GuestWatch::start(
+            config.guests.qmp_dir.clone(),
+            &remembered.guests,
+            guest_sink,
+            cancel.clone(),
+        )?,
     };
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
     let inbox = Inbox { host, guests, flows };

@@ -4,10 +4,10 @@
 //! Out: what `plan/` reads. Nothing here does I/O, and nothing here is believed merely because a
 //! guest or a QEMU said it: a [`GuestFunction`] carries requests, not permissions.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, fmt, time::Instant};
 
 use api::{
-    resources::{EswitchMode, VfSettings},
+    resources::{BackingSource, EswitchMode, VfSettings, Visibility},
     types::{Id, MacAddr},
 };
 use serde::{Deserialize, Serialize};
@@ -109,12 +109,41 @@ pub enum Connection {
 pub struct GuestFunction {
     /// Device id of the PF, where this is a VF.
     pub pf: Option<String>,
+    /// Its index among that PF's VFs.
+    #[serde(default)]
+    pub index: Option<u16>,
+    /// Where the guest sees it.
+    #[serde(default)]
+    pub pci: Option<PciAddress>,
     /// Whether the guest has enabled it: its BARs have addresses.
     pub enabled: bool,
     /// What the guest asks to receive; absent until a driver has set it.
     pub filter: Option<RxFilter>,
     /// What it stands on.
     pub backing: BackingView,
+    /// How that was found.
+    #[serde(default)]
+    pub source: Option<BackingSource>,
+    /// How much of what the guest does to it can be seen.
+    #[serde(default)]
+    pub visibility: Visibility,
+}
+
+/// A place on a guest's PCI, shown as `01:00.1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PciAddress {
+    /// The bus, as the guest has numbered it.
+    pub bus: u8,
+    /// The slot, 0 to 31.
+    pub slot: u8,
+    /// The function, 0 to 7.
+    pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{:x}", self.bus, self.slot, self.function)
+    }
 }
 
 /// What a guest's driver asks to receive, from `query-rx-filter` (`qapi/net.json` of QEMU).
@@ -126,6 +155,15 @@ pub struct RxFilter {
     pub unicast: Vec<MacAddr>,
     /// Whether the unicast table overflowed, so that `unicast` says nothing.
     pub unicast_overflow: bool,
+    /// Group addresses; empty when that table overflowed.
+    #[serde(default)]
+    pub multicast: Vec<MacAddr>,
+    /// Whether the multicast table overflowed, so that `multicast` says nothing.
+    #[serde(default)]
+    pub multicast_overflow: bool,
+    /// Whether it asks for all multicast.
+    #[serde(default)]
+    pub all_multicast: bool,
     /// VLANs it listens to, 0 for priority tags among them; empty, too, where it filters none out.
     pub vlans: Vec<u16>,
     /// Whether it asks for every frame.
@@ -147,11 +185,28 @@ pub enum BackingView {
         /// The VF's index.
         index: u16,
     },
-    /// Not known, not supported or not believed.
+    /// Another process holds what this QEMU claims or holds: it is not this guest's.
+    Contested {
+        /// Who holds what, and what to do about it.
+        reason: String,
+    },
+    /// A kind of backend that stands on nothing in an eswitch: vhost-user and others.
+    Unsupported {
+        /// The kind, and what to do about it.
+        reason: String,
+    },
+    /// Not known or not believed.
     Unknown {
         /// Why, and what to do about it.
         reason: String,
     },
+}
+
+impl BackingView {
+    /// Whether it is something in an eswitch, known and believed.
+    pub fn is_known(&self) -> bool {
+        matches!(self, Self::Netdev { .. } | Self::Vf { .. })
+    }
 }
 
 /// Why an observer looked again.

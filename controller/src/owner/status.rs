@@ -10,9 +10,9 @@ use std::{
 
 use api::{
     resources::{
-        Adapter, AdapterVf, Backing, Condition, ConditionStatus, EswitchMode, Flow, FlowCounts,
-        FlowState, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus, Port,
-        PortFunction, PortStatus, Resource,
+        Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode, Flow,
+        FlowCounts, FlowState, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus,
+        Port, PortFunction, PortStatus, Resource,
     },
     server::FlowFilter,
     types::{Id, MacAddr},
@@ -285,17 +285,34 @@ impl Owner {
             .iter()
             .map(|(device, function)| {
                 let filter = function.filter.as_ref();
-                let (backing, backing_problem) = self.backing(&function.backing);
+                let (found, backing_problem) = self.backing(&function.backing);
+                let named = self.intent.guests.get(guest);
+                let named = named.and_then(|guest| guest.spec.backings.get(device)).cloned();
+                let backing_confirmed = found.is_some()
+                    && named.as_ref().is_none_or(|named| found.as_ref() == Some(named));
+                let backing_source = match named {
+                    Some(_) => Some(BackingSource::Platform),
+                    None => function.source,
+                };
                 GuestFunction {
                     device: device.clone(),
                     pf: function.pf.clone(),
+                    index: function.index,
+                    pci: function.pci.map(|pci| pci.to_string()),
                     enabled: function.enabled,
                     mac: filter.map(|filter| filter.main_mac),
                     unicast: filter.map(|filter| filter.unicast.clone()).unwrap_or_default(),
+                    unicast_overflow: filter.is_some_and(|filter| filter.unicast_overflow),
+                    multicast: filter.map(|filter| filter.multicast.clone()).unwrap_or_default(),
+                    multicast_overflow: filter.is_some_and(|filter| filter.multicast_overflow),
+                    all_multicast: filter.is_some_and(|filter| filter.all_multicast),
                     vlans: filter.map(|filter| filter.vlans.clone()).unwrap_or_default(),
                     promiscuous: filter.is_some_and(|filter| filter.promiscuous),
                     filter_known: filter.is_some(),
-                    backing,
+                    visibility: function.visibility,
+                    backing: named.or(found),
+                    backing_source,
+                    backing_confirmed,
                     backing_problem,
                     port: self.port_of_function(guest, device),
                 }
@@ -317,7 +334,9 @@ impl Owner {
                     }
                 }
             }
-            BackingView::Unknown { reason } => (None, Some(reason.clone())),
+            BackingView::Contested { reason }
+            | BackingView::Unsupported { reason }
+            | BackingView::Unknown { reason } => (None, Some(reason.clone())),
         }
     }
 

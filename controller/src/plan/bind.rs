@@ -97,7 +97,7 @@ fn contested_backings(world: &World, intent: &Intent) -> BTreeSet<BackingView> {
     for (id, guest) in &world.guests {
         for (device, function) in &guest.functions {
             let backing = backing_of(intent, id, device, function);
-            if !matches!(backing, BackingView::Unknown { .. }) && !seen.insert(backing.clone()) {
+            if backing.is_known() && !seen.insert(backing.clone()) {
                 contested.insert(backing);
             }
         }
@@ -140,6 +140,10 @@ fn place(
             match backing {
                 BackingView::Netdev { name } => by_netdev_name(world, &name),
                 BackingView::Vf { handle, index } => by_handle(world, &handle, index),
+                BackingView::Contested { reason } => Err(Finding::new("BackingContested", reason)),
+                BackingView::Unsupported { reason } => {
+                    Err(Finding::new("BackingUnsupported", reason))
+                }
                 BackingView::Unknown { reason } => Err(Finding::new("BackingUnknown", reason)),
             }
         }

@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use controller::{
     observe::guest::{EventCounts, GuestMessage, GuestUpdate, GuestWatch},
@@ -39,7 +39,8 @@ impl Observer {
         let (sink, messages) = mpsc::channel(256);
         let watch = {
             let _inside = runtime.enter();
-            GuestWatch::start(Some(folder.into()), sink, CancellationToken::new()).unwrap()
+            GuestWatch::start(Some(folder.into()), &BTreeMap::new(), sink, CancellationToken::new())
+                .unwrap()
         };
         Observer { runtime, messages, counts: EventCounts::new(), last: None, _watch: watch }
     }
@@ -117,7 +118,7 @@ fn a_guests_life_is_seen_in_its_order() {
     assert_eq!(vf.backing, BackingView::Netdev { name: "observe-a0".into() });
     let other = &update.view.functions["vf1"].backing;
     assert!(
-        matches!(other, BackingView::Unknown { reason } if reason.contains("hubport")),
+        matches!(other, BackingView::Unsupported { reason } if reason.contains("hubport")),
         "{other:?}"
     );
 

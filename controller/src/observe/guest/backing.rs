@@ -1,23 +1,23 @@
 //! What a guest's functions stand on, as the kernel confirms it.
 //!
-//! In: a QEMU's process, its functions' backends, `/proc` and sysfs. Out: a [`BackingView`] each.
+//! In: a QEMU's process, its functions' backends, what processes hold. Out: a [`Footing`] each.
 //! The command line only proposes; what counts is which objects the process holds: a tap by the
 //! `iff:` line of its descriptor (`drivers/net/tun.c`), a vDPA device by the device number of its
-//! descriptor. Whatever is not confirmed is `Unknown`, with a remedy. Whether two guests hold the
-//! same object is not asked here: whoever sees all guests sees that.
+//! descriptor, and that no other process held it first. Whatever is not confirmed is not known,
+//! with a remedy. No command is sent and nothing is changed here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     io::Read as _,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use nix::sys::stat::{major, minor};
+use api::resources::{BackingSource, ControlQueue};
 
 use super::{
     command_line::{self, Claims, NetdevClaim, VhostVdpaClaim},
+    holdings::{Census, Held, Holders, Host, Rdev, VdpaParent, rdev},
     process::Process,
     qmp::DeviceId,
 };
@@ -26,169 +26,134 @@ use crate::world::BackingView;
 /// A function and the id of its backend, as QEMU says it.
 pub(crate) type Backends = BTreeMap<DeviceId, Option<String>>;
 
-/// Backings by device id.
-pub(crate) type Backings = BTreeMap<DeviceId, BackingView>;
+/// What each function stands on, by device id.
+pub(crate) type Backings = BTreeMap<DeviceId, Footing>;
 
-/// A device number: major and minor.
-type Rdev = (u64, u64);
+/// What a function stands on, and what follows from that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Footing {
+    /// What it is.
+    pub(crate) backing: BackingView,
+    /// How that was found; absent where it was not.
+    pub(crate) source: Option<BackingSource>,
+    /// Whether QEMU sees what the driver does.
+    pub(crate) control_queue: ControlQueue,
+    /// The vDPA device, where it is one.
+    pub(crate) vdpa: Option<String>,
+}
 
-/// `/dev/net/tun` (`TUN_MINOR` in `include/linux/miscdevice.h`).
-const TUN: Rdev = (10, 200);
+impl From<BackingView> for Footing {
+    fn from(backing: BackingView) -> Self {
+        Footing { backing, source: None, control_queue: ControlQueue::Unknown, vdpa: None }
+    }
+}
 
 /// The longest command line that is read, in bytes.
 const COMMAND_LINE_BOUND: u64 = 4 << 20;
 
 const NAME_IT: &str = "name it in the guest's spec.backings";
 
-/// What a process holds that can be a backing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Held {
-    /// Whether the process lives in this network namespace: the names of its taps say nothing
-    /// where it does not.
-    same_netns: bool,
-    /// Taps by descriptor; empty names are descriptors that no tap is attached to.
-    taps: BTreeMap<u32, String>,
-    /// Other character devices by descriptor.
-    devices: BTreeMap<u32, Rdev>,
+/// Drivers whose vDPA devices have a control queue in a group of its own, which QEMU shadows by
+/// itself (`net/vhost-vdpa.c` of QEMU, `vhost_vdpa_probe_cvq_isolation`). Simulated devices have
+/// none and do too.
+const ISOLATED_CONTROL_QUEUE: [&str; 1] = ["mlx5_core"];
+
+/// Drivers whose vDPA devices have none.
+const SHARED_CONTROL_QUEUE: [&str; 5] =
+    ["vp_vdpa", "virtio-pci", "ifcvf", "pds_vdpa", "octep_vdpa"];
+
+fn claims_of(host: &Host, pid: u32) -> io::Result<Claims> {
+    let mut bytes = Vec::new();
+    fs::File::open(host.proc.join(pid.to_string()).join("cmdline"))?
+        .take(COMMAND_LINE_BOUND)
+        .read_to_end(&mut bytes)?;
+    Ok(command_line::claims(&bytes))
 }
 
-/// What the host's sysfs says of a vhost-vdpa character device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum VdpaParent {
-    /// Its vDPA device's parent is a VF.
-    Vf { handle: String, index: u16 },
-    /// It is a vDPA device, of no VF.
-    NoVf { name: String },
-    /// It is none.
-    NotVdpa,
-}
-
-/// The host as far as backings depend on it.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    proc: PathBuf,
-    sys: PathBuf,
-}
-
-impl Default for Host {
-    fn default() -> Self {
-        Host { proc: "/proc".into(), sys: "/sys".into() }
-    }
-}
-
-fn rdev(path: &Path) -> io::Result<Option<Rdev>> {
-    let metadata = fs::metadata(path)?;
-    let number = metadata.rdev();
-    Ok(metadata.file_type().is_char_device().then(|| (major(number), minor(number))))
-}
-
-fn tap_name(fdinfo: &str) -> Option<&str> {
-    fdinfo.lines().find_map(|line| line.strip_prefix("iff:\t"))
-}
-
-impl Host {
-    fn held_by(&self, pid: u32) -> io::Result<Held> {
-        let process = self.proc.join(pid.to_string());
-        let netns = |process: &Path| fs::read_link(process.join("ns/net"));
-        let mut held = Held {
-            same_netns: netns(&process)? == netns(&self.proc.join("self"))?,
-            ..Held::default()
-        };
-        for entry in fs::read_dir(process.join("fd"))? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Some(fd) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            // A descriptor that was closed meanwhile is not held.
-            let Ok(Some(number)) = rdev(&entry.path()) else { continue };
-            if number == TUN {
-                let info = fs::read_to_string(process.join("fdinfo").join(&name));
-                if let Some(tap) = info.ok().as_deref().and_then(tap_name) {
-                    held.taps.insert(fd, tap.to_owned());
-                }
-            } else {
-                held.devices.insert(fd, number);
-            }
+/// What each function of `process` stands on. Blocks on `/proc` and sysfs.
+pub(crate) fn backings(
+    holders: &Holders,
+    census: &Census,
+    process: &Process,
+    backends: &Backends,
+) -> Backings {
+    let (host, pid) = (holders.host(), process.pid());
+    let read = || -> io::Result<(Held, Claims)> { Ok((host.held_by(pid)?, claims_of(host, pid)?)) };
+    let (held, claims) = match read() {
+        Ok(read) if process.is_alive() => read,
+        Ok(_) => return all_unknown(backends, &format!("process {pid} ended")),
+        Err(error) => {
+            let reason = format!(
+                "what process {pid} holds cannot be read: {error}; let the daemon read /proc of \
+                 QEMU's user (CAP_SYS_PTRACE, hidepid)"
+            );
+            return all_unknown(backends, &reason);
         }
-        Ok(held)
-    }
-
-    fn claims_of(&self, pid: u32) -> io::Result<Claims> {
-        let mut bytes = Vec::new();
-        fs::File::open(self.proc.join(pid.to_string()).join("cmdline"))?
-            .take(COMMAND_LINE_BOUND)
-            .read_to_end(&mut bytes)?;
-        Ok(command_line::claims(&bytes))
-    }
-
-    /// Resolves `/sys/dev/char/MAJ:MIN` → `…/vdpaN/vhost-vdpa-N` → the nearest PCI function above
-    /// it → `physfn` → index among its `virtfnN`.
-    fn vdpa_parent(&self, (major, minor): Rdev) -> io::Result<VdpaParent> {
-        let device = fs::canonicalize(self.sys.join(format!("dev/char/{major}:{minor}")))?;
-        let is_vdpa = device
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("vhost-vdpa-"));
-        let Some(vdpa) = device.parent().filter(|_| is_vdpa) else {
-            return Ok(VdpaParent::NotVdpa);
-        };
-        let name = vdpa.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(vf) = vdpa.ancestors().find(|above| above.join("physfn").exists()) else {
-            return Ok(VdpaParent::NoVf { name });
-        };
-        let pf = fs::canonicalize(vf.join("physfn"))?;
-        for entry in fs::read_dir(&pf)? {
-            let entry = entry?;
-            let file_name = entry.file_name();
-            let index = file_name.to_str().and_then(|name| name.strip_prefix("virtfn"));
-            let Some(index) = index.and_then(|index| index.parse().ok()) else { continue };
-            if fs::canonicalize(entry.path()).is_ok_and(|virtfn| virtfn == vf) {
-                let address = pf.file_name().unwrap_or_default().to_string_lossy();
-                return Ok(VdpaParent::Vf { handle: format!("pci/{address}"), index });
+    };
+    let vdpa = held
+        .devices
+        .values()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .filter_map(|rdev| Some((*rdev, host.vdpa_parent(*rdev).ok()?)))
+        .filter(|(_, parent)| *parent != VdpaParent::NotVdpa)
+        .collect();
+    let path_rdev = |path: &Path| rdev(path).ok().flatten();
+    let evidence =
+        Evidence { pid, held: &held, claims: &claims, vdpa: &vdpa, census, path_rdev: &path_rdev };
+    let footing = |(device, netdev): (&DeviceId, &Option<String>)| {
+        let footing = match evidence.found(device, netdev.as_deref()) {
+            Ok(Found { footing, .. }) if !footing.backing.is_known() => footing,
+            Ok(Found { footing, others })
+                if holders.grant(&footing.backing, process, others.is_empty()) =>
+            {
+                footing
             }
-        }
-        Ok(VdpaParent::NoVf { name })
-    }
-
-    /// What each function of `process` stands on. Blocks on `/proc` and sysfs.
-    pub(crate) fn backings(&self, process: Process, backends: &Backends) -> Backings {
-        let pid = process.pid();
-        let read =
-            || -> io::Result<(Held, Claims)> { Ok((self.held_by(pid)?, self.claims_of(pid)?)) };
-        let (held, claims) = match read() {
-            Ok(read) if process.is_alive() => read,
-            Ok(_) => return all_unknown(backends, &format!("process {pid} ended")),
-            Err(error) => {
-                let reason = format!(
-                    "what process {pid} holds cannot be read: {error}; let the daemon read /proc \
-                     of QEMU's user (CAP_SYS_PTRACE, hidepid)"
-                );
-                return all_unknown(backends, &reason);
-            }
+            Ok(found) => found.contested(pid),
+            Err(unknown) => unknown.into(),
         };
-        let names: BTreeMap<Rdev, VdpaParent> = held
-            .devices
-            .values()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .filter_map(|rdev| Some((*rdev, self.vdpa_parent(*rdev).ok()?)))
-            .filter(|(_, parent)| *parent != VdpaParent::NotVdpa)
-            .collect();
-        let evidence = Evidence { pid, held: &held, claims: &claims, vdpa: &names };
-        let path_rdev = |path: &Path| rdev(path).ok().flatten();
-        backends
-            .iter()
-            .map(|(device, netdev)| {
-                let backing = evidence.backing(device, netdev.as_deref(), &path_rdev);
-                (device.clone(), backing.unwrap_or_else(|reason| BackingView::Unknown { reason }))
-            })
-            .collect()
-    }
+        (device.clone(), footing)
+    };
+    backends.iter().map(footing).collect()
 }
 
 /// Every function on an unknown backing, for one reason.
 pub(crate) fn all_unknown(backends: &Backends, reason: &str) -> Backings {
-    let unknown = || BackingView::Unknown { reason: reason.to_owned() };
+    let unknown = || BackingView::Unknown { reason: reason.to_owned() }.into();
     backends.keys().map(|device| (device.clone(), unknown())).collect()
+}
+
+fn unknown<T>(reason: String) -> Result<T, BackingView> {
+    Err(BackingView::Unknown { reason })
+}
+
+/// Processes in a sentence.
+fn list(pids: &[u32]) -> String {
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    format!("process {}", pids.join(", "))
+}
+
+/// What the kernel confirms that the process holds.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    footing: Footing,
+    /// Other processes that hold it, too.
+    others: Vec<u32>,
+}
+
+impl Found {
+    fn contested(self, pid: u32) -> Footing {
+        let what = match &self.footing.backing {
+            BackingView::Netdev { name } => format!("the tap {name}"),
+            _ => "its vDPA device".into(),
+        };
+        let reason = format!(
+            "{what} is held by process {pid} and by {} as well: nobody can say whose frames those \
+             are; give each guest a backing of its own, or {NAME_IT}",
+            list(&self.others)
+        );
+        BackingView::Contested { reason }.into()
+    }
 }
 
 /// What is known of one process, from which its functions' backings follow.
@@ -198,57 +163,59 @@ struct Evidence<'a> {
     claims: &'a Claims,
     /// The vhost-vdpa devices that it holds.
     vdpa: &'a BTreeMap<Rdev, VdpaParent>,
+    /// What others hold.
+    census: &'a Census,
+    /// The device number of a path.
+    path_rdev: &'a dyn Fn(&Path) -> Option<Rdev>,
 }
 
 impl Evidence<'_> {
-    /// The backing of one function, or why it is not known.
-    fn backing(
-        &self,
-        device: &DeviceId,
-        netdev: Option<&str>,
-        path_rdev: &dyn Fn(&Path) -> Option<Rdev>,
-    ) -> Result<BackingView, String> {
+    /// What one function stands on, or why that is not known.
+    fn found(&self, device: &DeviceId, netdev: Option<&str>) -> Result<Found, BackingView> {
         let claimed = || self.claims.devices.get(device.as_str()).map(String::as_str);
-        let netdev = netdev
-            .or_else(claimed)
-            .ok_or_else(|| format!("the device has no network backend; {NAME_IT}"))?;
+        let Some(netdev) = netdev.or_else(claimed) else {
+            return unknown(format!("the device has no network backend; {NAME_IT}"));
+        };
         match self.claims.netdevs.get(netdev) {
-            None => Err(format!(
+            None => unknown(format!(
                 "no -netdev {netdev} on the command line of process {} (hot-plugged, or another \
                  process started QEMU's socket); {NAME_IT}",
                 self.pid
             )),
             Some(NetdevClaim::Tap { name, fds }) => self.tap(netdev, name.as_deref(), fds),
-            Some(NetdevClaim::VhostVdpa(claim)) => self.vhost_vdpa(netdev, claim, path_rdev),
-            Some(NetdevClaim::Other { kind }) => Err(format!(
-                "-netdev {netdev} is {kind}, which stands on nothing in an eswitch; use tap or \
-                 vhost-vdpa, or {NAME_IT}"
-            )),
+            Some(NetdevClaim::VhostVdpa { device, shadowed }) => {
+                self.vhost_vdpa(netdev, device, *shadowed)
+            }
+            Some(NetdevClaim::Other { kind }) => Err(BackingView::Unsupported {
+                reason: format!(
+                    "-netdev {netdev} is {kind}, which stands on nothing in an eswitch; use tap or \
+                     vhost-vdpa, or {NAME_IT}"
+                ),
+            }),
         }
     }
 
-    fn tap(&self, netdev: &str, name: Option<&str>, fds: &[u32]) -> Result<BackingView, String> {
+    fn tap(&self, netdev: &str, name: Option<&str>, fds: &[u32]) -> Result<Found, BackingView> {
         let pid = self.pid;
         if !self.held.same_netns {
-            return Err(format!(
+            return unknown(format!(
                 "process {pid} lives in another network namespace, where its taps may have any \
                  name; run QEMU in the daemon's, or {NAME_IT}"
             ));
         }
         let mut held: BTreeSet<&str> =
             self.held.taps.values().map(String::as_str).filter(|tap| !tap.is_empty()).collect();
-        if let Some(name) = name {
-            return held
-                .contains(name)
-                .then(|| BackingView::Netdev { name: name.to_owned() })
-                .ok_or_else(|| {
-                    format!(
-                        "-netdev {netdev} claims the tap {name}, but process {pid} does not hold \
-                         it; start QEMU with the right ifname, or {NAME_IT}"
-                    )
-                });
-        }
-        if fds.is_empty() {
+        let source = if let Some(name) = name {
+            if !held.contains(name) {
+                return Err(self.not_held(
+                    &format!("-netdev {netdev} claims the tap {name}"),
+                    &self.census.tap_holders_besides(pid, name),
+                    "start QEMU with the right ifname",
+                ));
+            }
+            held = BTreeSet::from([name]);
+            BackingSource::TapName
+        } else if fds.is_empty() {
             // QEMU has chosen the name: it is what no other backend claims, where that is one.
             for claim in self.claims.netdevs.values() {
                 match claim {
@@ -263,92 +230,177 @@ impl Evidence<'_> {
                     _ => {}
                 }
             }
+            BackingSource::OnlyTap
         } else {
             let mut named = BTreeSet::new();
             for fd in fds {
-                let tap =
-                    self.held.taps.get(fd).filter(|tap| !tap.is_empty()).ok_or_else(|| {
-                        format!(
-                            "-netdev {netdev} claims descriptor {fd}, which is no attached tap of \
+                let Some(tap) = self.held.taps.get(fd).filter(|tap| !tap.is_empty()) else {
+                    return unknown(format!(
+                        "-netdev {netdev} claims descriptor {fd}, which is no attached tap of \
                          process {pid} (macvtap is not supported); {NAME_IT}"
-                        )
-                    })?;
+                    ));
+                };
                 named.insert(tap.as_str());
             }
             held = named;
-        }
+            BackingSource::TapDescriptor
+        };
         let mut held = held.into_iter();
-        match (held.next(), held.next()) {
-            (Some(only), None) => Ok(BackingView::Netdev { name: only.to_owned() }),
-            _ => Err(format!(
+        let (Some(tap), None) = (held.next(), held.next()) else {
+            return unknown(format!(
                 "-netdev {netdev} does not say which tap of process {pid} it is; start QEMU with \
                  ifname=, or {NAME_IT}"
-            )),
+            ));
+        };
+        let footing = Footing {
+            backing: BackingView::Netdev { name: tap.to_owned() },
+            source: Some(source),
+            control_queue: ControlQueue::Seen,
+            vdpa: None,
+        };
+        Ok(Found { footing, others: self.census.tap_holders_besides(pid, tap) })
+    }
+
+    /// A claim that the kernel does not confirm: a conflict where somebody else holds the thing.
+    fn not_held(&self, claim: &str, holders: &[u32], remedy: &str) -> BackingView {
+        let pid = self.pid;
+        if holders.is_empty() {
+            let reason =
+                format!("{claim}, but process {pid} does not hold it; {remedy}, or {NAME_IT}");
+            return BackingView::Unknown { reason };
         }
+        let holders = list(holders);
+        let reason = format!(
+            "{claim}, which {holders} holds and process {pid} does not; {remedy}, or {NAME_IT}"
+        );
+        BackingView::Contested { reason }
     }
 
     fn vhost_vdpa(
         &self,
         netdev: &str,
         claim: &VhostVdpaClaim,
-        path_rdev: &dyn Fn(&Path) -> Option<Rdev>,
-    ) -> Result<BackingView, String> {
+        shadowed: bool,
+    ) -> Result<Found, BackingView> {
         let pid = self.pid;
-        let not_held = |what: String| {
-            format!(
-                "-netdev {netdev} claims {what}, but process {pid} holds no such vDPA device; \
-                 start QEMU with the right one, or {NAME_IT}"
-            )
-        };
-        let parent = match claim {
-            VhostVdpaClaim::Path(path) => path_rdev(path)
-                .and_then(|rdev| self.vdpa.get(&rdev))
-                .ok_or_else(|| not_held(path.display().to_string()))?,
-            VhostVdpaClaim::Fd(fd) => self
-                .held
-                .devices
-                .get(fd)
-                .and_then(|rdev| self.vdpa.get(rdev))
-                .ok_or_else(|| not_held(format!("descriptor {fd}")))?,
+        let remedy = "start QEMU with the right vDPA device";
+        let (device, source) = match claim {
+            VhostVdpaClaim::Path(path) => {
+                let device = (self.path_rdev)(path);
+                let Some(held) = device.filter(|rdev| self.vdpa.contains_key(rdev)) else {
+                    let claim = format!("-netdev {netdev} claims {}", path.display());
+                    let others = device
+                        .map(|rdev| self.census.device_holders_besides(pid, rdev))
+                        .unwrap_or_default();
+                    return Err(self.not_held(&claim, &others, remedy));
+                };
+                (held, BackingSource::VdpaPath)
+            }
+            VhostVdpaClaim::Fd(fd) => {
+                let held = self.held.devices.get(fd).filter(|rdev| self.vdpa.contains_key(rdev));
+                let Some(held) = held else {
+                    return unknown(format!(
+                        "-netdev {netdev} claims descriptor {fd}, but that is no vDPA device of \
+                         process {pid}; {remedy}, or {NAME_IT}"
+                    ));
+                };
+                (*held, BackingSource::VdpaDescriptor)
+            }
+            VhostVdpaClaim::Set(set) => (self.of_set(netdev, set)?, BackingSource::VdpaSet),
             VhostVdpaClaim::Unnamed => {
-                // The number of an inherited descriptor changes on its way into a set: the claim
-                // is clear only where there is one device and one such backend.
-                let claimants = self.claims.netdevs.values();
-                let claimants =
-                    claimants.filter(|claim| matches!(claim, NetdevClaim::VhostVdpa(_))).count();
-                match (self.vdpa.values().next(), self.vdpa.len(), claimants) {
-                    (Some(parent), 1, 1) => parent,
-                    _ => {
-                        return Err(format!(
-                            "-netdev {netdev} does not say which of the {} vDPA devices of \
-                             process {pid} it is; start QEMU with vhostdev=/dev/vhost-vdpa-N or \
-                             vhostfd=, or {NAME_IT}",
-                            self.vdpa.len()
-                        ));
-                    }
-                }
+                return unknown(format!(
+                    "-netdev {netdev} names no vDPA device; start QEMU with \
+                     vhostdev=/dev/vhost-vdpa-N or vhostfd=, or {NAME_IT}"
+                ));
             }
         };
-        match parent {
-            VdpaParent::Vf { handle, index } => {
-                Ok(BackingView::Vf { handle: handle.clone(), index: *index })
+        let Some(VdpaParent::Vdpa { name, vf, driver }) = self.vdpa.get(&device) else {
+            return unknown(format!("process {pid} holds no such vDPA device; {NAME_IT}"));
+        };
+        let backing = match vf {
+            Some((handle, index)) => BackingView::Vf { handle: handle.clone(), index: *index },
+            None => BackingView::Unknown {
+                reason: format!("the vDPA device {name} stands on no VF; {NAME_IT}"),
+            },
+        };
+        let footing = Footing {
+            backing,
+            source: Some(source),
+            control_queue: control_queue(shadowed, driver.as_deref()),
+            vdpa: Some(name.clone()),
+        };
+        Ok(Found { footing, others: self.census.device_holders_besides(pid, device) })
+    }
+
+    /// The vDPA device that was handed over in a set of descriptors. QEMU copies each descriptor
+    /// into its set, in the order of its command line, and each copy takes the lowest number that
+    /// is free (`system/vl.c`, `parse_add_fd`): so the lowest descriptors of the devices that
+    /// nothing else names stand in the order of the sets.
+    fn of_set(&self, netdev: &str, set: &str) -> Result<Rdev, BackingView> {
+        let mut elsewhere = BTreeSet::new();
+        let mut sets = BTreeSet::new();
+        for claim in self.claims.netdevs.values() {
+            match claim {
+                NetdevClaim::VhostVdpa { device: VhostVdpaClaim::Path(path), .. } => {
+                    elsewhere.extend((self.path_rdev)(path));
+                }
+                NetdevClaim::VhostVdpa { device: VhostVdpaClaim::Fd(fd), .. } => {
+                    elsewhere.extend(self.held.devices.get(fd).copied());
+                }
+                NetdevClaim::VhostVdpa { device: VhostVdpaClaim::Set(set), .. } => {
+                    sets.insert(set.as_str());
+                }
+                _ => {}
             }
-            VdpaParent::NoVf { name } => {
-                Err(format!("the vDPA device {name} stands on no VF; {NAME_IT}"))
-            }
-            VdpaParent::NotVdpa => Err(not_held("a device that is no vDPA device".into())),
         }
+        let mut devices: Vec<Rdev> = Vec::new();
+        for device in self.held.devices.values() {
+            if self.vdpa.contains_key(device)
+                && !elsewhere.contains(device)
+                && !devices.contains(device)
+            {
+                devices.push(*device);
+            }
+        }
+        let mut order: Vec<&str> = Vec::new();
+        for set in self.claims.descriptor_sets.iter().map(String::as_str) {
+            if sets.contains(set) && !order.contains(&set) {
+                order.push(set);
+            }
+        }
+        let place = order.iter().position(|known| *known == set);
+        // A single one needs no order: it may have been added over QMP.
+        let place = place.or((sets.len() == 1).then_some(0));
+        match place.and_then(|place| devices.get(place)) {
+            Some(device) if devices.len() == sets.len() => Ok(*device),
+            _ => unknown(format!(
+                "-netdev {netdev} does not say which of the {} vDPA devices of process {} it is; \
+                 start QEMU with vhostdev=/dev/vhost-vdpa-N or vhostfd=, or {NAME_IT}",
+                devices.len(),
+                self.pid
+            )),
+        }
+    }
+}
+
+/// Whether QEMU sees the control queue of a vDPA device.
+fn control_queue(shadowed: bool, driver: Option<&str>) -> ControlQueue {
+    match driver {
+        _ if shadowed => ControlQueue::Seen,
+        None => ControlQueue::Seen,
+        Some(driver) if ISOLATED_CONTROL_QUEUE.contains(&driver) => ControlQueue::Seen,
+        Some(driver) if SHARED_CONTROL_QUEUE.contains(&driver) => ControlQueue::Hidden,
+        Some(_) => ControlQueue::Unknown,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
-
     use super::*;
 
     const VDPA0: Rdev = (511, 0);
     const VDPA1: Rdev = (511, 1);
+    const VDPA2: Rdev = (511, 2);
 
     /// A process that holds tap1 by two descriptors, tap2 by one, and VF 3's vDPA device.
     fn held() -> Held {
@@ -361,79 +413,147 @@ mod tests {
         }
     }
 
-    fn backing_of(option: &str, held: &Held) -> Result<BackingView, String> {
-        let line = format!("qemu\0-netdev\0{option}\0-device\0virtio-net-pci,id=vf0,netdev=n1");
+    fn vf_of(index: u16, driver: &str) -> VdpaParent {
+        VdpaParent::Vdpa {
+            name: format!("vdpa{index}"),
+            vf: Some(("pci/0000:03:00.0".into(), index)),
+            driver: Some(driver.to_owned()),
+        }
+    }
+
+    /// What is found for vf0 on the backend n1 of a QEMU with these options.
+    fn found(options: &str, held: &Held, census: &Census) -> Result<Found, BackingView> {
+        let line = format!("qemu\0{options}\0-device\0virtio-net-pci,id=vf0,netdev=n1");
         let claims = command_line::claims(line.as_bytes());
-        let vf = VdpaParent::Vf { handle: "pci/0000:03:00.0".into(), index: 3 };
-        let vdpa = [(VDPA0, vf)].into();
+        let all = [(VDPA0, vf_of(3, "vp_vdpa")), (VDPA2, vf_of(5, "mlx5_core"))];
+        let vdpa =
+            all.into_iter().filter(|(rdev, _)| held.devices.values().any(|d| d == rdev)).collect();
         let path_rdev = |path: &Path| match path.to_str() {
             Some("/dev/vhost-vdpa-0") => Some(VDPA0),
             Some("/dev/vhost-vdpa-1") => Some(VDPA1),
+            Some("/dev/vhost-vdpa-2") => Some(VDPA2),
             _ => None,
         };
-        Evidence { pid: 42, held, claims: &claims, vdpa: &vdpa }.backing(
-            &DeviceId::new("vf0").unwrap(),
-            None,
-            &path_rdev,
-        )
+        Evidence { pid: 42, held, claims: &claims, vdpa: &vdpa, census, path_rdev: &path_rdev }
+            .found(&DeviceId::new("vf0").unwrap(), None)
     }
 
-    fn netdev(name: &str) -> Result<BackingView, String> {
-        Ok(BackingView::Netdev { name: name.to_owned() })
+    fn backing_of(option: &str, held: &Held) -> Result<(BackingView, BackingSource), BackingView> {
+        let found = found(&format!("-netdev\0{option}"), held, &Census::default())?;
+        Ok((found.footing.backing, found.footing.source.unwrap()))
     }
 
-    fn assert_refused(option: &str, held: &Held, words: &str) {
-        let reason = backing_of(option, held).expect_err(option);
+    fn netdev(
+        name: &str,
+        source: BackingSource,
+    ) -> Result<(BackingView, BackingSource), BackingView> {
+        Ok((BackingView::Netdev { name: name.to_owned() }, source))
+    }
+
+    fn vf(index: u16, source: BackingSource) -> Result<(BackingView, BackingSource), BackingView> {
+        Ok((BackingView::Vf { handle: "pci/0000:03:00.0".into(), index }, source))
+    }
+
+    fn assert_unknown(option: &str, held: &Held, words: &str) {
+        let found = backing_of(option, held);
+        let Err(BackingView::Unknown { reason }) = &found else { panic!("{option}: {found:?}") };
         assert!(reason.contains(words) && reason.contains("spec.backings"), "{option}: {reason}");
     }
 
     #[test]
     fn a_tap_counts_when_the_process_holds_it() {
-        assert_eq!(backing_of("tap,id=n1,ifname=tap1", &held()), netdev("tap1"));
-        assert_eq!(backing_of("tap,id=n1,fd=10", &held()), netdev("tap2"));
-        assert_eq!(backing_of("tap,id=n1,fds=8:9", &held()), netdev("tap1"));
+        let held = held();
+        let by_name = netdev("tap1", BackingSource::TapName);
+        assert_eq!(backing_of("tap,id=n1,ifname=tap1", &held), by_name);
+        let by_descriptor = |name| netdev(name, BackingSource::TapDescriptor);
+        assert_eq!(backing_of("tap,id=n1,fd=10", &held), by_descriptor("tap2"));
+        assert_eq!(backing_of("tap,id=n1,fds=8:9", &held), by_descriptor("tap1"));
     }
 
     #[test]
-    fn a_neighbours_tap_that_is_only_claimed_is_refused() {
-        assert_refused("tap,id=n1,ifname=tap7", &held(), "does not hold");
+    fn a_tap_that_is_only_claimed_is_refused() {
+        assert_unknown("tap,id=n1,ifname=tap7", &held(), "does not hold");
+    }
+
+    #[test]
+    fn a_claim_to_what_a_neighbour_holds_is_a_conflict_that_names_the_neighbour() {
+        let census = Census::of(&[("tap7", 77)], &[(VDPA1, 78)]);
+        for (claim, neighbour) in [
+            ("-netdev\0tap,id=n1,ifname=tap7", "process 77"),
+            ("-netdev\0vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-1", "process 78"),
+        ] {
+            let found = found(claim, &held(), &census);
+            let Err(BackingView::Contested { reason }) = found else { panic!("{found:?}") };
+            assert!(reason.contains(neighbour) && reason.contains("42 does not"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn other_holders_of_what_the_process_holds_are_found() {
+        let census = Census::of(&[("tap1", 42), ("tap1", 77)], &[(VDPA0, 78)]);
+        let others = |options: &str| found(options, &held(), &census).unwrap().others;
+        assert_eq!(others("-netdev\0tap,id=n1,ifname=tap1"), [77]);
+        assert_eq!(others("-netdev\0tap,id=n1,ifname=tap2"), [] as [u32; 0]);
+        assert_eq!(others("-netdev\0vhost-vdpa,id=n1,vhostfd=20"), [78]);
     }
 
     #[test]
     fn descriptors_that_are_no_tap_or_two_are_refused() {
-        assert_refused("tap,id=n1,fd=20", &held(), "no attached tap");
-        assert_refused("tap,id=n1,fd=11", &held(), "no attached tap");
-        assert_refused("tap,id=n1,fds=8:10", &held(), "does not say which");
+        assert_unknown("tap,id=n1,fd=20", &held(), "no attached tap");
+        assert_unknown("tap,id=n1,fd=11", &held(), "no attached tap");
+        assert_unknown("tap,id=n1,fds=8:10", &held(), "does not say which");
     }
 
     #[test]
     fn a_tap_that_qemu_named_is_the_one_that_is_left() {
         assert_eq!(
             backing_of("tap,id=n1\0-netdev\0tap,id=n2,ifname=tap1", &held()),
-            netdev("tap2")
+            netdev("tap2", BackingSource::OnlyTap)
         );
-        assert_refused("tap,id=n1", &held(), "does not say which");
+        assert_unknown("tap,id=n1", &held(), "does not say which");
     }
 
     #[test]
     fn tap_names_of_another_namespace_say_nothing() {
         let elsewhere = Held { same_netns: false, ..held() };
-        assert_refused("tap,id=n1,ifname=tap1", &elsewhere, "another network namespace");
+        assert_unknown("tap,id=n1,ifname=tap1", &elsewhere, "another network namespace");
     }
 
     #[test]
     fn a_vdpa_device_counts_when_the_process_holds_it_however_it_is_named() {
-        let vf = Ok(BackingView::Vf { handle: "pci/0000:03:00.0".into(), index: 3 });
-        assert_eq!(backing_of("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-0", &held()), vf);
-        assert_eq!(backing_of("vhost-vdpa,id=n1,vhostfd=20", &held()), vf);
-        assert_eq!(backing_of("vhost-vdpa,id=n1,vhostdev=/dev/fdset/1", &held()), vf);
+        let held = held();
+        for (option, source) in [
+            ("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-0", BackingSource::VdpaPath),
+            ("vhost-vdpa,id=n1,vhostfd=20", BackingSource::VdpaDescriptor),
+            ("vhost-vdpa,id=n1,vhostdev=/dev/fdset/1", BackingSource::VdpaSet),
+        ] {
+            assert_eq!(backing_of(option, &held), vf(3, source));
+        }
+    }
+
+    #[test]
+    fn sets_of_descriptors_are_told_apart_by_their_order() {
+        // QEMU has copied two descriptors into its sets, and opened each once more.
+        let devices = [(13, VDPA2), (14, VDPA0), (30, VDPA0), (31, VDPA2)].into();
+        let held = Held { devices, ..held() };
+        let of = |added: &str| {
+            let options = format!(
+                "{added}\0-netdev\0vhost-vdpa,id=n1,vhostdev=/dev/fdset/7\0-netdev\0\
+                 vhost-vdpa,id=n2,vhostdev=/dev/fdset/9"
+            );
+            found(&options, &held, &Census::default()).map(|found| found.footing.backing)
+        };
+        let index = |index| Ok(BackingView::Vf { handle: "pci/0000:03:00.0".into(), index });
+        assert_eq!(of("-add-fd\0fd=3,set=7\0-add-fd\0fd=4,set=9"), index(5));
+        assert_eq!(of("-add-fd\0fd=3,set=9\0-add-fd\0fd=4,set=7"), index(3));
+        assert!(of("-add-fd\0fd=3,set=9").is_err(), "its place in the order is not known");
     }
 
     #[test]
     fn a_vdpa_device_that_is_only_claimed_is_refused() {
-        assert_refused("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-1", &held(), "no such vDPA");
-        assert_refused("vhost-vdpa,id=n1,vhostfd=21", &held(), "no such vDPA");
-        assert_refused(
+        assert_unknown("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-1", &held(), "does not hold");
+        assert_unknown("vhost-vdpa,id=n1,vhostfd=21", &held(), "no vDPA device");
+        assert_unknown(
             "vhost-vdpa,id=n1,vhostdev=/dev/fdset/1\0-netdev\0vhost-vdpa,id=n2,vhostfd=20",
             &held(),
             "does not say which",
@@ -441,51 +561,28 @@ mod tests {
     }
 
     #[test]
-    fn backends_without_a_counterpart_are_named() {
-        assert_refused("vhost-user,id=n1,chardev=c", &held(), "vhost-user");
-        assert_refused("user,id=other", &held(), "no -netdev n1");
+    fn the_control_queue_of_a_vdpa_device_is_seen_where_it_is_shadowed_or_apart() {
+        let seen = |option: &str, held: &Held| {
+            let found = found(&format!("-netdev\0{option}"), held, &Census::default());
+            found.unwrap().footing.control_queue
+        };
+        let by_path = "vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-0";
+        assert_eq!(seen(by_path, &held()), ControlQueue::Hidden);
+        assert_eq!(seen(&format!("{by_path},x-svq=on"), &held()), ControlQueue::Seen);
+        assert_eq!(seen("tap,id=n1,ifname=tap1", &held()), ControlQueue::Seen);
+        let mlx5 = Held { devices: [(20, VDPA2)].into(), ..held() };
+        assert_eq!(seen("vhost-vdpa,id=n1,vhostfd=20", &mlx5), ControlQueue::Seen);
+        assert_eq!(control_queue(false, Some("a_driver_of_next_year")), ControlQueue::Unknown);
+        assert_eq!(control_queue(false, None), ControlQueue::Seen, "a simulated device");
     }
 
     #[test]
-    fn a_vdpa_device_leads_to_its_vf_through_sysfs() {
-        let sys = tempfile::tempdir().unwrap();
-        let pf = sys.path().join("devices/pci0000:00/0000:03:00.0");
-        let vf = sys.path().join("devices/pci0000:00/0000:03:00.5");
-        let char_device = vf.join("vdpa4/vhost-vdpa-2");
-        let lone = sys.path().join("devices/vdpasim_net/vdpa5/vhost-vdpa-3");
-        for folder in [&pf, &char_device, &lone, &sys.path().join("dev/char")] {
-            fs::create_dir_all(folder).unwrap();
+    fn backends_without_a_counterpart_are_named_and_unsupported() {
+        for kind in ["vhost-user", "user", "af-xdp"] {
+            let found = backing_of(&format!("{kind},id=n1"), &held());
+            let Err(BackingView::Unsupported { reason }) = &found else { panic!("{found:?}") };
+            assert!(reason.contains(kind) && reason.contains("spec.backings"), "{reason}");
         }
-        symlink("../0000:03:00.0", vf.join("physfn")).unwrap();
-        symlink("../0000:03:00.4", pf.join("virtfn2")).unwrap();
-        symlink("../0000:03:00.5", pf.join("virtfn3")).unwrap();
-        symlink(&char_device, sys.path().join("dev/char/511:2")).unwrap();
-        symlink(&lone, sys.path().join("dev/char/511:3")).unwrap();
-        symlink(&pf, sys.path().join("dev/char/1:3")).unwrap();
-
-        let host = Host { sys: sys.path().into(), ..Host::default() };
-        assert_eq!(
-            host.vdpa_parent((511, 2)).unwrap(),
-            VdpaParent::Vf { handle: "pci/0000:03:00.0".into(), index: 3 }
-        );
-        assert_eq!(host.vdpa_parent((511, 3)).unwrap(), VdpaParent::NoVf { name: "vdpa5".into() });
-        assert_eq!(host.vdpa_parent((1, 3)).unwrap(), VdpaParent::NotVdpa);
-        assert!(host.vdpa_parent((511, 9)).is_err());
-    }
-
-    #[test]
-    fn what_a_process_holds_is_read_from_the_kernel() {
-        let null = fs::File::open("/dev/null").unwrap();
-        let held = Host::default().held_by(std::process::id()).unwrap();
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&null);
-        assert!(held.same_netns);
-        assert_eq!(held.devices.get(&u32::try_from(fd).unwrap()), Some(&(1, 3)));
-    }
-
-    #[test]
-    fn the_tap_of_a_descriptor_is_in_its_fdinfo() {
-        let info = "pos:\t0\nflags:\t0104002\nmnt_id:\t29\nino:\t142\niff:\ttap1\n";
-        assert_eq!(tap_name(info), Some("tap1"));
-        assert_eq!(tap_name("pos:\t0\nflags:\t02\n"), None);
+        assert_unknown("user,id=other", &held(), "no -netdev n1");
     }
 }

@@ -12,6 +12,8 @@ pub(crate) struct Claims {
     pub(crate) netdevs: BTreeMap<String, NetdevClaim>,
     /// The backend's id of each device that has an id and a backend.
     pub(crate) devices: BTreeMap<String, String>,
+    /// The set of each `-add-fd`, in their order.
+    pub(crate) descriptor_sets: Vec<String>,
 }
 
 /// What a network backend is said to stand on.
@@ -25,7 +27,12 @@ pub(crate) enum NetdevClaim {
         fds: Vec<u32>,
     },
     /// A vhost-vdpa character device.
-    VhostVdpa(VhostVdpaClaim),
+    VhostVdpa {
+        /// How it is named.
+        device: VhostVdpaClaim,
+        /// `x-svq=on`: QEMU stands between the guest's queues and the device's.
+        shadowed: bool,
+    },
     /// Another type of backend.
     Other {
         /// Its type.
@@ -40,7 +47,9 @@ pub(crate) enum VhostVdpaClaim {
     Path(PathBuf),
     /// `vhostfd=7`.
     Fd(u32),
-    /// A set of inherited descriptors, or a form that does not say which.
+    /// `vhostdev=/dev/fdset/2`: a set of inherited descriptors.
+    Set(String),
+    /// A form that does not say which.
     Unnamed,
 }
 
@@ -103,13 +112,17 @@ fn netdev_claim(properties: &Properties) -> NetdevClaim {
                 .filter_map(|fd| fd.parse().ok())
                 .collect(),
         },
-        Some("vhost-vdpa") => NetdevClaim::VhostVdpa(match (of("vhostdev"), of("vhostfd")) {
-            (Some(path), _) if !path.starts_with("/dev/fdset/") => {
-                VhostVdpaClaim::Path(path.into())
-            }
-            (None, Some(fd)) => fd.parse().map_or(VhostVdpaClaim::Unnamed, VhostVdpaClaim::Fd),
-            _ => VhostVdpaClaim::Unnamed,
-        }),
+        Some("vhost-vdpa") => NetdevClaim::VhostVdpa {
+            device: match (of("vhostdev"), of("vhostfd")) {
+                (Some(path), _) => match path.strip_prefix("/dev/fdset/") {
+                    Some(set) => VhostVdpaClaim::Set(set.to_owned()),
+                    None => VhostVdpaClaim::Path(path.into()),
+                },
+                (None, Some(fd)) => fd.parse().map_or(VhostVdpaClaim::Unnamed, VhostVdpaClaim::Fd),
+                (None, None) => VhostVdpaClaim::Unnamed,
+            },
+            shadowed: matches!(of("x-svq"), Some("on" | "true" | "yes" | "y")),
+        },
         kind => NetdevClaim::Other { kind: kind.unwrap_or("of no type").to_owned() },
     }
 }
@@ -132,6 +145,10 @@ pub(crate) fn claims(bytes: &[u8]) -> Claims {
                 if let (Some(id), Some(netdev)) = (properties.get("id"), properties.get("netdev")) {
                     claims.devices.insert(id.clone(), netdev.clone());
                 }
+            }
+            Some("add-fd") => {
+                let properties = properties(&arguments.next().unwrap_or_default(), "fd");
+                claims.descriptor_sets.extend(properties.get("set").cloned());
             }
             _ => {}
         }
@@ -181,16 +198,34 @@ mod tests {
 
     #[test]
     fn vhost_vdpa_is_named_by_path_by_descriptor_or_not_at_all() {
-        let of = |claim| NetdevClaim::VhostVdpa(claim);
+        let of = |device| NetdevClaim::VhostVdpa { device, shadowed: false };
         assert_eq!(
-            netdev("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-3,x-svq=on"),
+            netdev("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-3"),
             of(VhostVdpaClaim::Path("/dev/vhost-vdpa-3".into()))
         );
         assert_eq!(netdev("vhost-vdpa,id=n1,vhostfd=7"), of(VhostVdpaClaim::Fd(7)));
+        assert_eq!(netdev("vhost-vdpa,id=n1,vhostfd=named"), of(VhostVdpaClaim::Unnamed));
         assert_eq!(
             netdev(r#"{"type":"vhost-vdpa","vhostdev":"/dev/fdset/2","id":"n1"}"#),
-            of(VhostVdpaClaim::Unnamed)
+            of(VhostVdpaClaim::Set("2".into()))
         );
+    }
+
+    #[test]
+    fn a_shadowed_control_queue_is_read_in_both_forms() {
+        let shadowed = |option: &str| match netdev(option) {
+            NetdevClaim::VhostVdpa { shadowed, .. } => shadowed,
+            other => panic!("{other:?}"),
+        };
+        assert!(shadowed("vhost-vdpa,id=n1,vhostdev=/dev/vhost-vdpa-3,x-svq=on"));
+        assert!(shadowed(r#"{"type":"vhost-vdpa","vhostfd":"7","id":"n1","x-svq":true}"#));
+        assert!(!shadowed("vhost-vdpa,id=n1,vhostfd=7,x-svq=off"));
+    }
+
+    #[test]
+    fn sets_of_descriptors_are_listed_in_their_order() {
+        let claims = of(&["qemu", "-add-fd", "fd=3,set=7,opaque=a", "--add-fd", "fd=4,set=1"]);
+        assert_eq!(claims.descriptor_sets, ["7", "1"]);
     }
 
     #[test]

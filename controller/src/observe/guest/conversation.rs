@@ -11,14 +11,16 @@ use std::{
     time::Instant,
 };
 
+use api::resources::{ControlQueue, MacSource, RxMode, Visibility};
+
 use super::{
     EventCounts,
-    backing::{Backends, Backings},
+    backing::{Backends, Backings, Footing},
     pace::{Bucket, Limits},
     qmp::{self, Command, DeviceId, Event, Message, NotQmp, Property},
     replies::{self, NicFilter, PciPlace},
 };
-use crate::world::{Cause, GuestFunction, RxFilter};
+use crate::world::{Cause, GuestFunction, PciAddress, RxFilter};
 
 /// What a peer did that QEMU does not do.
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +204,23 @@ struct Waiting {
     event_read: Option<Instant>,
 }
 
+/// How much can be seen of a function, from what serves its control queue and what its filter
+/// shows. A device is promiscuous until its driver says otherwise, which takes a receive mode.
+fn visibility(control_queue: ControlQueue, filter: Option<&RxFilter>) -> Visibility {
+    let seen = control_queue != ControlQueue::Hidden;
+    Visibility {
+        control_queue,
+        rx_mode: match filter {
+            Some(filter) if seen && !filter.promiscuous => RxMode::Negotiated,
+            _ => RxMode::Unknown,
+        },
+        mac: match filter {
+            Some(_) if seen => MacSource::RxFilter,
+            _ => MacSource::None,
+        },
+    }
+}
+
 /// One connection's state.
 #[derive(Debug)]
 pub(crate) struct Conversation {
@@ -308,15 +327,40 @@ impl Conversation {
         self.backends_revision
     }
 
+    /// The index of each VF among those of its PF: their order on the bus.
+    fn indexes(&self) -> BTreeMap<&DeviceId, u16> {
+        let mut vfs: BTreeMap<&str, Vec<(PciAddress, &DeviceId)>> = BTreeMap::new();
+        for (id, function) in self.known() {
+            if let Some(pf) = function.pf.known().flatten()
+                && let Some(address) = self.places.get(id.as_str()).and_then(|p| p.address)
+            {
+                vfs.entry(pf).or_default().push((address, id));
+            }
+        }
+        vfs.values_mut()
+            .flat_map(|vfs| {
+                vfs.sort_unstable();
+                (0u16..).zip(vfs.iter()).map(|(index, (_, id))| (*id, index))
+            })
+            .collect()
+    }
+
     /// The functions whose backings are known by now.
     pub(crate) fn functions(&self, backings: &Backings) -> BTreeMap<String, GuestFunction> {
+        let indexes = self.indexes();
         self.known()
             .filter_map(|(id, function)| {
+                let place = self.places.get(id.as_str());
+                let Footing { backing, source, control_queue, .. } = backings.get(id)?.clone();
                 let function = GuestFunction {
                     pf: function.pf.known().flatten().map(str::to_owned),
-                    enabled: self.places.get(id.as_str()).is_some_and(|place| place.enabled),
+                    index: indexes.get(id).copied(),
+                    pci: place.and_then(|place| place.address),
+                    enabled: place.is_some_and(|place| place.enabled),
                     filter: function.filter.clone(),
-                    backing: backings.get(id)?.clone(),
+                    backing,
+                    source,
+                    visibility: visibility(control_queue, function.filter.as_ref()),
                 };
                 Some((id.as_str().to_owned(), function))
             })
@@ -421,6 +465,7 @@ impl Conversation {
                     self.change(Some(now));
                 }
                 self.look_at_everything(now, Some(now));
+                self.backings_wanted = true;
             }
             Event::LookAgain(_) => self.look_at_everything(now, Some(now)),
             Event::Unrelated(_) => {}
@@ -433,7 +478,6 @@ impl Conversation {
         self.status.want(now, event_read);
         self.pci.want(now, event_read);
         self.filters.want(now, event_read);
-        self.backings_wanted = true;
     }
 
     fn change(&mut self, event_read: Option<Instant>) {
@@ -498,7 +542,6 @@ impl Conversation {
         self.poll = Some(now + self.limits.poll);
         self.audit = Some(now + self.limits.audit);
         self.look_at_everything(now, None);
-        self.backings_wanted = false;
     }
 
     /// Takes the places of PCI devices. What was enabled or disabled has no event of its own, and
@@ -641,6 +684,7 @@ impl Conversation {
         if self.audit.is_some_and(|at| at <= now) {
             self.audit = Some(now + self.limits.audit);
             self.look_at_everything(now, None);
+            self.backings_wanted = true;
         }
         if self.poll.is_some_and(|at| at <= now) {
             self.poll = Some(now + self.limits.poll);

@@ -8,6 +8,7 @@ mod backing;
 mod command_line;
 mod conversation;
 mod folder;
+mod holdings;
 mod lines;
 mod outbox;
 mod pace;
@@ -36,10 +37,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    backing::Host,
     folder::{Folder, SocketFile},
+    holdings::{Holders, Host},
     outbox::Outbox,
     pace::Limits,
+    process::Process,
     task::{GuestTask, Standing, Target},
 };
 use crate::world::{Cause, GuestView};
@@ -94,17 +96,32 @@ pub struct GuestWatch {
 impl GuestWatch {
     /// Watches the sockets of `qmp_dir`, `<guest id>.sock` each, and the guests of
     /// [`Self::set_api_guests`]. The folder may come later than the daemon, go, and come back.
-    /// Needs a tokio runtime.
+    /// `remembered` are guests as they were seen by an earlier daemon: what their processes were
+    /// believed to hold stays theirs. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses an inotify instance.
     pub fn start(
         qmp_dir: Option<PathBuf>,
+        remembered: &BTreeMap<Id, GuestView>,
         sink: mpsc::Sender<GuestMessage>,
         cancel: CancellationToken,
     ) -> Result<GuestWatch, GuestWatchError> {
-        Self::start_with(qmp_dir, sink, cancel, Limits::default())
+        let holders = Holders::new(Host::default());
+        for guest in remembered.values() {
+            let Some(process) = guest.pid.and_then(|pid| Process::of_pid(pid).ok()) else {
+                continue;
+            };
+            for function in guest.functions.values().filter(|f| f.backing.is_known()) {
+                holders.remember(function.backing.clone(), process.clone());
+            }
+        }
+        Self::start_with(qmp_dir, holders, sink, cancel, Limits::default())
     }
 
     fn start_with(
         qmp_dir: Option<PathBuf>,
+        holders: Holders,
         sink: mpsc::Sender<GuestMessage>,
         cancel: CancellationToken,
         limits: Limits,
@@ -121,6 +138,7 @@ impl GuestWatch {
             named,
             sink,
             limits,
+            holders,
             targets: BTreeMap::new(),
             tasks: JoinSet::new(),
             task_guests: HashMap::new(),
@@ -156,6 +174,7 @@ struct Guests {
     named: watch::Receiver<ApiGuests>,
     sink: mpsc::Sender<GuestMessage>,
     limits: Limits,
+    holders: Holders,
     targets: BTreeMap<Id, watch::Sender<Target>>,
     tasks: JoinSet<()>,
     task_guests: HashMap<tokio::task::Id, Id>,
@@ -187,8 +206,8 @@ impl Guests {
     fn start(&mut self, id: Id, target: Target, delay: Duration) {
         let (sender, receiver) = watch::channel(target);
         let outbox = Outbox::new(id.clone(), self.sink.clone());
-        let task =
-            GuestTask::new(id.clone(), receiver, outbox, self.limits.clone(), Host::default());
+        let holders = self.holders.clone();
+        let task = GuestTask::new(id.clone(), receiver, outbox, self.limits.clone(), holders);
         let handle = self.tasks.spawn(async move {
             tokio::time::sleep(delay).await;
             task.run().await;

@@ -45,8 +45,11 @@ pub(crate) struct Limits {
     pub(crate) forgive: Duration,
     /// How long a QEMU that closed its socket may take to end before it counts as still there.
     pub(crate) farewell: Duration,
-    /// How often a QEMU without a connection is checked for being there.
+    /// How often a QEMU without a connection is checked for being there, where the kernel does not
+    /// tell.
     pub(crate) vigil: Duration,
+    /// Between two looks at backings that other processes hold as well.
+    pub(crate) contested: Duration,
 }
 
 impl Default for Limits {
@@ -71,6 +74,7 @@ impl Default for Limits {
             forgive: Duration::from_secs(60),
             farewell: Duration::from_millis(500),
             vigil: Duration::from_millis(500),
+            contested: Duration::from_secs(2),
         }
     }
 }

@@ -1,17 +1,44 @@
 //! Which process is at the other end of a socket, and whether it is still there.
 //!
-//! In: a connected socket's peer credentials and `/proc/PID/stat`. Out: a [`Process`]. A pid alone
-//! names nobody for long: together with the time at which the process started it does.
+//! In: a connected socket's peer (SO_PEERPIDFD, SO_PEERCRED) and `/proc/PID/stat`. Out: a
+//! [`Process`]. A pid alone names nobody for long: a pidfd does, and where the kernel has none, the
+//! pid together with the time at which the process started.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
-/// A process, told from a later one of the same pid by the time it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt::PeerPidfd},
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixStream,
+    time,
+};
+
+/// A process, told from a later one of the same pid.
+#[derive(Debug, Clone)]
 pub(crate) struct Process {
     pid: u32,
     /// In clock ticks since boot.
     started: u64,
+    /// Becomes readable when the process ends; absent where the kernel has none.
+    pidfd: Option<Arc<AsyncFd<OwnedFd>>>,
 }
+
+impl PartialEq for Process {
+    fn eq(&self, other: &Self) -> bool {
+        (self.pid, self.started) == (other.pid, other.started)
+    }
+}
+
+impl Eq for Process {}
 
 /// What `/proc/PID/stat` says (proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +61,38 @@ fn stat(pid: u32) -> io::Result<Stat> {
 }
 
 impl Process {
-    /// The process that has this pid now.
+    /// The process at the other end of a connected socket: the one that made it listen. None where
+    /// it has ended, and where it lives in a pid namespace that this one does not see.
+    pub(crate) fn peer_of(stream: &UnixStream) -> Option<Process> {
+        let pid = stream.peer_cred().ok()?.pid()?;
+        let pid = u32::try_from(pid).ok().filter(|pid| *pid != 0)?;
+        match getsockopt(stream, PeerPidfd) {
+            Ok(pidfd) => Self::of(pid, Some(pidfd)).ok(),
+            // Linux before 6.5.
+            Err(_) => Self::of_pid(pid).ok(),
+        }
+    }
+
+    /// The process that has this pid now. Needs a tokio runtime.
     pub(crate) fn of_pid(pid: u32) -> io::Result<Process> {
-        Ok(Process { pid, started: stat(pid)?.started })
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // Linux before 5.3 has none.
+        let pidfd = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        Self::of(pid, pidfd)
+    }
+
+    fn of(pid: u32, pidfd: Option<OwnedFd>) -> io::Result<Process> {
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd stays open and the same, which is what the unsafe form asks for"
+        )]
+        let pidfd = pidfd
+            .map(|pidfd| AsyncFd::with_interest(pidfd, Interest::READABLE))
+            .transpose()?
+            .map(Arc::new);
+        let process = Process { pid, started: stat(pid)?.started, pidfd };
+        // While it lives no other has its pid, so that what was read is of this one.
+        if process.is_alive() { Ok(process) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Its pid.
@@ -47,6 +103,10 @@ impl Process {
     /// Whether it is there, and more than a zombie. Where that cannot be read it is: taking a
     /// running QEMU for dead would cut its guest off.
     pub(crate) fn is_alive(&self) -> bool {
+        if let Some(pidfd) = &self.pidfd {
+            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            return poll(&mut ended, PollTimeout::ZERO).is_ok_and(|ready| ready == 0);
+        }
         match stat(self.pid) {
             Ok(now) => now.started == self.started && !matches!(now.state, 'Z' | 'X' | 'x'),
             Err(error) => {
@@ -56,13 +116,29 @@ impl Process {
             }
         }
     }
+
+    /// Returns when it has ended. Without a pidfd it is looked at every `vigil`.
+    pub(crate) async fn ended(&self, vigil: Duration) {
+        if let Some(pidfd) = &self.pidfd
+            && pidfd.readable().await.is_ok()
+        {
+            return;
+        }
+        while self.is_alive() {
+            time::sleep(vigil).await;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
+
+    fn cat() -> Child {
+        Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
+    }
 
     #[test]
     fn a_command_name_with_parentheses_and_spaces_does_not_mislead() {
@@ -72,25 +148,46 @@ mod tests {
         assert_eq!(parse_stat(""), None);
     }
 
-    #[test]
-    fn a_process_is_alive_until_it_ends_even_before_it_is_reaped() {
-        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
-        let process = Process::of_pid(child.id()).unwrap();
-        assert!(process.is_alive());
-        child.kill().unwrap();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while process.is_alive() {
-            assert!(std::time::Instant::now() < deadline, "a killed process still counts");
-            std::thread::yield_now();
+    #[tokio::test]
+    async fn a_process_is_alive_until_it_ends_even_before_it_is_reaped() {
+        for with_pidfd in [true, false] {
+            let mut child = cat();
+            let mut process = Process::of_pid(child.id()).unwrap();
+            if with_pidfd {
+                assert!(process.pidfd.is_some(), "a kernel that can run these tests has pidfds");
+            } else {
+                process.pidfd = None;
+            }
+            assert!(process.is_alive());
+            child.kill().unwrap();
+            let ended = process.ended(Duration::from_millis(5));
+            time::timeout(Duration::from_secs(10), ended).await.expect("the end is told");
+            assert!(!process.is_alive(), "not reaped yet, and gone");
+            child.wait().unwrap();
+            assert!(!process.is_alive());
+            assert!(
+                Process::of_pid(child.id()).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+            );
         }
-        child.wait().unwrap();
-        assert!(!process.is_alive());
     }
 
-    #[test]
-    fn another_process_of_the_same_pid_is_not_the_one_that_was() {
+    #[tokio::test]
+    async fn another_process_of_the_same_pid_is_not_the_one_that_was() {
         let me = Process::of_pid(std::process::id()).unwrap();
         assert!(me.is_alive());
-        assert!(!Process { started: me.started + 1, ..me }.is_alive());
+        let other = Process { started: me.started + 1, pidfd: None, ..me.clone() };
+        assert!(!other.is_alive());
+        assert!(me != other && me == Process::of_pid(std::process::id()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_peer_of_a_socket_is_the_process_that_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let peer = Process::peer_of(&stream).unwrap();
+        assert_eq!(peer.pid(), std::process::id());
+        assert!(peer.is_alive());
     }
 }

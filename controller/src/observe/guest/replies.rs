@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 use api::types::MacAddr;
 use serde::Deserialize;
 
-use crate::world::RxFilter;
+use crate::world::{PciAddress, RxFilter};
 
 /// A PCI device with an id, as query-pci shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PciPlace {
+    /// Where the guest sees it; absent where it is no place that PCI has.
+    pub(crate) address: Option<PciAddress>,
     /// Whether a BAR has an address. A VF's BARs have one exactly while the guest has it enabled.
     pub(crate) enabled: bool,
     /// Whether it is a network controller (PCI base class 2).
@@ -28,6 +30,9 @@ struct WireBus {
 
 #[derive(Deserialize)]
 struct WirePciDevice {
+    bus: i64,
+    slot: i64,
+    function: i64,
     #[serde(default)]
     qdev_id: String,
     class_info: WirePciClass,
@@ -52,10 +57,22 @@ const UNMAPPED: i64 = -1;
 /// The PCI base class of network controllers.
 const NETWORK_CONTROLLER: u32 = 2;
 
+impl WirePciDevice {
+    fn address(&self) -> Option<PciAddress> {
+        let within = |number: i64, limit: u8| u8::try_from(number).ok().filter(|n| *n <= limit);
+        Some(PciAddress {
+            bus: within(self.bus, u8::MAX)?,
+            slot: within(self.slot, 31)?,
+            function: within(self.function, 7)?,
+        })
+    }
+}
+
 fn collect(devices: &[WirePciDevice], places: &mut BTreeMap<String, PciPlace>) {
     for device in devices {
         if !device.qdev_id.is_empty() {
             let place = PciPlace {
+                address: device.address(),
                 enabled: device.regions.iter().any(|region| region.address != UNMAPPED),
                 network: device.class_info.class >> 8 == NETWORK_CONTROLLER,
             };
@@ -82,11 +99,14 @@ pub(crate) fn pci_places(value: &str) -> Result<BTreeMap<String, PciPlace>, serd
 struct WireRxFilter {
     name: String,
     promiscuous: bool,
+    multicast: WireRxState,
     vlan: WireRxState,
+    multicast_overflow: bool,
     unicast_overflow: bool,
     main_mac: MacAddr,
     vlan_table: Vec<u16>,
     unicast_table: Vec<MacAddr>,
+    multicast_table: Vec<MacAddr>,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]
@@ -113,9 +133,15 @@ impl From<WireRxFilter> for NicFilter {
         // not promiscuous.
         let untouched = wire.promiscuous && wire.vlan == WireRxState::All;
         let filter = (!untouched).then(|| {
-            let mut unicast = wire.unicast_table;
-            unicast.sort_unstable();
-            unicast.dedup();
+            // QEMU empties a table that overflowed; whatever a peer leaves in it says nothing.
+            let table = |overflow: bool, mut macs: Vec<MacAddr>| {
+                if overflow {
+                    macs.clear();
+                }
+                macs.sort_unstable();
+                macs.dedup();
+                macs
+            };
             let mut vlans = wire.vlan_table;
             if wire.vlan == WireRxState::All {
                 vlans.clear();
@@ -124,8 +150,11 @@ impl From<WireRxFilter> for NicFilter {
             vlans.dedup();
             RxFilter {
                 main_mac: wire.main_mac,
-                unicast: if wire.unicast_overflow { Vec::new() } else { unicast },
+                unicast: table(wire.unicast_overflow, wire.unicast_table),
                 unicast_overflow: wire.unicast_overflow,
+                multicast: table(wire.multicast_overflow, wire.multicast_table),
+                multicast_overflow: wire.multicast_overflow,
+                all_multicast: wire.multicast == WireRxState::All,
                 vlans,
                 promiscuous: wire.promiscuous,
             }
@@ -185,8 +214,9 @@ mod tests {
         outer["pci_bridge"] = json!({"bus": {}, "devices": [inner]});
         let reply = json!([{"bus": 0, "devices": [outer, pci_device("", 0x0601, &[])]}]);
         let places = pci_places(&reply.to_string()).unwrap();
-        assert_eq!(places["vf0"], PciPlace { enabled: true, network: true });
-        assert_eq!(places["b0"], PciPlace { enabled: false, network: false });
+        let address = Some(PciAddress { bus: 1, slot: 0, function: 1 });
+        assert_eq!(places["vf0"], PciPlace { address, enabled: true, network: true });
+        assert_eq!(places["b0"], PciPlace { address, enabled: false, network: false });
         assert_eq!(places.len(), 3, "devices without ids are left out");
     }
 
@@ -236,6 +266,28 @@ mod tests {
         value[0]["unicast-overflow"] = json!(true);
         let seen = read(value).unwrap();
         assert!(seen.unicast_overflow && seen.unicast.is_empty());
+    }
+
+    #[test]
+    fn groups_are_read_with_their_overflow_and_the_wish_for_all_of_them() {
+        let seen = read(filter(false, "normal", &[])).unwrap();
+        assert_eq!(seen.multicast, ["01:00:5e:00:00:01".parse().unwrap()]);
+        assert!(!seen.multicast_overflow && !seen.all_multicast);
+        let mut value = filter(false, "normal", &[]);
+        value[0]["multicast-overflow"] = json!(true);
+        value[0]["multicast"] = json!("all");
+        let seen = read(value).unwrap();
+        assert!(seen.multicast.is_empty() && seen.multicast_overflow && seen.all_multicast);
+    }
+
+    #[test]
+    fn a_place_that_pci_does_not_have_is_none() {
+        for (field, number) in [("bus", 256), ("bus", -1), ("slot", 32), ("function", 8)] {
+            let mut device = pci_device("vf0", 0x0200, &[1]);
+            device[field] = json!(number);
+            let reply = json!([{"bus": 0, "devices": [device]}]);
+            assert_eq!(pci_places(&reply.to_string()).unwrap()["vf0"].address, None);
+        }
     }
 
     #[test]

@@ -21,15 +21,16 @@ use tokio::{
 };
 
 use super::{
-    backing::{self, Backings, Host},
+    backing::{self, Backings},
     conversation::{Conversation, Offence},
     folder::Incarnation,
+    holdings::Holders,
     lines::Lines,
     outbox::Outbox,
     pace::{Backoff, Limits},
     process::Process,
 };
-use crate::world::{Cause, Connection, GuestView};
+use crate::world::{BackingView, Cause, Connection, GuestView};
 
 /// Whether there is to be such a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +91,7 @@ pub(crate) struct GuestTask {
     target: watch::Receiver<Target>,
     outbox: Outbox,
     limits: Limits,
-    host: Host,
+    holders: Holders,
     view: GuestView,
     /// The QEMU of the last conversation.
     process: Option<Process>,
@@ -117,10 +118,10 @@ impl GuestTask {
         target: watch::Receiver<Target>,
         outbox: Outbox,
         limits: Limits,
-        host: Host,
+        holders: Holders,
     ) -> Self {
         let view = GuestView::default();
-        GuestTask { guest, target, outbox, limits, host, view, process: None }
+        GuestTask { guest, target, outbox, limits, holders, view, process: None }
     }
 
     /// Observes until the guest is neither named nor there. Says so then.
@@ -130,7 +131,7 @@ impl GuestTask {
         let mut punishment = Backoff::new(self.limits.punish);
         let mut refusals = 0;
         loop {
-            if self.process.is_some_and(|process| !process.is_alive()) {
+            if self.process.as_ref().is_some_and(|process| !process.is_alive()) {
                 self.gone();
             }
             let target = self.target.borrow_and_update().clone();
@@ -224,10 +225,16 @@ impl GuestTask {
 
     // ------------------------------------------------------------ waiting
 
+    /// Returns when the process of the last conversation ends; never where there is none.
+    async fn process_ended(process: Option<&Process>, vigil: Duration) {
+        match process {
+            Some(process) => process.ended(vigil).await,
+            None => future::pending().await,
+        }
+    }
+
     /// Waits for the deadline, for another target or for the end of the process.
     async fn pause(&mut self, until: Option<Instant>) -> Wake {
-        let mut vigil = time::interval(self.limits.vigil);
-        vigil.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.outbox.flush() => {}
@@ -237,10 +244,8 @@ impl GuestTask {
                     // Nobody is left to say anything: the daemon ends.
                     Err(_) => future::pending().await,
                 },
-                _ = vigil.tick(), if self.process.is_some() => {
-                    if self.process.is_some_and(|process| !process.is_alive()) {
-                        return Wake::Process;
-                    }
+                () = Self::process_ended(self.process.as_ref(), self.limits.vigil) => {
+                    return Wake::Process;
                 }
             }
         }
@@ -263,18 +268,9 @@ impl GuestTask {
 
     /// Whether the process that closed its socket is on its way out: its files close before it is
     /// gone.
-    async fn ends_soon(&mut self) -> bool {
-        let Some(process) = self.process else { return false };
-        let deadline = Instant::now() + self.limits.farewell;
-        let mut wait = Duration::from_millis(1);
-        while process.is_alive() {
-            if Instant::now() >= deadline {
-                return false;
-            }
-            time::sleep(wait).await;
-            wait *= 2;
-        }
-        true
+    async fn ends_soon(&self) -> bool {
+        let Some(process) = &self.process else { return false };
+        time::timeout(self.limits.farewell, process.ended(self.limits.vigil)).await.is_ok()
     }
 
     /// The socket cannot be connected to.
@@ -303,26 +299,45 @@ impl GuestTask {
 
     /// Takes the process at the other end for the guest's QEMU.
     fn meet(&mut self, stream: &UnixStream) -> Option<u32> {
-        // Pid 0 is a process that this pid namespace does not see.
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let pid = pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-        let process = pid.and_then(|pid| Process::of_pid(pid).ok());
-        if self.process.is_some_and(|before| Some(before) != process && !before.is_alive()) {
+        let process = Process::peer_of(stream);
+        let before = self.process.take();
+        if before.is_some_and(|before| Some(&before) != process.as_ref() && !before.is_alive()) {
             self.gone();
         }
+        let pid = process.as_ref().map(Process::pid);
         self.process = process;
         pid
     }
 
-    fn look_at_backings(&self, conversation: &Conversation) -> JoinHandle<Backings> {
-        let (host, process, backends) = (self.host.clone(), self.process, conversation.backends());
-        task::spawn_blocking(move || match process {
-            Some(process) => host.backings(process, &backends),
-            None => backing::all_unknown(
+    /// Looks at what the functions stand on; what others hold may have been looked at as early as
+    /// `since`.
+    fn look_at_backings(
+        &self,
+        conversation: &Conversation,
+        since: Instant,
+    ) -> JoinHandle<Backings> {
+        let backends = conversation.backends();
+        let Some(process) = self.process.clone() else {
+            let unknown = backing::all_unknown(
                 &backends,
                 "the socket's peer is no process that the daemon can see; run it in QEMU's pid \
                  namespace, or name the backings in the guest's spec.backings",
-            ),
+            );
+            return task::spawn(future::ready(unknown));
+        };
+        let holders = self.holders.clone();
+        task::spawn(async move {
+            let census = holders.census(since).await;
+            let found = {
+                let backends = backends.clone();
+                task::spawn_blocking(move || {
+                    backing::backings(&holders, &census, &process, &backends)
+                })
+            };
+            found.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "backings");
+                backing::all_unknown(&backends, "the look at /proc failed")
+            })
         })
     }
 
@@ -352,6 +367,8 @@ impl GuestTask {
         let mut backings = Backings::new();
         let mut looked_at = None;
         let mut looking: Option<(u64, JoinHandle<Backings>)> = None;
+        // When to look at the backings once more, while they are contested.
+        let mut look_again: Option<Instant> = None;
         let mut complete = false;
         loop {
             let now = Instant::now();
@@ -395,11 +412,19 @@ impl GuestTask {
             }
 
             let revision = conversation.backends_revision();
-            if looking.is_none()
-                && conversation.is_inventoried()
-                && (conversation.take_backings_wanted() || looked_at != Some(revision))
-            {
-                looking = Some((revision, self.look_at_backings(&conversation)));
+            if looking.is_none() && conversation.is_inventoried() {
+                let at_once = looked_at != Some(revision) || look_again.is_some_and(|at| at <= now);
+                let since = if at_once {
+                    Some(now)
+                } else if conversation.take_backings_wanted() {
+                    Some(now.checked_sub(self.limits.audit).unwrap_or(now))
+                } else {
+                    None
+                };
+                if let Some(since) = since {
+                    look_again = None;
+                    looking = Some((revision, self.look_at_backings(&conversation, since)));
+                }
             }
 
             let patience = match unanswered {
@@ -410,6 +435,7 @@ impl GuestTask {
                 conversation.next_ask(),
                 waits.map(|(since, _)| since + patience),
                 self.outbox.counts_due(self.limits.counts_interval),
+                look_again,
             ];
             let looked = async {
                 match &mut looking {
@@ -433,6 +459,12 @@ impl GuestTask {
                 (revision, found) = looked => {
                     looking = None;
                     looked_at = Some(revision);
+                    let contested = found.as_ref().is_ok_and(|found| {
+                        let mut all = found.values();
+                        all.any(|f| matches!(f.backing, BackingView::Contested { .. }))
+                    });
+                    // Others may hold it for a moment only, on its way to this QEMU.
+                    look_again = contested.then(|| Instant::now() + self.limits.contested);
                     match found {
                         Ok(found) if found == backings => {}
                         Ok(found) => {
@@ -443,6 +475,12 @@ impl GuestTask {
                     }
                 }
                 () = self.outbox.flush() => {}
+                () = Self::process_ended(self.process.as_ref(), self.limits.vigil),
+                    if unanswered.is_some() =>
+                {
+                    // Somebody else keeps its end of the socket open.
+                    return End::Closed(io::ErrorKind::BrokenPipe.into());
+                }
                 changed = self.target.changed() => {
                     if changed.is_err() {
                         future::pending::<()>().await;

@@ -68,8 +68,13 @@ impl Room {
         let folder = tempfile::tempdir().unwrap();
         let (sink, messages) = mpsc::channel(64);
         let cancel = CancellationToken::new();
-        let watch =
-            GuestWatch::start_with(Some(folder.path().into()), sink, cancel.clone(), limits);
+        let watch = GuestWatch::start_with(
+            Some(folder.path().into()),
+            Holders::default(),
+            sink,
+            cancel.clone(),
+            limits,
+        );
         Room { folder, watch: watch.unwrap(), messages, heard: Vec::new(), cancel }
     }
 
@@ -282,7 +287,9 @@ async fn a_guest_may_be_there_before_the_daemon() {
     let _qemu = Server::listen(&folder.path().join("vm1.sock"), Qemu::booted());
     let (sink, mut messages) = mpsc::channel(64);
     let cancel = CancellationToken::new();
-    let watch = GuestWatch::start(Some(folder.path().into()), sink, cancel.clone()).unwrap();
+    let watch =
+        GuestWatch::start(Some(folder.path().into()), &BTreeMap::new(), sink, cancel.clone())
+            .unwrap();
     assert_eq!(watch.found_at_start(), &[id("vm1")].into());
     let connected = async {
         loop {
@@ -658,8 +665,14 @@ async fn a_receiver_that_takes_nothing_stops_no_guest_and_gets_the_last_view() {
     let (sink, mut messages) = mpsc::channel(1);
     let cancel = CancellationToken::new();
     let qemu = Server::listen(&folder.path().join("vm1.sock"), Qemu::booted());
-    let _watch =
-        GuestWatch::start_with(Some(folder.path().into()), sink, cancel.clone(), limits()).unwrap();
+    let _watch = GuestWatch::start_with(
+        Some(folder.path().into()),
+        Holders::default(),
+        sink,
+        cancel.clone(),
+        limits(),
+    )
+    .unwrap();
     // The channel is full with the first word; everything after must wait without stopping.
     let wait = async {
         while qemu.asked("query-rx-filter") < 3 {

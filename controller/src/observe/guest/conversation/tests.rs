@@ -10,7 +10,7 @@ use crate::{observe::guest::double::Qemu, world::BackingView};
 
 /// Every function on the same backing, so that all are shown.
 fn functions(conversation: &Conversation) -> BTreeMap<String, GuestFunction> {
-    let unknown = || BackingView::Unknown { reason: String::new() };
+    let unknown = || BackingView::Unknown { reason: String::new() }.into();
     let backends = conversation.backends();
     conversation.functions(&backends.into_keys().map(|id| (id, unknown())).collect())
 }
@@ -101,6 +101,10 @@ fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
     assert!(seen["pf0"].enabled && seen["pf0"].pf.is_none());
     assert!(seen.iter().all(|(id, f)| id == "pf0" || f.pf.as_deref() == Some("pf0")));
     assert!(!seen["vf0"].enabled && seen["vf0"].filter.is_none());
+    let indexes = seen.values().map(|function| function.index).collect::<Vec<_>>();
+    assert_eq!(indexes, [None, Some(0), Some(1), Some(2), Some(3)]);
+    assert_eq!(seen["vf2"].pci.unwrap().to_string(), "01:00.3");
+    assert_eq!(seen["vf0"].visibility, Visibility::default());
     let backends = conversation.backends();
     assert_eq!(backends[&DeviceId::new("vf0").unwrap()].as_deref(), Some("n1"));
 
@@ -110,7 +114,12 @@ fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
     assert_eq!(mac_and_vlans(&seen["vf0"]), (own.clone(), vec![], true));
 
     assert_eq!(next(&mut conversation), "link up");
-    assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), (own, vec![0], false));
+    let vf0 = functions(&conversation).remove("vf0").unwrap();
+    assert_eq!(mac_and_vlans(&vf0), (own, vec![0], false));
+    assert_eq!(vf0.visibility.rx_mode, RxMode::Negotiated);
+    assert_eq!(vf0.visibility.mac, MacSource::RxFilter);
+    let groups = vf0.filter.unwrap().multicast;
+    assert!(groups.contains(&"33:33:00:00:00:01".parse().unwrap()), "{groups:?}");
 
     assert_eq!(next(&mut conversation), "another MAC");
     assert_eq!(mac_and_vlans(&functions(&conversation)["vf0"]), (other.clone(), vec![0], false));
