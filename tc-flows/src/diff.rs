@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ident::{Handle, Hook};
-use crate::kernel::{Dump, HwState, Outcome, RuleLocation};
+use crate::kernel::{Dump, HwState, Outcome, OwnRule, RuleLocation};
 use crate::rule::{Rule, RuleId, Slot};
 use crate::set::RuleSet;
 
@@ -90,7 +90,7 @@ impl Installed {
     /// Notes what a dump shows of the owner: its rules, and those that must go because they cannot
     /// be read.
     pub fn adopt(&mut self, dump: &Dump) {
-        for (rule, handle, hw) in &dump.own {
+        for OwnRule { rule, handle, hw, .. } in &dump.own {
             self.insert(rule.clone(), *handle, hw.clone());
         }
         for (location, handle) in &dump.unreadable_own {

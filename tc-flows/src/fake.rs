@@ -10,8 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::action::Action;
 use crate::diff::Op;
 use crate::ident::{Handle, Hook, Ifindex};
-use crate::kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
+use crate::kernel::{
+    Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, OwnRule, Result, RuleLocation, TerseDump,
+    TerseRule,
+};
 use crate::rule::{Offload, Owner, Rule, RuleId, Slot};
+use crate::stats::Stats;
 
 /// Decides whether a driver takes a rule: `Err` has its words.
 type Driver = Box<dyn FnMut(&Rule) -> Result<(), String> + Send>;
@@ -227,7 +231,7 @@ impl FakeHook {
 
 fn refused(errno: i32, message: &str) -> Outcome {
     let message = if message.is_empty() { None } else { Some(message.to_owned()) };
-    Outcome::Refused { errno, message }
+    Outcome::Refused { errno, message, attribute: None }
 }
 
 impl Kernel for FakeKernel {
@@ -273,9 +277,28 @@ impl Kernel for FakeKernel {
             } else if held.broken {
                 dump.unreadable_own.push((location, held.handle));
             } else {
-                dump.own.push((held.rule.clone(), held.handle, held.hw.clone()));
+                dump.own.push(OwnRule {
+                    rule: held.rule.clone(),
+                    handle: held.handle,
+                    hw: held.hw.clone(),
+                    in_hw_count: u32::from(held.hw == HwState::InHw),
+                    stats: Stats::default(),
+                });
             }
         }
         Ok(dump)
+    }
+
+    fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump> {
+        let Dump { foreign, hook_present, .. } = self.dump(hook)?;
+        let held = self.hooks.get(&hook).into_iter().flat_map(|hook| &hook.rules);
+        let own = held.filter(|(_, held)| held.owner == self.owner).map(|(id, held)| TerseRule {
+            location: RuleLocation::of(id),
+            handle: held.handle,
+            cookie: held.rule.cookie(held.owner),
+            hw: held.hw.clone(),
+            stats: Stats::default(),
+        });
+        Ok(TerseDump { own: own.collect(), foreign, hook_present })
     }
 }

@@ -7,7 +7,8 @@ use std::io;
 
 use crate::diff::Op;
 use crate::ident::{ChainId, Handle, Hook, Prio};
-use crate::rule::{Rule, RuleId, Slot};
+use crate::rule::{Cookie, Owner, Rule, RuleId, Slot};
+use crate::stats::Stats;
 
 /// Why the conversation with the kernel failed as a whole. What it says about a single rule is an
 /// [`Outcome`].
@@ -25,6 +26,12 @@ pub enum Error {
         errno: i32,
         /// The kernel's extended ack.
         message: Option<String>,
+    },
+    /// What was asked for changed, or a part of the answer was lost, each time.
+    #[error("{request}: the answer was never whole")]
+    Interrupted {
+        /// What was asked for.
+        request: &'static str,
     },
     /// The kernel did not answer in time.
     #[error("{request}: no answer from the kernel")]
@@ -66,6 +73,10 @@ pub enum Outcome {
         errno: i32,
         /// The kernel's extended ack.
         message: Option<String>,
+        /// What of the request it objects to, where it says: attribute names from the outermost
+        /// in, such as `TCA_OPTIONS/TCA_FLOWER_KEY_VLAN_ID`. One that is missing ends in
+        /// ` (missing)`.
+        attribute: Option<String>,
     },
     /// Not known: look again by a dump.
     Unknown,
@@ -135,11 +146,63 @@ pub struct Foreign {
     pub kind: String,
 }
 
+/// A rule of the owner as a full dump shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnRule {
+    /// The rule.
+    pub rule: Rule,
+    /// Its handle.
+    pub handle: Handle,
+    /// Whether hardware executes it.
+    pub hw: HwState,
+    /// How many drivers took it: more than one where ports share a block (`in_hw_count`).
+    pub in_hw_count: u32,
+    /// How often it was hit.
+    pub stats: Stats,
+}
+
+/// A rule of the owner as a terse dump shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TerseRule {
+    /// Where it stands.
+    pub location: RuleLocation,
+    /// Its handle.
+    pub handle: Handle,
+    /// Its cookie, by which it is known again.
+    pub cookie: Cookie,
+    /// Whether hardware executes it.
+    pub hw: HwState,
+    /// How often it was hit.
+    pub stats: Stats,
+}
+
+impl TerseRule {
+    /// Whether this is `rule` of `owner`, as far as its place and cookie tell. Where no wanted
+    /// rule has this place and cookie, a full dump of the hook says what stands there. A
+    /// destination that vanished leaves the cookie as it was: after an interface was lost, look by
+    /// full dumps.
+    pub fn is(&self, rule: &Rule, owner: Owner) -> bool {
+        self.location == RuleLocation::of(rule.id()) && self.cookie == rule.cookie(owner)
+    }
+}
+
+/// What stands at one hook, without keys and actions: a tenth of a full dump's bytes, enough to
+/// adopt rules by their cookies and to read counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TerseDump {
+    /// Rules with the owner's cookie.
+    pub own: Vec<TerseRule>,
+    /// Everybody else's filters: to be left alone.
+    pub foreign: Vec<Foreign>,
+    /// Whether the interface has a clsact or ingress qdisc.
+    pub hook_present: bool,
+}
+
 /// What stands at one hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dump {
     /// Rules with the owner's cookie that are what their cookie says.
-    pub own: Vec<(Rule, Handle, HwState)>,
+    pub own: Vec<OwnRule>,
     /// Rules with the owner's cookie that this build cannot read, or that are not what their
     /// cookie says (a destination that vanished): to be deleted.
     pub unreadable_own: Vec<(RuleLocation, Handle)>,
@@ -167,4 +230,10 @@ pub trait Kernel {
     /// # Errors
     /// Where the kernel refuses or does not answer.
     fn dump(&mut self, hook: Hook) -> Result<Dump>;
+
+    /// Everything at this hook by place, cookie and counters.
+    ///
+    /// # Errors
+    /// Where the kernel refuses or does not answer.
+    fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump>;
 }

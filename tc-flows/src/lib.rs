@@ -14,6 +14,7 @@
 //! | `set` | rules that can stand together |
 //! | `diff` | from installed to wanted |
 //! | `kernel` | the trait that the real and the fake kernel share |
+//! | `stats` | how often rules were hit |
 //! | `wire` | rules as netlink bytes, and back |
 //! | `encoded` | those bytes by themselves |
 //! | `netlink` | the real kernel |
@@ -68,6 +69,7 @@ mod netlink;
 mod profile;
 mod rule;
 mod set;
+mod stats;
 mod walk;
 mod wire;
 
@@ -84,7 +86,10 @@ pub use frame::{Body, Frame, Layer4, Tag};
 pub use ident::{
     BlockId, ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };
-pub use kernel::{Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, Result, RuleLocation};
+pub use kernel::{
+    Dump, Error, Foreign, HwState, Kernel, Mode, Outcome, OwnRule, Result, RuleLocation, TerseDump,
+    TerseRule,
+};
 pub use key::{
     ArpMatch, CfmLevel, CfmMatch, CtFlags, CtState, GeneveOption, IpPrefix, Ipv4Match, Ipv4Prefix,
     Ipv6Match, Ipv6Prefix, LinkName, Match, MplsDepth, MplsEntry, MplsLabel, MplsMatch, MplsTc,
@@ -97,6 +102,7 @@ pub use rule::{
     ACTIONS_MAX, ActionExtra, Cookie, HwStats, Offload, Owner, Rule, RuleError, RuleId, UserCookie,
 };
 pub use set::{Clash, RuleSet};
+pub use stats::{Counters, Stats, Times};
 pub use walk::{
     GOTOS_MAX, Handover, Step, TwoStageWalk, Unmodelled, Walk, Why, walk, walk_two_stage,
 };

@@ -124,8 +124,9 @@ impl AdapterFlows {
         for (op, outcome) in &done.outcomes {
             self.installed.record(op, outcome);
             match outcome {
-                Outcome::Refused { errno, message } => {
-                    self.refusal(op, *errno, message, &mut tally)
+                Outcome::Refused { errno, message, attribute } => {
+                    let words = words(*errno, message, attribute);
+                    self.refusal(op, words, &mut tally);
                 }
                 Outcome::Unknown => {
                     tally.unknown += 1;
@@ -137,14 +138,13 @@ impl AdapterFlows {
         tally
     }
 
-    fn refusal(&mut self, op: &Op, errno: i32, message: &Option<String>, tally: &mut Tally) {
+    fn refusal(&mut self, op: &Op, reason: String, tally: &mut Tally) {
         match op {
             Op::Delete { id, .. } => {
-                tally.refused.push(words(errno, message));
+                tally.refused.push(reason);
                 self.forget(id.hook());
             }
             Op::Add { rule, .. } | Op::Replace { rule, .. } => {
-                let reason = words(errno, message);
                 if self.told.insert(rule.id().clone(), reason.clone()).as_ref() != Some(&reason) {
                     tally.refused.push(reason.clone());
                 }
@@ -205,10 +205,14 @@ pub(super) fn count(counts: &mut FlowCounts, state: FlowState) {
 }
 
 /// The kernel's own words, or the error number's where it had none.
-fn words(errno: i32, message: &Option<String>) -> String {
+fn words(errno: i32, message: &Option<String>, attribute: &Option<String>) -> String {
     let error = std::io::Error::from_raw_os_error(errno);
-    match message {
+    let words = match message {
         Some(message) => format!("{message} ({error})"),
         None => error.to_string(),
+    };
+    match attribute {
+        Some(attribute) => format!("{words}: {attribute}"),
+        None => words,
     }
 }

@@ -19,8 +19,8 @@ use crate::ident::{BlockId, ChainId, Direction, EtherType, Ifindex, Mac, VlanId,
 use crate::key::{MplsLabel, MplsTc, VlanPrio};
 use crate::rule::{ActionExtra, HwStats, UserCookie};
 
-const TCA_ACT_KIND: u16 = 1;
-const TCA_ACT_OPTIONS: u16 = 2;
+pub(super) const TCA_ACT_KIND: u16 = 1;
+pub(super) const TCA_ACT_OPTIONS: u16 = 2;
 pub(super) const TCA_ACT_COOKIE: u16 = 6;
 const TCA_ACT_FLAGS: u16 = 7;
 const TCA_ACT_HW_STATS: u16 = 8;

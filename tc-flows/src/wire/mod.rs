@@ -6,21 +6,27 @@
 //! is sent here.
 //!
 //! Sources: `struct nlmsghdr`, `nlattr` and `nlmsgerr` in include/uapi/linux/netlink.h; `struct
-//! tcmsg` and `TCA_*` in rtnetlink.h; `TCA_FLOWER_*` in pkt_cls.h. Keys and actions have a room
-//! each.
+//! tcmsg` and `TCA_*` in rtnetlink.h; `TCA_FLOWER_*` in pkt_cls.h. Keys, actions, what is read,
+//! counters and attribute names have a room each.
 
 mod action;
 mod key;
+mod names;
+mod read;
+mod stats;
 
-use action::{TCA_ACT_COOKIE, read_action, read_extra};
-use key::{FoundKeys, Hidden};
+use action::TCA_ACT_COOKIE;
+#[cfg(test)]
+pub(crate) use names::Place;
+pub(crate) use names::attribute_path;
+pub(crate) use read::{Detail, Filter, Message, Messages, Reply, request};
+use read::{attrs, find, u16_at, u32_at};
 
-use crate::action::Action;
 use crate::diff::Op;
 use crate::ident::{ChainId, Handle, Hook, Ifindex, Prio};
-use crate::kernel::{Foreign, HwState, RuleLocation};
+use crate::kernel::RuleLocation;
 use crate::key::Match;
-use crate::rule::{ACTIONS_MAX, ActionExtra, Cookie, Offload, Owner, Rule, RuleId};
+use crate::rule::{Offload, Owner, Rule, RuleId};
 
 const NLMSGHDR: usize = 16;
 const TCMSG: usize = 20;
@@ -37,6 +43,7 @@ const RTM_GETTFILTER: u16 = 46;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_ECHO: u16 = 0x8;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_EXCL: u16 = 0x200;
@@ -45,15 +52,18 @@ const NLM_F_ACK_TLVS: u16 = 0x200;
 
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
-const NLMSGERR_ATTR_MSG: u16 = 1;
 
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_CHAIN: u16 = 11;
+const TCA_DUMP_FLAGS: u16 = 15;
 const TCA_EXT_WARN_MSG: u16 = 16;
 
 const TCA_FLOWER_ACT: u16 = 3;
 const TCA_FLOWER_FLAGS: u16 = 22;
+const TCA_FLOWER_IN_HW_COUNT: u16 = 86;
+
+const TCA_DUMP_FLAGS_TERSE: u32 = 1;
 
 const TCA_CLS_FLAGS_SKIP_HW: u32 = 1;
 const TCA_CLS_FLAGS_SKIP_SW: u32 = 1 << 1;
@@ -215,10 +225,15 @@ impl<'b> Writer<'b> {
     }
 
     /// The request for every filter of a hook.
-    pub(crate) fn dump(&mut self, hook: Hook, seq: u32) {
+    pub(crate) fn dump(&mut self, hook: Hook, detail: Detail, seq: u32) {
         self.begin(RTM_GETTFILTER, NLM_F_REQUEST | NLM_F_DUMP, seq);
         let (ifindex, parent) = place(hook);
         self.tcmsg(ifindex, 0, parent, 0);
+        if detail == Detail::Terse {
+            // struct nla_bitfield32: value and selector.
+            let flag = TCA_DUMP_FLAGS_TERSE.to_ne_bytes();
+            self.attr(TCA_DUMP_FLAGS, [flag, flag].as_flattened());
+        }
         self.end();
     }
 
@@ -249,258 +264,12 @@ const fn place(hook: Hook) -> (u32, u32) {
     }
 }
 
-/// One netlink message as it came.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
-    flags: u16,
-    pub(crate) seq: u32,
-    payload: &'a [u8],
-}
-
-/// The messages of one datagram. Ends at the first that is cut short.
-pub(crate) struct Messages<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Messages<'a> {
-    pub(crate) const fn new(datagram: &'a [u8]) -> Messages<'a> {
-        Messages { rest: datagram }
-    }
-}
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = Message<'a>;
-
-    fn next(&mut self) -> Option<Message<'a>> {
-        let header = self.rest.get(..NLMSGHDR)?;
-        let len = usize::try_from(u32_at(header, 0)?).ok()?;
-        let message = self.rest.get(..len)?;
-        let payload = message.get(NLMSGHDR..)?;
-        self.rest = self.rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(Message {
-            kind: u16_at(header, 4)?,
-            flags: u16_at(header, 6)?,
-            seq: u32_at(header, 8)?,
-            payload,
-        })
-    }
-}
-
-/// What a kernel's message says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
-    /// Success (errno 0) or failure of the request with this sequence number.
-    Ack { errno: i32, message: Option<String> },
-    /// The end of a dump, with what went wrong where something did.
-    Done { errno: i32 },
-    /// A filter.
-    Filter(Box<Filter>),
-    /// A qdisc, by its kind.
-    Qdisc { kind: String },
-    /// Anything else.
-    Other,
-}
-
-/// A filter, as far as it concerns one owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Filter {
-    Own {
-        rule: Rule,
-        handle: Handle,
-        hw: HwState,
-    },
-    UnreadableOwn(RuleLocation, Handle),
-    Foreign(Foreign),
-    /// Handle 0: stands for a whole prio.
-    Prio,
-}
-
-impl Message<'_> {
-    /// Reads the message on behalf of `owner`; filters as standing at `hook`, which a dump or an
-    /// echo was asked for.
-    pub(crate) fn read(&self, owner: Owner, hook: Hook) -> Reply {
-        match self.kind {
-            NLMSG_ERROR => self.read_ack().unwrap_or(Reply::Other),
-            NLMSG_DONE => Reply::Done { errno: errno_at(self.payload, 0).unwrap_or(0) },
-            RTM_NEWTFILTER => read_filter(self.payload, owner, hook)
-                .map_or(Reply::Other, |filter| Reply::Filter(Box::new(filter))),
-            RTM_NEWQDISC => self
-                .payload
-                .get(TCMSG..)
-                .and_then(|attrs| find(attrs, TCA_KIND))
-                .map_or(Reply::Other, |kind| Reply::Qdisc { kind: text(kind) }),
-            _ => Reply::Other,
-        }
-    }
-
-    fn read_ack(&self) -> Option<Reply> {
-        let errno = errno_at(self.payload, 0)?;
-        let message = if self.flags & NLM_F_ACK_TLVS == 0 {
-            None
-        } else {
-            // Behind the errno stands the request's header, and behind that, unless it was
-            // capped, the rest of the request.
-            let request = usize::try_from(u32_at(self.payload, 4)?).ok()?;
-            let request = if self.flags & NLM_F_CAPPED == 0 { request } else { NLMSGHDR };
-            let attrs = self.payload.get(request.checked_add(4)?.next_multiple_of(4)..)?;
-            find(attrs, NLMSGERR_ATTR_MSG).map(text)
-        };
-        Some(Reply::Ack { errno, message })
-    }
-
-    /// Where this is the echo of a change: whether the rule is in hardware now, and the driver's
-    /// words.
-    pub(crate) fn read_echo(&self) -> Option<(bool, Option<String>)> {
-        if self.kind != RTM_NEWTFILTER {
-            return None;
-        }
-        let attrs = self.payload.get(TCMSG..)?;
-        let flags = u32_at(find(find(attrs, TCA_OPTIONS)?, TCA_FLOWER_FLAGS)?, 0)?;
-        Some((flags & TCA_CLS_FLAGS_IN_HW != 0, find(attrs, TCA_EXT_WARN_MSG).map(text)))
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_ne_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_ne_bytes(*bytes))
-}
-
-/// An error number, which the kernel sends negative.
-fn errno_at(bytes: &[u8], at: usize) -> Option<i32> {
-    u32_at(bytes, at).map(|errno| (errno as i32).wrapping_neg())
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
-/// The attributes of a region. Ends at the first that is cut short.
-#[derive(Clone)]
-struct Attrs<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Iterator for Attrs<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<(u16, &'a [u8])> {
-        let len = usize::from(u16_at(self.rest, 0)?);
-        let kind = u16_at(self.rest, 2)? & NLA_TYPE_MASK;
-        let payload = self.rest.get(NLATTR..len)?;
-        self.rest = self.rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    }
-}
-
-const fn attrs(region: &[u8]) -> Attrs<'_> {
-    Attrs { rest: region }
-}
-
-fn find(region: &[u8], wanted: u16) -> Option<&[u8]> {
-    attrs(region).find(|(kind, _)| *kind == wanted).map(|(_, payload)| payload)
-}
-
-fn read_filter(payload: &[u8], owner: Owner, hook: Hook) -> Option<Filter> {
-    let handle = Handle(u32_at(payload, 8)?);
-    let info = u32_at(payload, 16)?;
-    let prio = (info >> 16) as u16;
-    let protocol = u16::from_be_bytes((info as u16).to_ne_bytes());
-    if handle.0 == 0 {
-        return Some(Filter::Prio);
-    }
-    let mut kind = &[][..];
-    let mut options = &[][..];
-    let mut chain = 0;
-    for (attr, value) in attrs(payload.get(TCMSG..)?) {
-        match attr {
-            TCA_KIND => kind = value,
-            TCA_OPTIONS => options = value,
-            TCA_CHAIN => chain = u32_at(value, 0)?,
-            _ => {}
-        }
-    }
-    let is_flower = kind.split(|byte| *byte == 0).next() == Some(FLOWER);
-    let cookie = if is_flower { first_cookie(options) } else { None };
-    let place = || Some((ChainId::new(chain)?, Prio::new(prio)?));
-    match (cookie, place()) {
-        (Some(cookie), Some((chain, prio))) if cookie.owner() == owner => {
-            let location = RuleLocation { hook, chain, prio, protocol };
-            let read = |hidden| {
-                read_flower(options, &location, hidden)
-                    .filter(|(rule, _)| rule.cookie(owner) == cookie)
-            };
-            Some(match read(Hidden::Nothing).or_else(|| read(Hidden::Pppoe)) {
-                Some((rule, in_hw)) => Filter::Own {
-                    rule,
-                    handle,
-                    hw: if in_hw { HwState::InHw } else { HwState::NotInHw(None) },
-                },
-                None => Filter::UnreadableOwn(location, handle),
-            })
-        }
-        _ => Some(Filter::Foreign(Foreign { chain, prio, protocol, handle, kind: text(kind) })),
-    }
-}
-
-/// The cookie of the action with the lowest order.
-fn first_cookie(options: &[u8]) -> Option<Cookie> {
-    let actions = find(options, TCA_FLOWER_ACT)?;
-    let (_, first) = attrs(actions).min_by_key(|(order, _)| *order)?;
-    let cookie = find(first, TCA_ACT_COOKIE)?;
-    Some(Cookie::from_bytes(cookie.try_into().ok()?))
-}
-
-/// The rule, and whether it is in hardware; nothing where it has no counterpart among the rules
-/// of this crate.
-fn read_flower(options: &[u8], location: &RuleLocation, hidden: Hidden) -> Option<(Rule, bool)> {
-    let mut keys = FoundKeys::none();
-    let mut flags = 0;
-    let mut actions = &[][..];
-    for (attr, value) in attrs(options) {
-        match attr {
-            TCA_FLOWER_FLAGS => flags = u32_at(value, 0)?,
-            TCA_FLOWER_ACT => actions = value,
-            _ => keys.note(attr, value),
-        }
-    }
-    let matching = Match::from_parts(location.protocol, keys.fields(location.protocol, hidden)?);
-    let mut decoded = [const { Action::Drop }; ACTIONS_MAX];
-    let mut extras = [ActionExtra::NONE; ACTIONS_MAX];
-    let mut count = 0;
-    for (order, action) in attrs(actions) {
-        if usize::from(order) != count + 1 {
-            return None;
-        }
-        *decoded.get_mut(count)? = read_action(action)?;
-        extras[count] = read_extra(action, count == 0)?;
-        count += 1;
-    }
-    let RuleLocation { hook, chain, prio, .. } = *location;
-    let offload = match flags & (TCA_CLS_FLAGS_SKIP_HW | TCA_CLS_FLAGS_SKIP_SW) {
-        TCA_CLS_FLAGS_SKIP_HW => Offload::SkipHw,
-        TCA_CLS_FLAGS_SKIP_SW => Offload::SkipSw,
-        0 => Offload::Auto,
-        _ => return None,
-    };
-    let mut rule = Rule::new(hook, chain, prio, matching, &decoded[..count]).ok()?;
-    for (at, extra) in extras.into_iter().enumerate() {
-        if extra != ActionExtra::NONE {
-            rule = rule.with_extra(at, extra).ok()?;
-        }
-    }
-    Some((rule.with_offload(offload), flags & TCA_CLS_FLAGS_IN_HW != 0))
-}
-
 /// Messages as a kernel sends them.
 #[cfg(test)]
 pub(crate) mod test_reply {
+    use super::read::{
+        NLMSGERR_ATTR_MISS_NEST, NLMSGERR_ATTR_MISS_TYPE, NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS,
+    };
     use super::*;
 
     /// The acknowledgement of a request, capped.
@@ -526,6 +295,22 @@ pub(crate) mod test_reply {
         bytes
     }
 
+    /// A refusal that points at a place in the request.
+    pub(crate) fn objection(seq: u32, errno: i32, place: Place) -> Vec<u8> {
+        let mut tlvs = Vec::new();
+        let mut writer = Writer::new(&mut tlvs);
+        match place {
+            Place::At(offset) => writer.attr(NLMSGERR_ATTR_OFFS, &offset.to_ne_bytes()),
+            Place::Missing { kind, nest } => {
+                writer.attr(NLMSGERR_ATTR_MISS_TYPE, &kind.to_ne_bytes());
+                if let Some(nest) = nest {
+                    writer.attr(NLMSGERR_ATTR_MISS_NEST, &nest.to_ne_bytes());
+                }
+            }
+        }
+        nlmsgerr(seq, errno, NLM_F_CAPPED | NLM_F_ACK_TLVS, &tlvs)
+    }
+
     /// The echo of an addition.
     pub(crate) fn echo(seq: u32, rule: &Rule, in_hw: bool) -> Vec<u8> {
         const TCA_CLS_FLAGS_NOT_IN_HW: u32 = 1 << 3;
@@ -544,11 +329,16 @@ pub(crate) mod test_reply {
 mod tests {
     use proptest::prelude::*;
 
-    use super::key::TCA_FLOWER_MAX;
+    use super::action::read_action;
+    use super::key::{Hidden, TCA_FLOWER_MAX};
+    use super::read::{read_filter, read_flower};
     use super::test_reply::{ack, nlmsgerr};
     use super::*;
+    use crate::action::Action;
     use crate::arbitrary::{chain, hook, ifindex, mac, prio, rules, vid};
     use crate::ident::{ETH_P_ALL, VlanTpid};
+    use crate::kernel::{Foreign, HwState, OwnRule, TerseRule};
+    use crate::stats::Stats;
 
     const OWNER: Owner = Owner(*b"test");
     const QUIET: Ask = Ask { ack: false, told: false };
@@ -560,11 +350,20 @@ mod tests {
         buf
     }
 
-    fn read(bytes: &[u8]) -> Reply {
+    fn message(bytes: &[u8]) -> Message<'_> {
         let mut messages = Messages::new(bytes);
-        let reply = messages.next().expect("one message").read(OWNER, hook());
+        let message = messages.next().expect("one message");
         assert!(messages.next().is_none());
-        reply
+        message
+    }
+
+    fn filter(bytes: &[u8], detail: Detail) -> Filter {
+        message(bytes).filter(OWNER, hook(), detail).expect("a filter")
+    }
+
+    fn own(rule: Rule, handle: u32, hw: HwState) -> Filter {
+        let (handle, stats) = (Handle(handle), Stats::default());
+        Filter::Own(OwnRule { rule, handle, hw, in_hw_count: 0, stats })
     }
 
     fn admission() -> Rule {
@@ -642,11 +441,11 @@ mod tests {
     #[test]
     fn an_error_has_its_errno_and_the_kernels_words_whether_capped_or_not() {
         let expected = Reply::Ack { errno: 17, message: Some("Filter already exists".into()) };
-        assert_eq!(read(&ack(5, 17, Some("Filter already exists"))), expected);
+        assert_eq!(message(&ack(5, 17, Some("Filter already exists"))).read(), expected);
         let mut whole = vec![0; 24];
-        Writer::new(&mut whole).attr_str(NLMSGERR_ATTR_MSG, b"Filter already exists");
-        assert_eq!(read(&nlmsgerr(5, 17, NLM_F_ACK_TLVS, &whole)), expected);
-        assert_eq!(read(&ack(5, 0, None)), Reply::Ack { errno: 0, message: None });
+        Writer::new(&mut whole).attr_str(super::read::NLMSGERR_ATTR_MSG, b"Filter already exists");
+        assert_eq!(message(&nlmsgerr(5, 17, NLM_F_ACK_TLVS, &whole)).read(), expected);
+        assert_eq!(message(&ack(5, 0, None)).read(), Reply::Ack { errno: 0, message: None });
     }
 
     #[test]
@@ -661,7 +460,29 @@ mod tests {
             handle: Handle(4),
             kind: "flower".to_owned(),
         };
-        assert_eq!(read(&bytes), Reply::Filter(Box::new(Filter::Foreign(expected))));
+        assert_eq!(filter(&bytes, Detail::Full), Filter::Foreign(expected));
+    }
+
+    #[test]
+    fn of_a_terse_dump_the_cookie_and_the_place_say_which_rule_it_is() {
+        let rule = admission();
+        let bytes = written(&Op::Add { rule: rule.clone(), handle: Handle(4) }, QUIET);
+        let Filter::Terse(terse) = filter(&bytes, Detail::Terse) else { panic!("terse") };
+        let expected = TerseRule {
+            location: RuleLocation::of(rule.id()),
+            handle: Handle(4),
+            cookie: rule.cookie(OWNER),
+            hw: HwState::NotInHw(None),
+            stats: Stats::default(),
+        };
+        assert_eq!(terse, expected);
+        assert!(terse.is(&rule, OWNER));
+        assert!(!terse.is(&rule, Owner(*b"them")));
+        assert!(!terse.is(&rule.clone().with_offload(Offload::SkipHw), OWNER));
+        let actions = rule.actions().to_vec();
+        let elsewhere =
+            Rule::new(hook(), chain(1), prio(10), rule.id().matching().clone(), actions).unwrap();
+        assert!(!terse.is(&elsewhere, OWNER));
     }
 
     #[test]
@@ -675,13 +496,13 @@ mod tests {
         let location =
             RuleLocation { hook: hook(), chain: chain(1), prio: prio(2), protocol: ETH_P_ALL };
         let expected = Filter::UnreadableOwn(location, Handle(4));
-        assert_eq!(read(&bytes), Reply::Filter(Box::new(expected)));
+        assert_eq!(filter(&bytes, Detail::Full), expected);
     }
 
     #[test]
     fn an_entry_with_handle_0_stands_for_its_prio() {
         let bytes = written(&Op::Add { rule: admission(), handle: Handle(0) }, QUIET);
-        assert_eq!(read(&bytes), Reply::Filter(Box::new(Filter::Prio)));
+        assert_eq!(filter(&bytes, Detail::Full), Filter::Prio { is_flower: true });
     }
 
     proptest! {
@@ -693,9 +514,8 @@ mod tests {
         ) {
             let ask = if told { TOLD } else { QUIET };
             let bytes = written(&Op::Add { rule: rule.clone(), handle: Handle(handle) }, ask);
-            let expected =
-                Filter::Own { rule, handle: Handle(handle), hw: HwState::NotInHw(None) };
-            prop_assert_eq!(read(&bytes), Reply::Filter(Box::new(expected)));
+            let expected = own(rule, handle, HwState::NotInHw(None));
+            prop_assert_eq!(filter(&bytes, Detail::Full), expected);
         }
 
         #[test]
@@ -712,17 +532,21 @@ mod tests {
             writer.end_nest(options);
             writer.attr(kind, &payload);
             writer.end();
-            let expected = Filter::Own { rule, handle: Handle(1), hw: HwState::InHw };
-            prop_assert_eq!(read(&bytes), Reply::Filter(Box::new(expected)));
+            let expected = own(rule, 1, HwState::InHw);
+            prop_assert_eq!(filter(&bytes, Detail::Full), expected);
         }
 
         #[test]
         fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             for message in Messages::new(&bytes) {
-                message.read(OWNER, hook());
-                message.read_echo();
+                message.read();
+                message.filter(OWNER, hook(), Detail::Full);
+                message.echo();
+                message.ack();
             }
-            read_filter(&bytes, OWNER, hook());
+            request(&bytes, 0);
+            read_filter(&bytes, OWNER, hook(), Detail::Full);
+            read_filter(&bytes, OWNER, hook(), Detail::Terse);
             read_flower(&bytes, &RuleLocation::of(admission().id()), Hidden::Nothing);
             read_action(&bytes);
         }
@@ -739,11 +563,9 @@ mod tests {
             let at = first + at.index(bytes.len() - first);
             bytes[at] = byte;
             for message in Messages::new(&bytes) {
-                message.read_echo();
-                if let Reply::Filter(filter) = message.read(OWNER, hook())
-                    && let Filter::Own { rule: read, .. } = *filter
-                {
-                    prop_assert_eq!(&read, &rule);
+                message.echo();
+                if let Some(Filter::Own(read)) = message.filter(OWNER, hook(), Detail::Full) {
+                    prop_assert_eq!(&read.rule, &rule);
                 }
             }
         }

@@ -61,6 +61,12 @@ fn kernel_at(hook: Hook) -> NetlinkKernel {
     kernel
 }
 
+/// Own rules of a hook, without what the kernel counts.
+fn own(kernel: &mut NetlinkKernel, hook: Hook) -> Vec<(Rule, Handle, HwState)> {
+    let own = kernel.dump(hook).unwrap().own;
+    own.into_iter().map(|own| (own.rule, own.handle, own.hw)).collect()
+}
+
 fn add(rule: Rule, handle: u32) -> Op {
     Op::Add { rule, handle: Handle(handle) }
 }
@@ -309,7 +315,7 @@ fn filters_of_others_are_reported_and_left_alone() {
     let refused = kernel.apply(&[add(mine, 1)], Mode::Fast);
     assert!(matches!(refused[..], [Outcome::Refused { errno: 17, .. }]), "{refused:?}");
     assert_eq!(kernel.dump(hook).unwrap().foreign.len(), 3);
-    assert_eq!(other.dump(hook).unwrap().own, [(rule, Handle(1), HwState::NotInHw(None))]);
+    assert_eq!(own(&mut other, hook), [(rule, Handle(1), HwState::NotInHw(None))]);
 }
 
 #[test]
@@ -352,7 +358,7 @@ fn a_replacement_keeps_handle_and_place_and_changes_the_rest() {
         for outcome in kernel.apply(&ops, mode) {
             assert!(outcome.is_done(), "{outcome:?}");
         }
-        let own = kernel.dump(hook).unwrap().own;
+        let own = own(&mut kernel, hook);
         assert_eq!(own, [(rule(Action::Pass), Handle(1), HwState::NotInHw(None))]);
         let gone = Op::Delete { id: rule(Action::Pass).id().clone(), handle: Handle(1) };
         // The second finds nothing, which is as good.
@@ -387,7 +393,7 @@ fn one_bad_rule_among_ten_thousand_is_refused_alone_and_the_kernel_says_why() {
         println!("{mode:?}: {:.0} rules/s", ops.len() as f64 / took.as_secs_f64());
         for (n, outcome) in (0..).zip(&outcomes) {
             if n == bad {
-                let Outcome::Refused { errno: 22, message: Some(message) } = outcome else {
+                let Outcome::Refused { errno: 22, message: Some(message), .. } = outcome else {
                     panic!("{outcome:?}");
                 };
                 assert_eq!(message, "Protocol mismatch for filter with specified priority");
@@ -402,7 +408,7 @@ fn one_bad_rule_among_ten_thousand_is_refused_alone_and_the_kernel_says_why() {
         assert_eq!(own.len(), 9_999);
         let deletes: Vec<Op> = own
             .iter()
-            .map(|(rule, handle, _)| Op::Delete { id: rule.id().clone(), handle: *handle })
+            .map(|own| Op::Delete { id: own.rule.id().clone(), handle: own.handle })
             .collect();
         let gone = kernel.apply(&deletes, mode);
         assert!(gone.iter().all(|outcome| *outcome == Outcome::Deleted));
@@ -448,7 +454,7 @@ fn told_mode_says_that_hardware_took_a_rule() {
     // The fast mode does not ask; a dump shows it.
     let rule = source_drop(hook, Offload::Auto);
     assert_eq!(kernel.apply(&[add(rule.clone(), 1)], Mode::Fast), [Outcome::Installed]);
-    assert_eq!(kernel.dump(hook).unwrap().own, [(rule, Handle(1), HwState::InHw)]);
+    assert_eq!(own(&mut kernel, hook), [(rule, Handle(1), HwState::InHw)]);
 }
 
 /// Runs in the first network namespace, where the igb PF is: its driver has a flower offload that
@@ -480,7 +486,7 @@ fn told_mode_says_why_hardware_did_not_take_a_rule() {
     assert_eq!(outcome, Outcome::NotInHw { reason: words.clone() });
     let rule = source_drop(hook, Offload::SkipSw);
     let outcome = kernel.apply(&[add(rule, 1)], Mode::Told);
-    assert_eq!(outcome, [Outcome::Refused { errno: 95, message: words }]);
+    assert_eq!(outcome, [Outcome::Refused { errno: 95, message: words, attribute: None }]);
 }
 
 // ---------------------------------------------------------------- the walk tells the truth

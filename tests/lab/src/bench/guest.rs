@@ -171,7 +171,7 @@ fn copied(
     let there = |ifindex: Ifindex| moved.get(&ifindex).copied().unwrap_or(ifindex);
     let mut rules = RuleSet::new();
     for hook in hooks {
-        for (rule, ..) in kernel.dump(*hook).map_err(refused)?.own {
+        for tc_flows::OwnRule { rule, .. } in kernel.dump(*hook).map_err(refused)?.own {
             let id = rule.id();
             let actions: Vec<Action> = rule
                 .actions()
