@@ -284,7 +284,7 @@ mod tests {
     use crate::action::Action;
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
     use crate::ident::{Hook, Mac, VlanTpid};
-    use crate::key::Match;
+    use crate::key::{Ipv4Match, KeyId, Match, PortRange, Ports};
     use crate::walk::takes;
 
     fn rule(at_prio: u16, matching: Match) -> Rule {
@@ -348,6 +348,28 @@ mod tests {
     }
 
     #[test]
+    fn port_ranges_clash_where_they_overlap_each_other_or_a_port() {
+        let udp = |ports| rule(1, Match::ethertype(Ipv4Match::any().udp(ports)));
+        let range = |min, max| Ports::any().dst_range(PortRange::new(min, max).unwrap());
+        let mut set = RuleSet::new();
+        set.insert(udp(range(10, 20))).unwrap();
+        for clash in [range(20, 30), range(5, 10), range(12, 14), range(0, u16::MAX)] {
+            assert!(matches!(set.insert(udp(clash)), Err(Clash::Overlap { .. })), "{clash:?}");
+        }
+        for clash in [Ports::any().dst(10), Ports::any().dst_masked(0x10, 0xfff0), Ports::any()] {
+            assert!(matches!(set.insert(udp(clash)), Err(Clash::Overlap { .. })), "{clash:?}");
+        }
+        set.insert(udp(range(21, 30))).unwrap();
+        set.insert(udp(Ports::any().dst(31))).unwrap();
+        set.insert(udp(Ports::any().dst_masked(0x20, 0xfff0))).unwrap();
+        assert!(set.insert(udp(range(31, 32))).is_err());
+        set.insert(rule(1, Match::ethertype(Ipv4Match::any().tcp(range(10, 20))))).unwrap();
+        let first = udp(range(10, 20));
+        assert!(set.remove(first.id()).is_some());
+        set.insert(udp(range(5, 20))).unwrap();
+    }
+
+    #[test]
     fn what_was_removed_stands_in_nobodys_way() {
         let mut set = RuleSet::new();
         let broad = rule(1, multicast());
@@ -362,7 +384,7 @@ mod tests {
         set.insert(rule(1, Match::vlan(VlanTpid::Dot1Q, vid(1)))).unwrap();
     }
 
-    /// The rule of the set's documentation, pair by pair.
+    /// The rule of the set's documentation, pair by pair, port by port.
     fn may_share_a_set(one: &Rule, other: &Rule) -> bool {
         let (a, b) = (one.id(), other.id());
         if a.slot() != b.slot() {
@@ -372,13 +394,36 @@ mod tests {
             return false;
         }
         let theirs = b.matching().fields();
-        a.matching().fields().iter().any(|field| {
+        let told_apart_by_bits = a.matching().fields().iter().any(|field| {
             theirs.get(field.id).is_some_and(|other| {
+                let one_kind = field.id != KeyId::EncOpts || field.value[0] == other.value[0];
                 let masks = field.mask.iter().zip(other.mask);
                 let values = field.value.iter().zip(other.value);
-                masks.zip(values).any(|((m, n), (v, w))| (v ^ w) & m & n != 0)
+                one_kind
+                    && field.range().is_none()
+                    && masks.zip(values).any(|((m, n), (v, w))| (v ^ w) & m & n != 0)
             })
-        })
+        });
+        let both_show = |range, exact: [KeyId; 3]| {
+            let sides = [a.matching().fields(), b.matching().fields()];
+            let ranges: Vec<(u16, u16)> =
+                sides.iter().filter_map(|side| side.get(range)?.range()).collect();
+            let number = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+            let bits: Vec<(u16, u16)> = sides
+                .iter()
+                .flat_map(|side| exact.into_iter().filter_map(|id| side.get(id)))
+                .map(|field| (number(field.value), number(field.mask)))
+                .collect();
+            ranges.first().is_none_or(|(min, max)| {
+                (*min..=*max).any(|port| {
+                    ranges.iter().all(|(min, max)| (min..=max).contains(&&port))
+                        && bits.iter().all(|(value, mask)| port & mask == *value)
+                })
+            })
+        };
+        told_apart_by_bits
+            || !both_show(KeyId::PortSrcRange, [KeyId::TcpSrc, KeyId::UdpSrc, KeyId::SctpSrc])
+            || !both_show(KeyId::PortDstRange, [KeyId::TcpDst, KeyId::UdpDst, KeyId::SctpDst])
     }
 
     proptest! {

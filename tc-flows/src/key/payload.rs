@@ -28,10 +28,10 @@ const ETH_P_MPLS_MC: u16 = 0x8848;
 const ETH_P_CFM: u16 = 0x8902;
 
 /// Protocol numbers of include/uapi/linux/ppp_defs.h behind which flower looks further.
-const PPP_IP: u16 = 0x21;
-const PPP_IPV6: u16 = 0x57;
-const PPP_MPLS_UC: u16 = 0x281;
-const PPP_MPLS_MC: u16 = 0x283;
+pub(super) const PPP_IP: u16 = 0x21;
+pub(super) const PPP_IPV6: u16 = 0x57;
+pub(super) const PPP_MPLS_UC: u16 = 0x281;
+pub(super) const PPP_MPLS_MC: u16 = 0x283;
 
 /// What the frame carries after its VLAN tags: an ethertype, and keys within it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,9 +11,29 @@ use super::payload::{
     IPPROTO_AH, IPPROTO_ESP, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_L2TP, IPPROTO_SCTP, IPPROTO_TCP,
     IPPROTO_UDP,
 };
+use super::payload::{PPP_IP, PPP_IPV6, PPP_MPLS_MC, PPP_MPLS_UC};
 use super::tunnel::{ERSPAN, GENEVE, GTP, VXLAN, VXLAN_GBP_MASK};
 use super::{Field, Form, KeyId, LinkName, Match};
-use crate::ident::{Mac, fmt_ethertype};
+use crate::ident::{EtherType, Mac, fmt_ethertype};
+
+const ETH_P_IP: u16 = EtherType::IPV4.get();
+const ETH_P_IPV6: u16 = EtherType::IPV6.get();
+
+impl Match {
+    /// What stands behind all that the match names of tags and PPPoE.
+    fn innermost_ethertype(&self) -> u16 {
+        let named = |id| self.fields.get(id).map(|field| number(field.value) as u16);
+        let within_ppp = named(KeyId::PppProto).and_then(|proto| match proto {
+            PPP_IP => Some(ETH_P_IP),
+            PPP_IPV6 => Some(ETH_P_IPV6),
+            _ => None,
+        });
+        within_ppp
+            .or_else(|| named(KeyId::CvlanEthType))
+            .or_else(|| named(KeyId::VlanEthType))
+            .unwrap_or(self.protocol)
+    }
+}
 
 impl fmt::Display for Match {
     /// The keys as `tc` reads them after `flower`; the protocol stands elsewhere in its syntax.
@@ -25,10 +45,12 @@ impl fmt::Display for Match {
             if before.is_some() {
                 f.write_str(" ")?;
             }
-            if field.id.spec().form == Form::MplsEntry {
-                fmt_mpls(&field, entries == 1, before == Some(Form::MplsEntry), f)?;
-            } else {
-                fmt_field(&field, f)?;
+            match field.id.spec().form {
+                Form::MplsEntry => {
+                    fmt_mpls(&field, entries == 1, before == Some(Form::MplsEntry), f)?;
+                }
+                Form::IpProto => fmt_ip_proto(&field, self.innermost_ethertype(), f)?,
+                _ => fmt_field(&field, f)?,
             }
             before = Some(field.id.spec().form);
         }
@@ -47,6 +69,22 @@ impl fmt::Debug for Match {
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// `tc` reads `icmp` in IPv4 only, `icmpv6` in IPv6 only.
+fn fmt_ip_proto(field: &Field<'_>, within: u16, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{} ", field.id.spec().name)?;
+    match (number(field.value) as u8, within) {
+        (IPPROTO_ICMP, ETH_P_IP) => f.write_str("icmp"),
+        (IPPROTO_TCP, _) => f.write_str("tcp"),
+        (IPPROTO_UDP, _) => f.write_str("udp"),
+        (IPPROTO_ESP, _) => f.write_str("esp"),
+        (IPPROTO_AH, _) => f.write_str("ah"),
+        (IPPROTO_ICMPV6, ETH_P_IPV6) => f.write_str("icmpv6"),
+        (IPPROTO_L2TP, _) => f.write_str("l2tp"),
+        (IPPROTO_SCTP, _) => f.write_str("sctp"),
+        (other, _) => write!(f, "{other:#04x}"),
+    }
 }
 
 /// A field with its name, where it is written for itself.
@@ -111,23 +149,12 @@ fn fmt_bytes(form: Form, bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Resul
         }
         Form::Hex => write!(f, "{:#x}", number(bytes)),
         Form::EtherType => fmt_ethertype(number(bytes) as u16, f),
-        Form::PppProto => match number(bytes) {
-            0x21 => f.write_str("ip"),
-            0x57 => f.write_str("ipv6"),
-            0x281 => f.write_str("mpls_uc"),
-            0x283 => f.write_str("mpls_mc"),
+        Form::PppProto => match number(bytes) as u16 {
+            PPP_IP => f.write_str("ip"),
+            PPP_IPV6 => f.write_str("ipv6"),
+            PPP_MPLS_UC => f.write_str("mpls_uc"),
+            PPP_MPLS_MC => f.write_str("mpls_mc"),
             other => write!(f, "{other:#06x}"),
-        },
-        Form::IpProto => match number(bytes) as u8 {
-            IPPROTO_ICMP => f.write_str("icmp"),
-            IPPROTO_TCP => f.write_str("tcp"),
-            IPPROTO_UDP => f.write_str("udp"),
-            IPPROTO_ESP => f.write_str("esp"),
-            IPPROTO_AH => f.write_str("ah"),
-            IPPROTO_ICMPV6 => f.write_str("icmpv6"),
-            IPPROTO_L2TP => f.write_str("l2tp"),
-            IPPROTO_SCTP => f.write_str("sctp"),
-            other => write!(f, "{other:#04x}"),
         },
         Form::Ipv4 => {
             let octets = <[u8; 4]>::try_from(bytes).map_err(|_| fmt::Error)?;
