@@ -7,6 +7,7 @@
 pub(crate) mod devlink;
 mod ethtool;
 pub(crate) mod netlink;
+pub mod vdpa;
 
 use std::{fmt, future::Future};
 

@@ -7,6 +7,7 @@
 //! Only [`daemon`], [`demo`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod bench;
+pub mod bench_guests;
 pub mod cache;
 pub mod cargo;
 mod cpio;
@@ -16,6 +17,7 @@ mod error;
 pub mod guest;
 pub mod native;
 pub mod net;
+pub mod qmp_double;
 pub mod setup;
 pub mod totals;
 pub mod vm;

@@ -6,7 +6,7 @@
 //! the end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
     time::Instant,
 };
@@ -98,6 +98,14 @@ struct Look {
     answered: bool,
 }
 
+/// Polls of a quiet guest that leave out the filters of functions whose drivers are attached, but
+/// for one in this many: what happens to them has an event, other than a reset of the function.
+const QUIET_FILTERS_EVERY: u32 = 10;
+
+/// What a function stands on never changes while QEMU runs, hot-plugging aside, which has an event:
+/// it is looked at again with one audit in this many.
+const BACKINGS_EVERY: u32 = 5;
+
 /// The earlier of two times, where there are any.
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
@@ -149,8 +157,6 @@ struct Function {
     /// It has a name but is no device below `/machine/peripheral`: a NIC without an id.
     anonymous: bool,
     filter: Option<RxFilter>,
-    /// Of the last answer to query-rx-filter for it, to pass over an equal one.
-    digest: Option<u64>,
     look: Look,
     looks: Bucket,
 }
@@ -162,7 +168,6 @@ impl Function {
             netdev: Fact::Unknown,
             anonymous: false,
             filter: None,
-            digest: None,
             look: Look::default(),
             looks: Bucket::new(limits.filter_looks, now),
         }
@@ -233,6 +238,9 @@ pub(crate) struct Conversation {
     messages: Bucket,
     bytes: Bucket,
     hasher: RandomState,
+    /// Of what each question was answered last, to pass over an equal answer unread. Empty when
+    /// something else than an answer to that question changed what it is about.
+    digests: HashMap<Command, u64>,
 
     status: Look,
     pci: Look,
@@ -240,12 +248,15 @@ pub(crate) struct Conversation {
     /// Another query-pci, a while after an event.
     settle: Look,
     poll: Option<Instant>,
+    polls: u32,
     audit: Option<Instant>,
+    audits: u32,
+    /// When something was heard last that was not an answer that says nothing new.
+    stirred: Instant,
 
     qemu: Option<String>,
     run_state: Option<String>,
     places: BTreeMap<String, PciPlace>,
-    pci_digest: Option<u64>,
     functions: BTreeMap<DeviceId, Function>,
 
     counts: EventCounts,
@@ -268,16 +279,19 @@ impl Conversation {
             messages: Bucket::new(limits.messages, now),
             bytes: Bucket::new(limits.bytes, now),
             hasher: RandomState::new(),
+            digests: HashMap::new(),
             status: Look::default(),
             pci: Look::default(),
             filters: Look::default(),
             settle: Look::default(),
             poll: None,
+            polls: 0,
             audit: None,
+            audits: 0,
+            stirred: now,
             qemu: None,
             run_state: None,
             places: BTreeMap::new(),
-            pci_digest: None,
             functions: BTreeMap::new(),
             counts: EventCounts::new(),
             changed: false,
@@ -411,14 +425,24 @@ impl Conversation {
         if line.is_empty() {
             return Ok(());
         }
+        let digest =
+            qmp::answer_apart_from_id(line).map(|(answer, id)| (id, self.hasher.hash_one(answer)));
+        if let Some((id, digest)) = digest
+            && self.says_nothing_new(id, digest)
+        {
+            return Ok(());
+        }
         match qmp::decode(line)? {
             Message::Greeting { version } => self.greeted(version),
             Message::Event(event) => self.happened(&event, now),
             Message::Return { id, value } => {
                 let waiting = self.answered(id)?;
-                let command = waiting.command.name();
+                let command = waiting.command.clone();
                 self.learn(waiting, value.get(), now)
-                    .map_err(|wrong| wrong.into_offence(command))?;
+                    .map_err(|wrong| wrong.into_offence(command.name()))?;
+                if let Some((_, digest)) = digest {
+                    self.digests.insert(command, digest);
+                }
             }
             Message::Error { id, class, description } => {
                 let Some(id) = id else { return Err(Offence::Refused(description)) };
@@ -427,6 +451,21 @@ impl Conversation {
             }
         }
         Ok(())
+    }
+
+    /// Takes an answer that is the same as the last one to the same question.
+    fn says_nothing_new(&mut self, id: u64, digest: u64) -> bool {
+        let Some(at) = self.waiting.iter().position(|waiting| waiting.id == id) else {
+            return false;
+        };
+        let same = self
+            .waiting
+            .get(at)
+            .is_some_and(|waiting| self.digests.get(&waiting.command) == Some(&digest));
+        if same {
+            self.waiting.remove(at);
+        }
+        same
     }
 
     fn greeted(&mut self, version: String) {
@@ -443,6 +482,7 @@ impl Conversation {
 
     fn happened(&mut self, event: &Event, now: Instant) {
         *self.counts.entry(event.kind()).or_default() += 1;
+        self.stirred = now;
         match event {
             Event::RxFilterChanged { device } => {
                 let function = device
@@ -461,6 +501,7 @@ impl Conversation {
                 if let Some(id) = device.as_deref().and_then(DeviceId::new)
                     && self.functions.remove(&id).is_some()
                 {
+                    self.digests.clear();
                     self.backends_revision += 1;
                     self.change(Some(now));
                 }
@@ -499,34 +540,27 @@ impl Conversation {
             }
             Command::QueryPci => {
                 self.pci.answered = true;
-                let digest = Some(self.hasher.hash_one(value));
-                if self.pci_digest != digest {
-                    let places = replies::pci_places(value)?;
-                    self.pci_digest = digest;
-                    self.place(places, event_read, now);
-                }
+                self.place(replies::pci_places(value)?, event_read, now);
             }
             Command::QueryRxFilters => {
                 self.filters.answered = true;
                 self.enumerate(replies::rx_filters(value)?, event_read, now)?;
             }
             Command::QueryRxFilter(device) => {
-                let digest = Some(self.hasher.hash_one(value));
+                // The list of all NICs says the same of this one in other words.
+                self.digests.remove(&Command::QueryRxFilters);
                 let Some(function) = self.functions.get_mut(&device) else { return Ok(()) };
-                if function.digest != digest {
-                    let mut filters = replies::rx_filters(value)?.into_iter();
-                    let (Some(NicFilter { name, filter }), None) = (filters.next(), filters.next())
-                    else {
-                        return Err(Wrong::OtherDevice(device));
-                    };
-                    if name != device.as_str() {
-                        return Err(Wrong::OtherDevice(device));
-                    }
-                    function.digest = digest;
-                    if function.filter != filter {
-                        function.filter = filter;
-                        self.change(event_read);
-                    }
+                let mut filters = replies::rx_filters(value)?.into_iter();
+                let (Some(NicFilter { name, filter }), None) = (filters.next(), filters.next())
+                else {
+                    return Err(Wrong::OtherDevice(device));
+                };
+                if name != device.as_str() {
+                    return Err(Wrong::OtherDevice(device));
+                }
+                if function.filter != filter {
+                    function.filter = filter;
+                    self.change(event_read);
                 }
             }
             Command::QomGet(device, property) => {
@@ -539,7 +573,7 @@ impl Conversation {
 
     fn open(&mut self, now: Instant) {
         self.stage = Stage::Open;
-        self.poll = Some(now + self.limits.poll);
+        self.poll = Some(self.limits.on_the_beat(now + self.limits.poll));
         self.audit = Some(now + self.limits.audit);
         self.look_at_everything(now, None);
     }
@@ -564,6 +598,7 @@ impl Conversation {
             }
         }
         if changed {
+            self.stirred = now;
             self.change(event_read);
         }
         let nics = |places: &BTreeMap<String, PciPlace>| -> BTreeSet<String> {
@@ -594,13 +629,17 @@ impl Conversation {
                 .or_insert_with(|| Function::new(&self.limits, now));
             if function.filter != filter {
                 function.filter = filter;
-                function.digest = None;
+                self.digests.remove(&Command::QueryRxFilter(id.clone()));
                 changed = true;
             }
             seen.insert(id);
         }
         let before = self.functions.len();
         self.functions.retain(|id, _| seen.contains(id));
+        self.digests.retain(|command, _| match command {
+            Command::QueryRxFilter(id) | Command::QomGet(id, _) => seen.contains(id),
+            _ => true,
+        });
         if self.functions.len() != before {
             self.backends_revision += 1;
             changed = true;
@@ -636,16 +675,17 @@ impl Conversation {
             Command::QueryPci => self.pci.answered = true,
             Command::QueryRxFilters => {
                 self.filters.answered = true;
+                self.digests.clear();
                 if !std::mem::take(&mut self.functions).is_empty() {
                     self.backends_revision += 1;
                     self.change(waiting.event_read);
                 }
             }
             Command::QueryRxFilter(device) => {
+                self.digests.clear();
                 if let Some(function) = self.functions.get_mut(&device)
                     && function.filter.take().is_some()
                 {
-                    function.digest = None;
                     self.change(waiting.event_read);
                 }
                 self.filters.want(now, waiting.event_read);
@@ -683,14 +723,21 @@ impl Conversation {
         }
         if self.audit.is_some_and(|at| at <= now) {
             self.audit = Some(now + self.limits.audit);
+            self.audits = self.audits.wrapping_add(1);
             self.look_at_everything(now, None);
-            self.backings_wanted = true;
+            self.backings_wanted |= self.audits.is_multiple_of(BACKINGS_EVERY);
         }
         if self.poll.is_some_and(|at| at <= now) {
-            self.poll = Some(now + self.limits.poll);
+            self.poll = Some(self.limits.on_the_beat(now + self.limits.poll));
+            self.polls = self.polls.wrapping_add(1);
             self.pci.want(now, None);
+            let quiet = now.saturating_duration_since(self.stirred) >= self.limits.quiet;
+            let all = !quiet || self.polls.is_multiple_of(QUIET_FILTERS_EVERY);
             for (id, function) in &mut self.functions {
-                if self.places.get(id.as_str()).is_some_and(|place| place.enabled) {
+                // A driver that attaches says nothing; one that is attached has its event armed.
+                if (all || function.filter.is_none())
+                    && self.places.get(id.as_str()).is_some_and(|place| place.enabled)
+                {
                     function.look.want(now, None);
                 }
             }

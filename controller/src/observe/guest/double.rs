@@ -154,7 +154,8 @@ impl Qemu {
             }
             other => panic!("a request that is on no list: {other}"),
         };
-        json!({"return": value, "id": id}).to_string()
+        // As QEMU orders and spaces it.
+        format!("{{\"return\": {value}, \"id\": {id}}}")
     }
 }
 

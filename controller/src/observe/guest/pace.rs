@@ -23,6 +23,12 @@ pub(crate) struct Limits {
     pub(crate) settle: Duration,
     /// Between looks that nothing has caused: query-pci and the filters of enabled functions.
     pub(crate) poll: Duration,
+    /// Polls of all guests fall together at multiples of this: the processor is woken once for many.
+    pub(crate) beat: Duration,
+    /// What those multiples are counted from.
+    pub(crate) epoch: Instant,
+    /// A guest that sent no event and enabled or disabled nothing for so long is quiet.
+    pub(crate) quiet: Duration,
     /// Between looks at everything that nothing has caused.
     pub(crate) audit: Duration,
     /// Requests: at once, and a second.
@@ -62,7 +68,10 @@ impl Default for Limits {
             look_interval: Duration::from_millis(50),
             settle: Duration::from_millis(100),
             poll: Duration::from_secs(1),
-            audit: Duration::from_secs(30),
+            beat: Duration::from_millis(100),
+            epoch: Instant::now(),
+            quiet: Duration::from_secs(10),
+            audit: Duration::from_secs(60),
             requests: (256.0, 400.0),
             messages: (4000.0, 2000.0),
             bytes: (32e6, 8e6),
@@ -76,6 +85,16 @@ impl Default for Limits {
             vigil: Duration::from_millis(500),
             contested: Duration::from_secs(2),
         }
+    }
+}
+
+impl Limits {
+    /// The first beat at `time` or after it.
+    pub(crate) fn on_the_beat(&self, time: Instant) -> Instant {
+        let since = time.saturating_duration_since(self.epoch).as_micros();
+        let beat = self.beat.as_micros().max(1);
+        let beats = u64::try_from(since.next_multiple_of(beat)).unwrap_or(u64::MAX);
+        self.epoch.checked_add(Duration::from_micros(beats)).unwrap_or(time)
     }
 }
 
@@ -165,6 +184,16 @@ mod tests {
         assert_eq!(bucket.next(), start + Duration::from_millis(10));
         let later = start + Duration::from_millis(55);
         assert_eq!((0..50).filter(|_| bucket.take(1.0, later)).count(), 5);
+    }
+
+    #[test]
+    fn a_beat_is_at_or_after_its_time_and_the_same_for_all_in_between() {
+        let limits = Limits::default();
+        let at = |ms| limits.epoch + Duration::from_millis(ms);
+        assert_eq!(limits.on_the_beat(at(0)), at(0));
+        assert_eq!(limits.on_the_beat(at(1)), at(100));
+        assert_eq!(limits.on_the_beat(at(100)), at(100));
+        assert_eq!(limits.on_the_beat(at(1234)), at(1300));
     }
 
     proptest! {

@@ -31,7 +31,7 @@ impl DeviceId {
 }
 
 /// The properties of devices that may be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Property {
     /// `sriov-pf`: the device id of the emulated PF; empty on what is no VF.
     SriovPf,
@@ -49,7 +49,7 @@ impl Property {
 }
 
 /// Every command that may be sent. All only read, and all are stable in QEMU's interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Command {
     /// Leaves negotiation mode; from here on events come.
     NegotiateCapabilities,
@@ -286,6 +286,17 @@ fn event(name: &str, data: Option<&RawValue>) -> Result<Event, serde_json::Error
     })
 }
 
+/// Splits a successful answer into what comes before its id and the id, where the line is written
+/// as QEMU writes it. Two answers that agree in the former say the same.
+pub(crate) fn answer_apart_from_id(line: &[u8]) -> Option<(&[u8], u64)> {
+    const ID: &[u8] = b", \"id\": ";
+    let body = line.strip_suffix(b"}")?;
+    let digits = body.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    let (rest, id) = body.split_at(body.len() - digits);
+    let answer = rest.strip_suffix(ID).filter(|rest| rest.starts_with(b"{\"return\": "))?;
+    Some((answer, std::str::from_utf8(id).ok()?.parse().ok()?))
+}
+
 /// Reads one line.
 pub(crate) fn decode(line: &[u8]) -> Result<Message<'_>, NotQmp> {
     if is_deeper_than(MAX_DEPTH, line) {
@@ -416,6 +427,23 @@ mod tests {
         ));
         assert!(decode(br#"{"return": {}}"#).is_err(), "a reply without an id answers nothing");
         assert!(decode(br#"{"return": {}, "id": "x"}"#).is_err(), "an id that was never sent");
+    }
+
+    #[test]
+    fn an_answer_is_told_from_its_id_only_where_nothing_else_could_be_meant() {
+        let (answer, id) = answer_apart_from_id(br#"{"return": [1, 2], "id": 17}"#).unwrap();
+        assert_eq!((answer, id), (&br#"{"return": [1, 2]"#[..], 17));
+        for other in [
+            &br#"{"id": 17, "return": [1, 2]}"#[..],
+            br#"{"event": "X", "id": 17}"#,
+            br#"{"return": [1, 2], "id": }"#,
+            br#"{"return": [1, 2], "id": 99999999999999999999}"#,
+            br#"{"return": [1, 2]}"#,
+            b"}",
+            b"",
+        ] {
+            assert_eq!(answer_apart_from_id(other), None);
+        }
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! Benchmarks of the observer of guests. They run on the machine itself, with QEMU doubles on
+//! sockets, in the profile `release`.
+//!
+//! In: the controller's `cargo bench` target `guests`. Out: [`Line`]s. The doubles live in a process
+//! of their own, so that what is measured is the observer.
+
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::bench::{Line, Run};
+use crate::{At, Error, Result, cargo};
+
+const EVENT_TO_DIRTY: [(&str, usize); 3] = [
+    ("guest/event_to_dirty/1", 1),
+    ("guest/event_to_dirty/16", 16),
+    ("guest/event_to_dirty/256", 256),
+];
+const IDLE_CPU: &str = "guest/idle_cpu/256";
+const MEMORY: &str = "guest/memory/256";
+
+/// Names of all benchmarks here.
+pub const NAMES: [&str; 5] =
+    [EVENT_TO_DIRTY[0].0, EVENT_TO_DIRTY[1].0, EVENT_TO_DIRTY[2].0, IDLE_CPU, MEMORY];
+
+/// How long idleness is measured, in seconds: all that a quiet guest causes now and then is in it.
+const IDLE: usize = 120;
+
+/// Runs one of [`NAMES`], in `runs` rounds where it has rounds.
+///
+/// # Errors
+/// cargo fails, or the benchmark prints something else than it should.
+pub fn run(name: &str, runs: usize) -> Result<Line> {
+    if let Some((name, guests)) = EVENT_TO_DIRTY.into_iter().find(|(known, _)| *known == name) {
+        return event_to_dirty(name, guests, runs);
+    }
+    if name == IDLE_CPU {
+        let percent = number(&last(&["idle_cpu", "256", &IDLE.to_string()])?, "percent")?;
+        let note =
+            format!("this machine; 256 quiet guests for {IDLE} s, the observer's process alone");
+        return Ok(Line::of(name, "% of a core", &[ours(percent)], note));
+    }
+    let bytes = number(&last(&["memory", "256"])?, "bytes")?;
+    let note = "this machine; resident memory that 256 connected guests add, a guest".to_owned();
+    Ok(Line::of(name, "bytes/guest", &[ours(bytes)], note))
+}
+
+fn ours(ours: f64) -> Run {
+    Run { ours, theirs: Vec::new() }
+}
+
+/// p99 with so many guests, in turn with p99 of a single one.
+fn event_to_dirty(name: &str, guests: usize, runs: usize) -> Result<Line> {
+    let rounds = figures(&["event_to_dirty", &guests.to_string(), &runs.to_string()])?;
+    let mut p99 = Vec::new();
+    let mut p50 = Vec::new();
+    for round in &rounds {
+        let theirs = match guests {
+            1 => Vec::new(),
+            _ => vec![("one guest", number(round, "one_p99")?)],
+        };
+        p99.push(Run { ours: number(round, "p99")?, theirs });
+        p50.push(ours(number(round, "p50")?));
+    }
+    let p50 = Line::of(name, "µs", &p50, String::new());
+    let note = format!(
+        "this machine; p99 of 300 events a round, p50 {:.0} µs; from the event read off its socket \
+         to the owner's being told, doubles answering in another process",
+        p50.median
+    );
+    Ok(Line::of(name, "µs", &p99, note))
+}
+
+/// What the benchmark prints: one JSON object a line.
+fn figures(arguments: &[&str]) -> Result<Vec<Value>> {
+    let mut command = cargo::cargo();
+    command.args(["bench", "--package", "eswitchd", "--bench", "guests", "--"]).args(arguments);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .at(format!("starting {program}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        return Err(Error::Command { program, status: output.status.to_string(), tail: text });
+    }
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn last(arguments: &[&str]) -> Result<Value> {
+    figures(arguments)?.pop().ok_or_else(|| not_understood(&Value::Null))
+}
+
+fn number(figures: &Value, name: &str) -> Result<f64> {
+    figures[name].as_f64().ok_or_else(|| not_understood(figures))
+}
+
+fn not_understood(figures: &Value) -> Error {
+    Error::Format { what: "the benchmark of guests".into(), text: figures.to_string() }
+}
