@@ -420,8 +420,50 @@ fn tag_matches() -> impl Strategy<Value = TagMatch> {
 }
 
 /// Keys that stand beside any others.
-fn beside(it: Match) -> BoxedStrategy<Match> {
-    let seldom = 0.1;
+#[derive(Clone, Debug)]
+struct Beside {
+    indev: Option<&'static str>,
+    l2_miss: Option<bool>,
+    tags: Option<u8>,
+    tunnel: Option<Tunnel>,
+    ct_state: Option<CtState>,
+    ct: Option<((u16, u16), (u32, u32))>,
+    label: Option<([u8; 16], [u8; 16])>,
+    hash: Option<(u32, u32)>,
+}
+
+impl Beside {
+    fn add_to(self, mut it: Match) -> Match {
+        if let Some(name) = self.indev {
+            it = it.indev(LinkName::new(name).unwrap());
+        }
+        if let Some(missed) = self.l2_miss {
+            it = it.l2_miss(missed);
+        }
+        if let Some(fits) = self.tags.and_then(|tags| it.clone().num_of_vlans(tags)) {
+            it = fits;
+        }
+        if let Some(tunnel) = self.tunnel {
+            it = it.tunnel(&tunnel);
+        }
+        if let Some(state) = self.ct_state {
+            it = it.ct_state(state);
+        }
+        if let Some(((zone, zone_mask), (mark, mark_mask))) = self.ct {
+            it = it.ct_zone(zone, zone_mask).ct_mark(mark, mark_mask);
+        }
+        if let Some((label, mask)) = self.label {
+            it = it.ct_label(label, mask);
+        }
+        if let Some((hash, mask)) = self.hash {
+            it = it.hash(hash, mask);
+        }
+        it
+    }
+}
+
+fn beside() -> BoxedStrategy<Beside> {
+    let seldom = 0.15;
     (
         option::weighted(seldom, select(vec!["eth0", "rep-15-bytes-12"])),
         option::weighted(seldom, any::<bool>()),
@@ -432,33 +474,15 @@ fn beside(it: Match) -> BoxedStrategy<Match> {
         option::weighted(seldom, any::<([u8; 16], [u8; 16])>()),
         option::weighted(seldom, any::<(u32, u32)>()),
     )
-        .prop_map(move |(indev, l2_miss, tags, tunnel, state, ct, label, hash)| {
-            let mut it = it.clone();
-            if let Some(name) = indev {
-                it = it.indev(LinkName::new(name).unwrap());
-            }
-            if let Some(missed) = l2_miss {
-                it = it.l2_miss(missed);
-            }
-            if let Some(fits) = tags.and_then(|tags| it.clone().num_of_vlans(tags)) {
-                it = fits;
-            }
-            if let Some(tunnel) = tunnel {
-                it = it.tunnel(&tunnel);
-            }
-            if let Some(state) = state {
-                it = it.ct_state(state);
-            }
-            if let Some(((zone, zone_mask), (mark, mark_mask))) = ct {
-                it = it.ct_zone(zone, zone_mask).ct_mark(mark, mark_mask);
-            }
-            if let Some((label, mask)) = label {
-                it = it.ct_label(label, mask);
-            }
-            if let Some((hash, mask)) = hash {
-                it = it.hash(hash, mask);
-            }
-            it
+        .prop_map(|(indev, l2_miss, tags, tunnel, ct_state, ct, label, hash)| Beside {
+            indev,
+            l2_miss,
+            tags,
+            tunnel,
+            ct_state,
+            ct,
+            label,
+            hash,
         })
         .boxed()
 }
@@ -481,18 +505,26 @@ pub(crate) fn matches() -> BoxedStrategy<Match> {
         1 => (tag_matches(), tag_matches(), payloads())
             .prop_map(|(outer, inner, payload)| Match::in_tags_with(outer, inner, payload)),
     ];
-    (base.boxed(), option::of((macs(), mac_masks())), option::of((macs(), mac_masks())))
-        .prop_map(|(it, src, dst)| {
+    (
+        base.boxed(),
+        option::of((macs(), mac_masks())),
+        option::of((macs(), mac_masks())),
+        option::weighted(0.25, beside()),
+    )
+        .prop_map(|(it, src, dst, beside)| {
             let it = match src {
                 Some((mac, mask)) => it.src_masked(mac, mask),
                 None => it,
             };
-            match dst {
+            let it = match dst {
                 Some((mac, mask)) => it.dst_masked(mac, mask),
+                None => it,
+            };
+            match beside {
+                Some(beside) => beside.add_to(it),
                 None => it,
             }
         })
-        .prop_flat_map(|it| prop_oneof![3 => Just(it.clone()), 1 => beside(it)])
         .boxed()
 }
 

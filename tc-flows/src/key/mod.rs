@@ -730,3 +730,130 @@ impl Match {
         Match { protocol, fields }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::action::Action;
+    use crate::arbitrary::{chain, hook, matches, prio};
+    use crate::ident::EtherType;
+    use crate::rule::{Owner, Rule};
+
+    const Q: VlanTpid = VlanTpid::Dot1Q;
+
+    #[test]
+    fn the_number_of_tags_agrees_with_the_tags_that_are_named() {
+        let fits = |matching: Match| -> Vec<u8> {
+            (0..4).filter(|number| matching.clone().num_of_vlans(*number).is_some()).collect()
+        };
+        let tag = TagMatch::any(Q);
+        assert_eq!(fits(Match::any()), [0, 1, 2, 3]);
+        assert_eq!(fits(Match::ethertype(EtherType::ARP)), [0]);
+        assert_eq!(fits(Match::in_tag(tag)), [1, 2, 3]);
+        assert_eq!(fits(Match::in_tag_with(tag, EtherType::ARP)), [1]);
+        assert_eq!(fits(Match::in_tags(tag, tag)), [2, 3]);
+        assert_eq!(fits(Match::in_tags_with(tag, tag, EtherType::ARP)), [2]);
+    }
+
+    #[test]
+    fn what_is_said_last_of_the_protocol_holds_alone() {
+        let ports = Ports::any().dst_range(PortRange::new(1, 2).unwrap()).src(3);
+        let tcp = Tcp::from(ports).flags(2, 2);
+        let all = Ipv4Match::any()
+            .tcp(tcp)
+            .sctp(ports)
+            .icmp(1, 2)
+            .esp(Spi::new(3).unwrap())
+            .l2tpv3(4)
+            .proto(47);
+        assert_eq!(Payload::from(all), Ipv4Match::any().proto(47).into());
+        let carried = PppoeMatch::any().session(1).ipv4(Ipv4Match::any().udp(ports)).proto(0xc021);
+        assert_eq!(Payload::from(carried), PppoeMatch::any().proto(0xc021).session(1).into());
+    }
+
+    #[test]
+    fn a_tunnel_has_addresses_of_one_family() {
+        let v6 = Tunnel::any().dst(Ipv6Addr::LOCALHOST);
+        let both = Tunnel::any().src(Ipv4Addr::LOCALHOST).dst(Ipv6Addr::LOCALHOST);
+        assert_eq!(Match::any().tunnel(&both), Match::any().tunnel(&v6));
+        let replaced = Match::any().tunnel(&both.key_id(1)).tunnel(&v6);
+        assert_eq!(replaced, Match::any().tunnel(&v6));
+    }
+
+    #[test]
+    fn geneve_options_have_data_and_fit_the_room_that_flower_has() {
+        assert_eq!(GeneveOption::new(1, 2, &[]), None);
+        assert_eq!(GeneveOption::new(1, 2, &[0; 5]), None);
+        assert_eq!(GeneveOption::new(1, 2, &[0; 128]), None);
+        assert_eq!(GeneveOption::masked((1, 1), (2, 2), &[0; 8], &[0; 4]), None);
+        let longest = GeneveOption::new(1, 2, &[0; 120]).unwrap();
+        assert!(TunnelOptions::geneve(&[longest.clone(), longest.clone()]).is_some());
+        assert_eq!(TunnelOptions::geneve(&[longest.clone(), longest.clone(), longest]), None);
+        assert_eq!(TunnelOptions::geneve(&[]), None);
+    }
+
+    #[test]
+    fn as_many_keys_as_one_likes_stand_in_one_match() {
+        let option = GeneveOption::new(1, 2, &[7; 120]).unwrap();
+        let options = TunnelOptions::geneve(&[option.clone(), option]).unwrap();
+        let address = Ipv6Addr::LOCALHOST;
+        let tunnel = Tunnel::any().src(address).dst(address).options(&options).key_id(9);
+        let payload = Ipv6Match::any().src(address).dst(address).udp(Ports::any().dst(5));
+        let one = Match::vlan_with(Q, VlanId::new(3).unwrap(), payload)
+            .tunnel(&tunnel)
+            .ct_label([1; 16], [3; 16])
+            .src(Mac([2; 6]));
+        assert!(one.fields().bytes().len() > 2 * ROOM);
+        assert_eq!(one.fields().iter().count(), 12);
+        assert_eq!(one.src_mac(), Some((Mac([2; 6]), Mac::EXACT)));
+        assert_eq!(one.clone().src(Mac([4; 6])).src(Mac([2; 6])), one);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn a_match_takes_apart_into_its_keys_and_together_again(matching in matches()) {
+            let mut fields = Fields::none();
+            let mut keys: Vec<Field<'_>> = matching.fields().iter().collect();
+            prop_assert!(keys.is_sorted_by(|a, b| a.id < b.id));
+            keys.reverse();
+            for field in keys {
+                prop_assert!(field.mask.iter().any(|byte| *byte != 0));
+                prop_assert!(field.value.iter().zip(field.mask).all(|(v, m)| v & !m == 0));
+                fields = fields.with(field.id, field.value, field.mask);
+            }
+            prop_assert_eq!(&fields, matching.fields());
+        }
+
+        #[test]
+        fn the_digest_covers_every_key(one in matches(), other in matches()) {
+            let cookie = |matching: &Match| {
+                Rule::new(hook(), chain(0), prio(1), matching.clone(), [Action::Drop])
+                    .unwrap()
+                    .cookie(Owner(*b"test"))
+            };
+            prop_assert_eq!(one == other, cookie(&one) == cookie(&other));
+            for field in one.fields().iter() {
+                let without = Match {
+                    fields: one.fields().without(|id| id == field.id),
+                    ..one.clone()
+                };
+                prop_assert_ne!(cookie(&without), cookie(&one), "{:?}", field.id);
+            }
+        }
+
+        #[test]
+        fn two_matches_that_a_frame_could_meet_together_are_symmetric(
+            one in matches(), other in matches(),
+        ) {
+            let (a, b) = (one.fields(), other.fields());
+            prop_assert!(a.can_meet(a));
+            prop_assert_eq!(a.can_meet(b), b.can_meet(a));
+        }
+    }
+}

@@ -314,3 +314,117 @@ fn fmt_two(option: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (first, rest) = option.split_first().ok_or(fmt::Error)?;
     write!(f, "{first:x}:{:x}", number(rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ident::{VlanId, VlanTpid};
+    use crate::key::{
+        CfmLevel, CfmMatch, CtFlags, CtState, GeneveOption, Ipv4Match, Ipv6Match, MplsDepth,
+        MplsEntry, MplsLabel, MplsMatch, PortRange, Ports, PppoeMatch, Spi, TagMatch, Tcp, Tunnel,
+        TunnelFlags, TunnelOptions, VlanPrio,
+    };
+
+    #[test]
+    fn keys_are_printed_as_tc_reads_them_what_they_depend_on_first() {
+        let q = TagMatch::any(VlanTpid::Dot1Q);
+        let tag = q.vid(VlanId::new(5).unwrap()).prio(VlanPrio::new(3).unwrap());
+        let ad = TagMatch::any(VlanTpid::Dot1Ad);
+        let ports = Ports::any().src_masked(0x50, 0xfff0).dst_range(PortRange::new(1, 9).unwrap());
+        let at = |depth| MplsDepth::new(depth).unwrap();
+        let label = MplsEntry::any().label(MplsLabel::new(17).unwrap());
+        let out_of = |tunnel: Tunnel| Match::any().tunnel(&tunnel);
+        let options = |options: &TunnelOptions| out_of(Tunnel::any().options(options));
+        let geneve = |data: &[u8]| GeneveOption::new(0x102, 0x80, data).unwrap();
+        let masked = GeneveOption::masked((1, 0xff), (2, 0), &[3; 4], &[0xf0, 0, 0, 0]).unwrap();
+        let cases = [
+            (
+                Match::in_tags_with(ad, tag, Ipv6Match::any().proto(1)),
+                "vlan_ethtype 802.1Q cvlan_id 5 cvlan_prio 3 cvlan_ethtype ipv6 ip_proto 0x01",
+            ),
+            (Match::in_tag(tag).num_of_vlans(2).unwrap(), "num_of_vlans 2 vlan_id 5 vlan_prio 3"),
+            (
+                Match::any().indev(LinkName::new("eth0").unwrap()).l2_miss(true),
+                "indev eth0 l2_miss 1",
+            ),
+            (
+                Match::ethertype(Ipv4Match::any().tcp(Tcp::from(ports).flags(2, 0x12))),
+                "ip_proto tcp src_port 80/65520 tcp_flags 0x2/0x12 dst_port 1-9",
+            ),
+            (
+                Match::ethertype(Ipv4Match::any().ttl_masked(64, 0xf0).fragment(true)),
+                "ip_ttl 64/0xf0 ip_flags frag",
+            ),
+            (
+                Match::ethertype(Ipv4Match::any().first_fragment(false).fragment(true)),
+                "ip_flags frag/nofirstfrag",
+            ),
+            (
+                Match::ethertype(Ipv4Match::any().esp(Spi::new(0x1f).unwrap())),
+                "ip_proto esp spi 0x1f",
+            ),
+            (Match::ethertype(Ipv4Match::any().l2tpv3(7)), "ip_proto l2tp l2tpv3_sid 7"),
+            (
+                Match::ethertype(PppoeMatch::any().ipv4(Ipv4Match::any().proto(1)).session(9)),
+                "pppoe_sid 9 ppp_proto ip ip_proto icmp",
+            ),
+            (Match::ethertype(PppoeMatch::any().proto(0xc021)), "ppp_proto 0xc021"),
+            (
+                Match::ethertype(MplsMatch::unicast().entry(at(1), label.bos(true))),
+                "mpls_label 17 mpls_bos 1",
+            ),
+            (
+                Match::ethertype(
+                    MplsMatch::unicast().entry(at(2), label.ttl(4)).entry(at(1), MplsEntry::any()),
+                ),
+                "mpls lse depth 1 lse depth 2 label 17 ttl 4",
+            ),
+            (
+                Match::ethertype(CfmMatch::any().opcode(3).level(CfmLevel::new(5).unwrap())),
+                "cfm mdl 5 op 3",
+            ),
+            (
+                out_of(Tunnel::any().key_id(7).dst(Ipv4Addr::new(192, 0, 2, 1)).dst_port(4789)),
+                "enc_key_id 7 enc_dst_ip 192.0.2.1 enc_dst_port 4789",
+            ),
+            (
+                out_of(Tunnel::any().flags(TunnelFlags::OAM, TunnelFlags::CSUM)),
+                "enc_flags notuncsum/tunoam",
+            ),
+            (
+                options(&TunnelOptions::geneve(&[geneve(&[1, 2, 3, 4]), masked]).unwrap()),
+                "geneve_opts 0102:80:01020304,0001:00:00000000/00ff:00:f0000000",
+            ),
+            (options(&TunnelOptions::vxlan_gbp(9, u32::MAX)), "vxlan_opts 0x9"),
+            (options(&TunnelOptions::vxlan_gbp(9, 0xff)), "vxlan_opts 0x9/0xff"),
+            (options(&TunnelOptions::erspan_v1(9, 0xff)), "erspan_opts 1:0x9::/1:0xff::"),
+            (
+                options(&TunnelOptions::erspan_v2((1, 1), (2, 3))),
+                "erspan_opts 2::0x1:0x2/2::0x1:0x3",
+            ),
+            (options(&TunnelOptions::gtp((1, 255), (16, 255))), "gtp_opts 1:10/ff:ff"),
+            (
+                options(&TunnelOptions::pfcp((1, 255), (16, u64::MAX))),
+                "pfcp_opts 1:10/ff:ffffffffffffffff",
+            ),
+            (
+                Match::any().ct_state(
+                    CtState::new(
+                        CtFlags::TRACKED.and(CtFlags::ESTABLISHED),
+                        CtFlags::NEW.and(CtFlags::REPLY),
+                    )
+                    .unwrap(),
+                ),
+                "ct_state +trk-new+est-rpl",
+            ),
+            (Match::any().ct_zone(4, 0xff).ct_mark(5, u32::MAX), "ct_zone 4/255 ct_mark 5"),
+            (
+                Match::any().ct_label([0xab; 16], [0xff; 16]),
+                "ct_label abababababababababababababababab",
+            ),
+        ];
+        for (matching, expected) in cases {
+            assert_eq!(matching.to_string(), expected);
+        }
+    }
+}

@@ -353,3 +353,74 @@ impl CtState {
         self.set.0 | self.clear.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_numbers_end_where_their_bits_do() {
+        assert_eq!(VlanPrio::new(7).map(VlanPrio::get), Some(7));
+        assert_eq!(VlanPrio::new(8), None);
+        assert_eq!(MplsLabel::new(1 << 20), None);
+        assert_eq!(MplsTc::new(8), None);
+        assert_eq!((MplsDepth::new(0), MplsDepth::new(8)), (None, None));
+        assert_eq!(CfmLevel::new(8), None);
+    }
+
+    #[test]
+    fn a_prefix_has_no_more_bits_than_its_family_and_none_behind_its_length() {
+        let addr = Ipv4Addr::new(192, 0, 2, 255);
+        assert_eq!(Ipv4Prefix::new(addr, 33), None);
+        let prefix = Ipv4Prefix::new(addr, 23).unwrap();
+        assert_eq!(prefix.to_string(), "192.0.2.0/23");
+        assert_eq!(prefix.mask(), Ipv4Addr::new(255, 255, 254, 0));
+        assert_eq!(Ipv4Prefix::new(addr, 0).unwrap().mask(), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(Ipv4Prefix::new(addr, 32), Some(addr.into()));
+        assert_eq!(Ipv6Prefix::new(Ipv6Addr::LOCALHOST, 129), None);
+        assert_eq!(Ipv6Prefix::new(Ipv6Addr::LOCALHOST, 127).unwrap().to_string(), "::/127");
+    }
+
+    #[test]
+    fn a_range_has_at_least_two_ports() {
+        assert_eq!(PortRange::new(5, 5), None);
+        assert_eq!(PortRange::new(6, 5), None);
+        assert!(PortRange::new(0, u16::MAX).is_some());
+    }
+
+    #[test]
+    fn an_index_that_the_kernel_would_not_show_is_none() {
+        assert_eq!(Spi::new(0), None);
+        assert_eq!(Spi::masked(0xff00, 0x00ff), None);
+        assert!(Spi::masked(0xff00, 0x0f00).is_some());
+    }
+
+    #[test]
+    fn a_name_is_one_that_an_interface_can_have() {
+        for name in ["eth0", "a", "rep-15-bytes-12", "pf0vf1_r"] {
+            assert_eq!(LinkName::new(name).map(|name| name.to_string()), Some(name.to_owned()));
+        }
+        for name in ["", ".", "..", "16-bytes-is-more", "a/b", "a b", "a:b", "a\0b", "\u{e4}"] {
+            assert_eq!(LinkName::new(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_state_that_cannot_be_is_none() {
+        let (trk, new, est) = (CtFlags::TRACKED, CtFlags::NEW, CtFlags::ESTABLISHED);
+        let (inv, rpl, none) = (CtFlags::INVALID, CtFlags::REPLY, CtFlags::NONE);
+        for (set, clear) in [(none, trk), (trk, none), (trk.and(est).and(rpl), new), (none, est)] {
+            assert!(CtState::new(set, clear).is_some(), "{set:?} {clear:?}");
+        }
+        for (set, clear) in [
+            (none, none),
+            (trk, trk),
+            (new, none),
+            (trk.and(new).and(est), none),
+            (trk.and(new).and(rpl), none),
+            (trk.and(inv).and(est), none),
+        ] {
+            assert_eq!(CtState::new(set, clear), None, "{set:?} {clear:?}");
+        }
+    }
+}
