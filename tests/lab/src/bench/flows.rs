@@ -29,7 +29,7 @@ const OURS: Owner = Owner(*b"ours");
 const FLOOR: Owner = Owner(*b"flor");
 
 /// Batches among which the floor takes the fastest, in messages.
-const BATCHES: [usize; 4] = [128, 512, 1024, 2048];
+const BATCHES: [usize; 5] = [16, 128, 512, 1024, 2048];
 
 /// Socket buffers of the floor: larger than any of its batches and all answers to it.
 const BUFFER: usize = 64 << 20;
