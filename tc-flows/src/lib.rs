@@ -62,6 +62,8 @@ mod diff;
 mod encoded;
 mod fake;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod ident;
 mod kernel;
 mod key;

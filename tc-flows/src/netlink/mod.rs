@@ -24,6 +24,8 @@ use crate::kernel::{Dump, Error, Kernel, Mode, Outcome, Result, TerseDump};
 use crate::rule::Owner;
 use crate::wire::{Ask, Detail, Filter, Message, Messages, Reply, Writer};
 use socket::{Headers, RECEIVE_BUFFER, Received, TcSocket};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use window::outcomes_of;
 use window::{Answer, Window};
 
 /// What one answer takes of the receive buffer at most: an acknowledgement with text. The echo of

@@ -91,6 +91,27 @@ impl<'o> Window<'o> {
     }
 }
 
+/// What these datagrams say of changes that were sent at once; `lost`: that others were lost.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn outcomes_of(
+    ops: &[Op],
+    sent: &[u8],
+    mode: Mode,
+    first: u32,
+    lost: bool,
+    datagrams: &[&[u8]],
+) -> Vec<Outcome> {
+    let mut answers = Vec::new();
+    let mut window = Window::new(ops, sent, mode, first, &mut answers);
+    window.overrun = lost;
+    for datagram in datagrams {
+        window.read(datagram);
+    }
+    let mut outcomes = Vec::new();
+    window.outcomes(&mut outcomes);
+    outcomes
+}
+
 impl Answer {
     /// `silence`: that nothing was said is a success.
     fn outcome(self, op: &Op, silence: bool) -> Outcome {

@@ -19,6 +19,10 @@ use action::TCA_ACT_COOKIE;
 #[cfg(test)]
 pub(crate) use names::Place;
 pub(crate) use names::attribute_path;
+#[cfg(test)]
+pub(crate) use read::options_of;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use read::rule_in;
 pub(crate) use read::{Detail, Filter, Message, Messages, Reply, request};
 use read::{attrs, find, u16_at, u32_at};
 

@@ -327,6 +327,18 @@ fn first_action(options: &[u8]) -> Option<&[u8]> {
     Some(attrs(actions).min_by_key(|(order, _)| *order)?.1)
 }
 
+/// The rule that these options of a flower filter are, where they are one.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn rule_in(options: &[u8], location: &RuleLocation) -> Option<Rule> {
+    read_flower(options, location, Hidden::Nothing).map(|(rule, _)| rule)
+}
+
+/// The options of the filter that a message is about.
+#[cfg(test)]
+pub(crate) fn options_of(message: &[u8]) -> Option<&[u8]> {
+    find(message.get(NLMSGHDR + TCMSG..)?, TCA_OPTIONS)
+}
+
 /// The rule, and whether it is in hardware; nothing where it has no counterpart among the rules
 /// of this crate.
 pub(super) fn read_flower(

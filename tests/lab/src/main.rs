@@ -7,6 +7,7 @@ mod command {
     //! The subcommands.
     pub(crate) mod bench;
     pub(crate) mod demo;
+    pub(crate) mod fuzz;
     pub(crate) mod inside;
     pub(crate) mod setup;
     pub(crate) mod shell;
@@ -35,6 +36,8 @@ enum Commands {
     Demo(command::demo::Arguments),
     /// Measures speed as ratios against a floor in the same run.
     Bench(command::bench::Arguments),
+    /// Feeds the decoders with what a fuzzer makes up.
+    Fuzz(command::fuzz::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Commands::Test(arguments) => command::test::run(&arguments),
         Commands::Demo(arguments) => command::demo::run(&arguments),
         Commands::Bench(arguments) => command::bench::run(&arguments),
+        Commands::Fuzz(arguments) => command::fuzz::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };

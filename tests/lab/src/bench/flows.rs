@@ -462,9 +462,12 @@ fn dump(place: &Place, rules: u32, terse: bool, runs: usize) -> Result<Line> {
     Ok(Line::of(format!("flows/{kind}/{}/{}", size(rules), place.name), "rules/s", &found, note))
 }
 
-fn dumped(kernel: &mut NetlinkKernel, hook: Hook, _terse: bool, rules: u32) -> Result<f64> {
+fn dumped(kernel: &mut NetlinkKernel, hook: Hook, terse: bool, rules: u32) -> Result<f64> {
     let began = Instant::now();
-    let held = kernel.dump(hook).map_err(refused)?.own.len();
+    let held = match terse {
+        true => kernel.dump_terse(hook).map_err(refused)?.own.len(),
+        false => kernel.dump(hook).map_err(refused)?.own.len(),
+    };
     let took = began.elapsed();
     if held == rules as usize {
         return Ok(rate(rules, took));
