@@ -185,6 +185,33 @@ impl Action {
         one.into_iter().chain(other)
     }
 
+    /// The same action, leading where `there` says instead.
+    pub(crate) fn leading(&self, there: impl Fn(ChainId) -> ChainId) -> Action {
+        match self {
+            Action::Goto(chain) => Action::Goto(there(*chain)),
+            Action::Police(police) => {
+                let moved = |control: Control| match control {
+                    Control::Goto(chain) => Control::Goto(there(chain)),
+                    other => other,
+                };
+                let (exceed, conform) = (moved(police.exceed), moved(police.conform));
+                Action::Police(Arc::new(Police { exceed, conform, ..**police }))
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Whether the next rule that matches may be asked after this action.
+    pub(crate) fn may_ask_on(&self) -> bool {
+        match self {
+            Action::Continue => true,
+            Action::Police(police) => {
+                police.exceed == Control::Continue || police.conform == Control::Continue
+            }
+            _ => false,
+        }
+    }
+
     /// The chain that it can lead to.
     pub fn goto_target(&self) -> Option<ChainId> {
         match self {

@@ -43,11 +43,11 @@
 //! kernel.ensure_hook(hook)?;
 //! let mut installed = Installed::new();
 //! installed.adopt(&kernel.dump(hook)?);
-//! let ops = diff(&installed, &wanted);
+//! let ops = diff(&installed, &wanted).ops;
 //! for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
 //!     installed.record(op, &outcome);
 //! }
-//! assert!(diff(&installed, &wanted).is_empty());
+//! assert!(diff(&installed, &wanted).ops.is_empty());
 //!
 //! let frame = Frame::opaque(Mac([0xff; 6]), guest, EtherType::ARP);
 //! assert_eq!(walk(&wanted, hook, &frame).deliveries.len(), 1);
@@ -81,7 +81,7 @@ pub use action::{
     PeditField, Police, PoliceIndex, Sample, SkbEdit, SkbField, TunnelData, TunnelEnds, TunnelKey,
     VxlanGbp,
 };
-pub use diff::{Installed, InstalledRule, Op, diff};
+pub use diff::{Gap, GapReason, Installed, InstalledRule, Op, Plan, diff};
 pub use encoded::encode;
 pub use fake::FakeKernel;
 pub use frame::{Body, Frame, Layer4, Tag};

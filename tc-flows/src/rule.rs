@@ -357,6 +357,16 @@ impl Rule {
         Ok(Rule { extras: any.then(|| Arc::new(extras)), ..self })
     }
 
+    /// The same rule in another chain, leading where `there` says instead.
+    pub(crate) fn moved(&self, chain: ChainId, there: impl Fn(ChainId) -> ChainId) -> Rule {
+        let actions = if self.goto_targets().all(|to| there(to) == to) {
+            Arc::clone(&self.actions)
+        } else {
+            self.actions.iter().map(|action| action.leading(&there)).collect()
+        };
+        Rule { id: RuleId { chain, ..self.id.clone() }, actions, ..self.clone() }
+    }
+
     /// What makes it this rule.
     pub const fn id(&self) -> &RuleId {
         &self.id

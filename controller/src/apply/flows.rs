@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use api::types::Id;
-use tc_flows::{Dump, Hook, Kernel, Mode, Op, Outcome};
+use tc_flows::{Dump, Gap, Hook, Kernel, Mode, Op, Outcome};
 use tokio::sync::mpsc;
 
 /// Changes to one adapter's hooks.
@@ -19,6 +19,8 @@ pub struct FlowJob {
     pub adopt: Vec<Hook>,
     /// Changes, in order.
     pub ops: Vec<Op>,
+    /// Where that order cannot spare frames a gap, for the log.
+    pub gaps: Vec<Gap>,
 }
 
 /// What became of a job.

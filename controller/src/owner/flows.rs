@@ -3,13 +3,18 @@
 //! In: the planned program, and what the kernel answered. Out: jobs. No I/O: the kernel is the
 //! truth, and this is what it said last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use api::{
     resources::{FlowCounts, FlowState},
     types::Id,
 };
-use tc_flows::{Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Rule, RuleId, diff};
+use tc_flows::{
+    Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule, RuleId, RuleSet, diff,
+};
 
 use crate::{
     apply::flows::{FlowDone, FlowJob},
@@ -68,6 +73,7 @@ impl AdapterFlows {
             program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex)).collect();
         self.unusable.retain(|hook, _| wanted_hooks.contains(hook));
         self.foreign.retain(|hook, _| wanted_hooks.contains(hook));
+        let Plan { ops, gaps } = self.missing(program);
         let job = FlowJob {
             adapter: adapter.clone(),
             adopt: wanted_hooks
@@ -76,7 +82,8 @@ impl AdapterFlows {
                 .filter(|hook| hook.ifindex().is_none_or(|ifindex| !held.contains(&ifindex)))
                 .copied()
                 .collect(),
-            ops: self.missing(program),
+            ops,
+            gaps,
         };
         self.adopted.retain(|hook| wanted_hooks.contains(hook));
         self.under_way = !(job.adopt.is_empty() && job.ops.is_empty());
@@ -85,17 +92,34 @@ impl AdapterFlows {
 
     /// The changes from installed to wanted, as far as their hooks are read, and without those that
     /// the kernel has refused already.
-    fn missing(&mut self, program: &FlowProgram) -> Vec<Op> {
+    fn missing(&mut self, program: &FlowProgram) -> Plan {
         self.refused.retain(|id, refused| program.rules.get(id) == Some(&refused.rule));
         self.told.retain(|id, _| program.rules.contains(id));
-        let mut ops = diff(&self.installed, &program.rules);
-        ops.retain(|op| match op {
+        let mut plan = diff(&self.installed, &self.attainable(&program.rules));
+        plan.ops.retain(|op| match op {
             Op::Add { rule, .. } | Op::Replace { rule, .. } => {
-                !self.refused.contains_key(rule.id()) && self.adopted.contains(&rule.id().hook())
+                self.adopted.contains(&rule.id().hook())
             }
             Op::Delete { .. } => true,
         });
-        ops
+        plan
+    }
+
+    /// What is wanted, with what is installed in the place of what the kernel refused. (To take
+    /// those changes out afterwards would tear holes into the order of the others.)
+    fn attainable<'r>(&self, wanted: &'r RuleSet) -> Cow<'r, RuleSet> {
+        if self.refused.is_empty() {
+            return Cow::Borrowed(wanted);
+        }
+        let mut attainable = wanted.clone();
+        for id in self.refused.keys() {
+            attainable.remove(id);
+            if let Some(installed) = self.installed.get(id) {
+                // It has the keys of the one just taken out, so there is room for it.
+                attainable.insert(installed.rule.clone()).ok();
+            }
+        }
+        Cow::Owned(attainable)
     }
 
     /// Whether the hook of this netdev is read and nothing is under way.

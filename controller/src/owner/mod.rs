@@ -466,6 +466,9 @@ impl Owner {
             .map(|(ifindex, _)| *ifindex)
             .collect();
         if let Some(job) = state.flows.next_job(id, program, &held) {
+            for gap in &job.gaps {
+                warn!(adapter = %id, %gap, "flows change with a gap");
+            }
             if !job.ops.is_empty() {
                 state.in_job.append(&mut state.awaiting);
             }

@@ -120,7 +120,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
 
         let after = copied(&mut eswitchd, &hooks, &scratch)?;
         let installed = install(&mut floor, &before)?;
-        let ops = diff(&installed, &after);
+        let ops = diff(&installed, &after).ops;
         changes = ops.len();
         // The floor answers an event of its own, while the daemon is stopped: both are measured
         // while the guest does the same.
@@ -205,7 +205,7 @@ fn install(kernel: &mut NetlinkKernel, rules: &RuleSet) -> Result<Installed> {
     for hook in hooks {
         installed.adopt(&kernel.dump(hook).map_err(refused)?);
     }
-    let ops = diff(&installed, rules);
+    let ops = diff(&installed, rules).ops;
     for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Told)) {
         installed.record(op, &outcome);
     }

@@ -1,0 +1,147 @@
+//! What a kernel holds of one owner's rules, as far as the owner knows.
+//!
+//! In come dumps and outcomes of changes, out go rules by identity with their handles. No kernel
+//! here, and no idea of what should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Op;
+use crate::ident::{ChainId, Handle, Hook, Prio};
+use crate::kernel::{Dump, HwState, Outcome, OwnRule, RuleLocation};
+use crate::rule::{Rule, RuleId, Slot};
+
+/// A rule that a kernel holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledRule {
+    /// The rule.
+    pub rule: Rule,
+    /// Its handle.
+    pub handle: Handle,
+    /// Whether hardware executes it.
+    pub hw: HwState,
+}
+
+/// The rules of one owner that a kernel holds, as far as the owner knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    rules: BTreeMap<RuleId, InstalledRule>,
+    unreadable: BTreeMap<(Slot, Handle), RuleLocation>,
+    handles: BTreeMap<Slot, BTreeSet<u32>>,
+}
+
+impl Installed {
+    /// Nothing installed.
+    pub fn new() -> Installed {
+        Installed::default()
+    }
+
+    /// Notes what a dump shows of the owner: its rules, and those that must go because they cannot
+    /// be read.
+    pub fn adopt(&mut self, dump: &Dump) {
+        for OwnRule { rule, handle, hw, .. } in &dump.own {
+            self.insert(rule.clone(), *handle, hw.clone());
+        }
+        for (location, handle) in &dump.unreadable_own {
+            self.insert_unreadable(*location, *handle);
+        }
+    }
+
+    /// Notes a rule of which only the place is known: [`diff`] deletes it before all else.
+    pub fn insert_unreadable(&mut self, location: RuleLocation, handle: Handle) {
+        self.unreadable.insert((location.slot(), handle), location);
+        self.handles.entry(location.slot()).or_default().insert(handle.0);
+    }
+
+    /// Forgets everything at a hook: its qdisc or interface is gone, or a new dump follows.
+    pub fn remove_hook(&mut self, hook: Hook) {
+        self.rules.retain(|id, _| id.hook() != hook);
+        self.unreadable.retain(|(slot, _), _| slot.hook != hook);
+        self.handles.retain(|slot, _| slot.hook != hook);
+    }
+
+    /// Notes a rule, in the place of one with the same identity.
+    pub fn insert(&mut self, rule: Rule, handle: Handle, hw: HwState) {
+        let slot = rule.id().slot();
+        let id = rule.id().clone();
+        if let Some(old) = self.rules.insert(id, InstalledRule { rule, handle, hw }) {
+            self.free(slot, old.handle);
+        }
+        self.handles.entry(slot).or_default().insert(handle.0);
+    }
+
+    /// Forgets a rule.
+    pub fn remove(&mut self, id: &RuleId) -> Option<InstalledRule> {
+        let gone = self.rules.remove(id)?;
+        self.free(id.slot(), gone.handle);
+        Some(gone)
+    }
+
+    /// Notes what became of a change. After [`Outcome::Refused`] and [`Outcome::Unknown`] nothing
+    /// is noted: the former changed nothing, the latter needs a dump.
+    pub fn record(&mut self, op: &Op, outcome: &Outcome) {
+        let hw = match outcome {
+            Outcome::Installed => HwState::NotAsked,
+            Outcome::InHw => HwState::InHw,
+            Outcome::NotInHw { reason } => HwState::NotInHw(reason.clone()),
+            Outcome::Deleted => {
+                let slot = op.id().slot();
+                if self.unreadable.remove(&(slot, op.handle())).is_some() {
+                    self.free(slot, op.handle());
+                } else {
+                    self.remove(op.id());
+                }
+                return;
+            }
+            Outcome::Refused { .. } | Outcome::Unknown => return,
+        };
+        if let Op::Add { rule, handle } | Op::Replace { rule, handle } = op {
+            self.insert(rule.clone(), *handle, hw);
+        }
+    }
+
+    /// The installed rule of this identity.
+    pub fn get(&self, id: &RuleId) -> Option<&InstalledRule> {
+        self.rules.get(id)
+    }
+
+    /// All installed rules, in order of identity.
+    pub fn iter(&self) -> impl Iterator<Item = &InstalledRule> {
+        self.rules.values()
+    }
+
+    /// How many rules.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Whether nothing is installed.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.unreadable.is_empty()
+    }
+
+    /// Rules of which only the place is known.
+    pub(super) fn unreadable(&self) -> impl Iterator<Item = (RuleLocation, Handle)> {
+        self.unreadable.iter().map(|((_, handle), location)| (*location, *handle))
+    }
+
+    /// The handles of a slot that are taken.
+    pub(super) fn handles(&self, slot: Slot) -> Option<&BTreeSet<u32>> {
+        self.handles.get(&slot)
+    }
+
+    /// The highest chain of a hook that holds something.
+    pub(super) fn highest_chain(&self, hook: Hook) -> ChainId {
+        let first = Slot { hook, chain: ChainId::ZERO, prio: Prio::FIRST };
+        let of_hook = self.handles.range(first..).take_while(|(slot, _)| slot.hook == hook);
+        of_hook.last().map_or(ChainId::ZERO, |(slot, _)| slot.chain)
+    }
+
+    fn free(&mut self, slot: Slot, handle: Handle) {
+        if let Some(used) = self.handles.get_mut(&slot) {
+            used.remove(&handle.0);
+            if used.is_empty() {
+                self.handles.remove(&slot);
+            }
+        }
+    }
+}
