@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::action::Action;
-use crate::frame::{Body, Frame, Layer4, Tag};
+use crate::frame::{Body, Fragment, Frame, Layer4, Tag};
 use crate::ident::{ChainId, EtherType, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid};
 use crate::key::{
     ArpMatch, CfmLevel, CfmMatch, CtFlags, CtState, GeneveOption, IpPrefix, Ipv4Match, Ipv4Prefix,
@@ -587,6 +587,10 @@ fn layer4s() -> impl Strategy<Value = Layer4> {
     ]
 }
 
+fn fragments() -> impl Strategy<Value = Fragment> {
+    select(vec![Fragment::No, Fragment::No, Fragment::First, Fragment::Later])
+}
+
 fn tags() -> impl Strategy<Value = Tag> {
     (tpids(), vids(), select(vec![0, 0, 5])).prop_map(|(tpid, vid, pcp)| Tag { tpid, vid, pcp })
 }
@@ -594,10 +598,26 @@ fn tags() -> impl Strategy<Value = Tag> {
 pub(crate) fn frames() -> impl Strategy<Value = Frame> {
     let body = prop_oneof![
         Just(Body::Opaque),
-        (small_ipv4(), small_ipv4(), 0u8..8, 63u8..65, layer4s())
-            .prop_map(|(src, dst, tos, ttl, layer4)| Body::Ipv4 { src, dst, tos, ttl, layer4 }),
-        (small_ipv6(), small_ipv6(), 0u8..8, 63u8..65, layer4s())
-            .prop_map(|(src, dst, tos, ttl, layer4)| Body::Ipv6 { src, dst, tos, ttl, layer4 }),
+        (small_ipv4(), small_ipv4(), 0u8..8, 63u8..65, layer4s(), fragments()).prop_map(
+            |(src, dst, tos, ttl, layer4, fragment)| Body::Ipv4 {
+                src,
+                dst,
+                tos,
+                ttl,
+                layer4,
+                fragment
+            }
+        ),
+        (small_ipv6(), small_ipv6(), 0u8..8, 63u8..65, layer4s(), fragments()).prop_map(
+            |(src, dst, tos, ttl, layer4, fragment)| Body::Ipv6 {
+                src,
+                dst,
+                tos,
+                ttl,
+                layer4,
+                fragment
+            }
+        ),
         (1u8..3, macs(), small_ipv4(), macs(), small_ipv4())
             .prop_map(|(op, sha, sip, tha, tip)| Body::Arp { op, sha, sip, tha, tip }),
     ];

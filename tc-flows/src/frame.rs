@@ -6,6 +6,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::ident::{EtherType, Mac, VlanId, VlanTpid};
+use crate::key::LinkName;
 
 /// One VLAN tag. (Its drop eligibility bit, which no key sees and no action changes, is not here.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,12 +39,22 @@ pub struct Frame {
     pub ethertype: u16,
     /// What keys can see behind the ethertype.
     pub body: Body,
+    /// The interface that received it, where that is known: only then a walk can tell whether a
+    /// rule that names one takes it.
+    pub indev: Option<LinkName>,
 }
 
 impl Frame {
     /// An untagged frame with a body that no key can see into.
     pub const fn opaque(dst: Mac, src: Mac, ethertype: EtherType) -> Frame {
-        Frame { dst, src, tags: Vec::new(), ethertype: ethertype.get(), body: Body::Opaque }
+        Frame {
+            dst,
+            src,
+            tags: Vec::new(),
+            ethertype: ethertype.get(),
+            body: Body::Opaque,
+            indev: None,
+        }
     }
 
     /// The same frame inside one more tag, of priority 0.
@@ -72,6 +83,9 @@ impl Frame {
             Body::Ipv4 { .. } => self.ethertype = EtherType::IPV4.get(),
             Body::Ipv6 { .. } => self.ethertype = EtherType::IPV6.get(),
             Body::Arp { .. } => self.ethertype = EtherType::ARP.get(),
+            Body::Mpls(_) => self.ethertype = 0x8847,
+            Body::Pppoe { .. } => self.ethertype = 0x8864,
+            Body::Cfm { .. } => self.ethertype = 0x8902,
         }
         self.body = body;
         self
@@ -95,6 +109,8 @@ pub enum Body {
         ttl: u8,
         /// What it carries.
         layer4: Layer4,
+        /// Whether it is a part of a larger one.
+        fragment: Fragment,
     },
     /// An IPv6 packet.
     Ipv6 {
@@ -108,6 +124,8 @@ pub enum Body {
         ttl: u8,
         /// What it carries.
         layer4: Layer4,
+        /// Whether it is a part of a larger one.
+        fragment: Fragment,
     },
     /// An ARP message for IPv4 over Ethernet.
     Arp {
@@ -122,17 +140,81 @@ pub enum Body {
         /// Target protocol address.
         tip: Ipv4Addr,
     },
+    /// A stack of MPLS labels around what no key sees.
+    Mpls(MplsStack),
+    /// A PPPoE session packet around what no key sees: not IP, which the kernel would look into.
+    Pppoe {
+        /// Session number.
+        session: u16,
+        /// PPP protocol number.
+        proto: u16,
+    },
+    /// A message of connectivity fault management (IEEE 802.1ag).
+    Cfm {
+        /// Maintenance domain level, 0 to 7.
+        level: u8,
+        /// 1 continuity check, 2 loopback reply, …
+        opcode: u8,
+    },
+}
+
+/// Whether an IP packet is a part of a larger one. What it carries is seen in whole packets only
+/// (the kernel does not look into a first fragment either: `fl_classify` does not ask for
+/// `FLOW_DISSECTOR_F_PARSE_1ST_FRAG`), but for its protocol number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fragment {
+    /// It is whole.
+    #[default]
+    No,
+    /// It is the first part.
+    First,
+    /// It is a later part.
+    Later,
+}
+
+/// One to seven MPLS labels, the outer one first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MplsStack {
+    len: u8,
+    entries: [u32; MplsStack::MAX],
+}
+
+impl MplsStack {
+    /// How many the kernel looks at (`FLOW_DIS_MPLS_MAX`, include/net/flow_dissector.h).
+    pub const MAX: usize = 7;
+
+    /// The stack of these labels, traffic classes and times to live, or `None` where they are none
+    /// or more than seven, or a number is too large for its 20, 3 or 8 bits.
+    pub fn new(entries: &[(u32, u8, u8)]) -> Option<MplsStack> {
+        let mut stack = MplsStack { len: entries.len() as u8, entries: [0; MplsStack::MAX] };
+        if entries.is_empty() || entries.len() > MplsStack::MAX {
+            return None;
+        }
+        for (at, (label, tc, ttl)) in entries.iter().enumerate() {
+            if *label >= 1 << 20 || *tc >= 8 {
+                return None;
+            }
+            let bottom = u32::from(at + 1 == entries.len());
+            stack.entries[at] = label << 12 | u32::from(*tc) << 9 | bottom << 8 | u32::from(*ttl);
+        }
+        Some(stack)
+    }
+
+    /// The entries as they stand in the packet (RFC 3032), in host order.
+    pub fn entries(&self) -> &[u32] {
+        &self.entries[..usize::from(self.len)]
+    }
 }
 
 impl Body {
     /// An IPv4 packet with TTL 64.
     pub const fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, layer4: Layer4) -> Body {
-        Body::Ipv4 { src, dst, tos: 0, ttl: 64, layer4 }
+        Body::Ipv4 { src, dst, tos: 0, ttl: 64, layer4, fragment: Fragment::No }
     }
 
     /// An IPv6 packet with hop limit 64.
     pub const fn ipv6(src: Ipv6Addr, dst: Ipv6Addr, layer4: Layer4) -> Body {
-        Body::Ipv6 { src, dst, tos: 0, ttl: 64, layer4 }
+        Body::Ipv6 { src, dst, tos: 0, ttl: 64, layer4, fragment: Fragment::No }
     }
 }
 
@@ -169,6 +251,39 @@ pub enum Layer4 {
         /// Message code.
         code: u8,
     },
-    /// Any other protocol, by number.
+    /// IPsec encapsulation.
+    Esp {
+        /// Security parameters index.
+        spi: u32,
+    },
+    /// IPsec authentication.
+    Ah {
+        /// Security parameters index.
+        spi: u32,
+    },
+    /// L2TPv3 over IP.
+    L2tpv3 {
+        /// Session number.
+        session: u32,
+    },
+    /// Any other protocol, by number; none that the kernel looks behind (IPv6 extension headers,
+    /// MPLS in IP).
     Other(u8),
+}
+
+impl Layer4 {
+    /// The protocol number, in IPv4 or in IPv6.
+    pub const fn proto(self, v4: bool) -> u8 {
+        match self {
+            Layer4::Tcp { .. } => 6,
+            Layer4::Udp { .. } => 17,
+            Layer4::Sctp { .. } => 132,
+            Layer4::Icmp { .. } if v4 => 1,
+            Layer4::Icmp { .. } => 58,
+            Layer4::Esp { .. } => 50,
+            Layer4::Ah { .. } => 51,
+            Layer4::L2tpv3 { .. } => 115,
+            Layer4::Other(proto) => proto,
+        }
+    }
 }

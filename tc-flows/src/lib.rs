@@ -19,6 +19,7 @@
 //! | `encoded` | those bytes by themselves |
 //! | `netlink` | the real kernel |
 //! | `fake` | a kernel in memory, for tests |
+//! | `conformance` | what the real and the fake kernel both do (feature `conformance`) |
 //! | `frame`, `walk` | frames, and what they meet in a set of rules, in hardware and software |
 //! | `profile` | what drivers refuse, and how their hardware executes |
 //!
@@ -58,6 +59,8 @@
 mod action;
 #[cfg(test)]
 mod arbitrary;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod diff;
 mod encoded;
 mod fake;
@@ -83,8 +86,8 @@ pub use action::{
 };
 pub use diff::{Gap, GapReason, Installed, InstalledRule, Op, Plan, diff};
 pub use encoded::encode;
-pub use fake::FakeKernel;
-pub use frame::{Body, Frame, Layer4, Tag};
+pub use fake::{DumpFault, FRAME_BYTES, FakeKernel};
+pub use frame::{Body, Fragment, Frame, Layer4, MplsStack, Tag};
 pub use ident::{
     BlockId, ChainId, Direction, EtherType, Handle, Hook, Ifindex, Mac, Prio, VlanId, VlanTpid,
 };

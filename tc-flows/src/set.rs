@@ -285,7 +285,7 @@ mod tests {
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
     use crate::ident::{Hook, Mac, VlanTpid};
     use crate::key::{Ipv4Match, KeyId, Match, PortRange, Ports};
-    use crate::walk::takes;
+    use crate::walk::{Sight, sight};
 
     fn rule(at_prio: u16, matching: Match) -> Rule {
         Rule::new(hook(), chain(1), prio(at_prio), matching, [Action::Drop]).unwrap()
@@ -462,7 +462,7 @@ mod tests {
             }
             let mut taken = std::collections::BTreeSet::new();
             for rule in &set {
-                if takes(rule.id().matching(), rule.hook(), &frame) {
+                if sight(rule.id().matching(), &frame) == Sight::Takes {
                     prop_assert!(taken.insert((rule.chain(), rule.prio())), "{:?}", rule);
                 }
             }

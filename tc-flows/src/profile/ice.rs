@@ -17,7 +17,7 @@ use crate::frame::Frame;
 use crate::ident::{ChainId, Direction, VlanTpid};
 use crate::key::{Field, KeyId, Match};
 use crate::rule::Rule;
-use crate::walk::{Chains, Handover, Step, Unmodelled, Walk, Why, takes};
+use crate::walk::{Chains, Handover, Sight, Step, Unmodelled, Walk, Why, sight};
 
 /// `ETH_P_LLDP`.
 const LLDP: u16 = 0x88cc;
@@ -72,12 +72,15 @@ impl Ice {
         if !ingress && payload_ethertype(matching) != Some(LLDP) {
             return refused("ice: Non-LLDP filtering is not supported on egress in switchdev mode");
         }
-        let second_tag = matching
-            .fields()
-            .get(KeyId::VlanEthType)
-            .is_some_and(|field| VlanTpid::from_ethertype(number(&field)).is_some());
-        if second_tag && !self.double_vlan {
+        if matching.fields().iter().any(|field| is_tunnel(field.id)) {
+            return refused("ice: Tunnel key used, but device isn't a tunnel");
+        }
+        if super::has_second_tag(matching) && !self.double_vlan {
             return refused("ice: Double VLAN mode is not enabled");
+        }
+        if let Some(field) = matching.fields().get(KeyId::IpFlags) {
+            let flags = field.mask.last().copied().unwrap_or_default();
+            return Err(format!("ice: Unsupported match on control.flags {flags:#x}"));
         }
         let addresses = [KeyId::Ipv6Src, KeyId::Ipv6Dst].map(|id| matching.fields().get(id));
         if addresses.iter().flatten().any(|field| is_loopback(field.value)) {
@@ -105,6 +108,8 @@ impl Ice {
                         (Side::Representor, Some(_)) | (Side::Uplink, Some(Side::Representor))
                     )
             }
+            // `act->dev` is none.
+            Action::RedirectBlock { .. } | Action::MirrorBlock { .. } => return refused(""),
             _ => return refused("ice: Unsupported action in switchdev mode"),
         };
         if supported {
@@ -115,20 +120,52 @@ impl Ice {
     }
 }
 
-/// The keys in `used_keys` of `ice_parse_cls_flower`.
+/// Whether the key is in `used_keys` of `ice_parse_cls_flower`.
 const fn is_known(id: KeyId) -> bool {
-    !matches!(
+    matches!(
         id,
-        KeyId::TcpFlags
-            | KeyId::Icmpv4Type
-            | KeyId::Icmpv4Code
-            | KeyId::Icmpv6Type
-            | KeyId::Icmpv6Code
-            | KeyId::ArpOp
-            | KeyId::ArpSip
-            | KeyId::ArpTip
-            | KeyId::ArpSha
-            | KeyId::ArpTha
+        KeyId::EthDst
+            | KeyId::EthSrc
+            | KeyId::VlanId
+            | KeyId::VlanPrio
+            | KeyId::VlanEthType
+            | KeyId::CvlanId
+            | KeyId::CvlanPrio
+            | KeyId::CvlanEthType
+            | KeyId::PppoeSid
+            | KeyId::PppProto
+            | KeyId::IpProto
+            | KeyId::IpTos
+            | KeyId::IpTtl
+            | KeyId::IpFlags
+            | KeyId::Ipv4Src
+            | KeyId::Ipv4Dst
+            | KeyId::Ipv6Src
+            | KeyId::Ipv6Dst
+            | KeyId::TcpSrc
+            | KeyId::TcpDst
+            | KeyId::UdpSrc
+            | KeyId::UdpDst
+            | KeyId::SctpSrc
+            | KeyId::SctpDst
+            | KeyId::L2tpv3Sid
+    ) || is_tunnel(id)
+}
+
+const fn is_tunnel(id: KeyId) -> bool {
+    matches!(
+        id,
+        KeyId::EncKey
+            | KeyId::EncIpv4Src
+            | KeyId::EncIpv4Dst
+            | KeyId::EncIpv6Src
+            | KeyId::EncIpv6Dst
+            | KeyId::EncUdpSrc
+            | KeyId::EncUdpDst
+            | KeyId::EncTos
+            | KeyId::EncTtl
+            | KeyId::EncFlags
+            | KeyId::EncOpts
     )
 }
 
@@ -182,7 +219,7 @@ const fn is_port(id: KeyId) -> bool {
 pub(super) fn execute(held: &Chains<'_>, frame: &Frame) -> (Walk, Option<Handover>) {
     let mut walk = Walk::default();
     let mut taking =
-        held.all().filter(|rule| takes(&looked_up(rule.id().matching()), rule.hook(), frame));
+        held.all().filter(|rule| sight(&looked_up(rule.id().matching()), frame) == Sight::Takes);
     let Some(rule) = taking.next() else {
         walk.trace.push(Step::NoMatch(ChainId::ZERO));
         let why = Why::Miss(ChainId::ZERO);

@@ -8,7 +8,7 @@
 //! `mlx5_eswitch_add_offloaded_rule` in eswitch_offloads.c).
 
 use super::{Eswitch, Side, refused};
-use crate::action::Action;
+use crate::action::{Action, Control, PoliceLimit};
 use crate::frame::{Frame, Tag};
 use crate::ident::{ChainId, Ifindex, VlanId, VlanTpid};
 use crate::key::KeyId;
@@ -61,23 +61,30 @@ impl Mlx5 {
 
     /// `__parse_cls_flower` in en_tc.c.
     fn keys(&self, rule: &Rule) -> Result<(), String> {
-        let matching = rule.id().matching();
-        let fields = matching.fields();
-        // `used_keys`: no ARP, among others.
-        if fields.iter().any(|field| !is_known(field.id)) {
+        let fields = rule.id().matching().fields();
+        let any = |of: &dyn Fn(KeyId) -> bool| fields.iter().any(|field| of(field.id));
+        if any(&|id| !is_known(id)) {
             return refused("mlx5_core: Unsupported key");
+        }
+        if any(&|id| id == KeyId::L2Miss) {
+            return refused("mlx5_core: Can't match on \"l2_miss\"");
         }
         // flower sets the kind of the second tag where it knows it (`is_vlan_key` in
         // net/sched/cls_flower.c), and with it FLOW_DISSECTOR_KEY_CVLAN.
-        let second_tag = fields.get(KeyId::VlanEthType).is_some_and(|field| {
-            let ethertype = u16::from_be_bytes([field.value[0], field.value[1]]);
-            VlanTpid::from_ethertype(ethertype).is_some()
-        });
-        if second_tag && !self.outer_second_vid {
+        if super::has_second_tag(rule.id().matching()) && !self.outer_second_vid {
             return refused("mlx5_core: Matching on CVLAN is not supported");
         }
-        if fields.iter().any(|field| matches!(field.id, KeyId::SctpSrc | KeyId::SctpDst)) {
+        if let Some(flags) = fields.get(KeyId::IpFlags).map(|field| field.mask.last().copied())
+            && flags.is_some_and(|flags| flags & !IS_FRAGMENT != 0)
+        {
+            let flags = flags.unwrap_or_default();
+            return Err(format!("mlx5_core: Unsupported match on control.flags {flags:#x}"));
+        }
+        if any(&|id| matches!(id, KeyId::SctpSrc | KeyId::SctpDst)) {
             return refused("mlx5_core: Only UDP and TCP transports are supported for L4 matching");
+        }
+        if any(&|id| (KeyId::MplsLse1..=KeyId::MplsLse7).contains(&id)) {
+            return refused("mlx5_core: Matching on MPLS is supported only for MPLS over UDP");
         }
         Ok(())
     }
@@ -87,7 +94,14 @@ impl Mlx5 {
         let mut frame = frame.clone();
         let mut chain = ChainId::ZERO;
         for _ in 0..=GOTOS_MAX {
-            let Some(rule) = held.find(chain, &frame) else {
+            let found = match held.find(chain, None, &frame) {
+                Ok(found) => found,
+                Err(unmodelled) => {
+                    walk.unmodelled = Some(unmodelled);
+                    return (walk, None);
+                }
+            };
+            let Some(rule) = found else {
                 walk.trace.push(Step::NoMatch(chain));
                 // The miss rule of each chain writes its number, and mlx5e_tc_update_skb gives it
                 // to tc: mlx5_chains_add_miss_rule in lib/fs_chains.c.
@@ -101,13 +115,17 @@ impl Mlx5 {
                     return (walk, None);
                 }
             };
-            walk.trace.extend(rule.actions().iter().cloned().map(Step::Did));
+            if let Some(action) = rule.actions().iter().find(|action| !is_executed(rule, action)) {
+                walk.unmodelled = Some(Unmodelled::Action(action.clone()));
+                return (walk, None);
+            }
             let Some(changed) = entries.tags.applied(&frame) else {
                 walk.unmodelled = Some(Unmodelled::Hardware(
                     "in which order one flow table entry of mlx5 makes several changes of tags",
                 ));
                 return (walk, None);
             };
+            walk.trace.extend(rule.actions().iter().cloned().map(Step::Did));
             let before = entries.receivers[..entries.split].iter();
             walk.deliveries.extend(before.map(|to| (*to, frame.clone())));
             // esw_setup_dests in eswitch_offloads.c: an entry that accepts has no receivers.
@@ -142,9 +160,28 @@ impl Mlx5 {
     }
 }
 
-/// The keys in `used_keys` of `__parse_cls_flower`.
+/// `FLOW_DIS_IS_FRAGMENT`.
+const IS_FRAGMENT: u8 = 1;
+
+/// Whether the key is in `used_keys` of `__parse_cls_flower`.
 const fn is_known(id: KeyId) -> bool {
-    !matches!(id, KeyId::ArpOp | KeyId::ArpSip | KeyId::ArpTip | KeyId::ArpSha | KeyId::ArpTha)
+    !matches!(
+        id,
+        KeyId::NumOfVlans
+            | KeyId::PppoeSid
+            | KeyId::PppProto
+            | KeyId::PortSrcRange
+            | KeyId::PortDstRange
+            | KeyId::L2tpv3Sid
+            | KeyId::Spi
+            | KeyId::ArpOp
+            | KeyId::ArpSip
+            | KeyId::ArpTip
+            | KeyId::ArpSha
+            | KeyId::ArpTha
+            | KeyId::Cfm
+            | KeyId::Hash
+    )
 }
 
 /// What a rule becomes: `struct mlx5_flow_attr` and `struct mlx5_esw_flow_attr`.
@@ -154,6 +191,8 @@ struct Entries {
     /// How many of them stand before the last change of tags (`split_count`).
     split: usize,
     tags: TagChanges,
+    /// It rewrites headers in other ways (`MLX5_FLOW_CONTEXT_ACTION_MOD_HDR` by pedit).
+    rewrites: bool,
     end: End,
 }
 
@@ -244,8 +283,71 @@ impl TagChanges {
 }
 
 /// The priority that the rule matches, 0 where it matches none.
-const fn matched_pcp(_rule: &Rule) -> u8 {
-    0
+fn matched_pcp(rule: &Rule) -> u8 {
+    let prio = rule.id().matching().fields().get(KeyId::VlanPrio);
+    prio.and_then(|field| field.value.first().copied()).unwrap_or(0)
+}
+
+/// The actions that are neither verdicts, mirred nor tags: whether one rewrites headers, by the
+/// files of en/tc/act/ and the table `tc_acts_fdb` in act.c. `rewritten`: an earlier one does.
+fn other_action(action: &Action, rewritten: bool) -> Result<bool, String> {
+    match action {
+        Action::RedirectIngress(_) => {
+            refused("mlx5_core: redirect to ingress is supported only for OVS internal ports")
+        }
+        // `act->dev` is none: tc_act_can_offload_mirred.
+        Action::MirrorBlock { .. } | Action::RedirectBlock { .. } => refused(""),
+        // parse_tc_vlan_action without L3_TO_L2_DECAP.
+        Action::EthPush { .. } => refused(""),
+        Action::EthPop => refused("mlx5_core: vlan pop eth is supported only with mpls push"),
+        Action::Police(police) => {
+            let known = |control: Control| !matches!(control, Control::Continue | Control::Goto(_));
+            if !known(police.exceed) || !known(police.conform) {
+                return refused(
+                    "mlx5_core: Offload not supported when conform-exceed action is not pipe, \
+                     ok, jump or drop",
+                );
+            }
+            if matches!(police.limit, PoliceLimit::Bytes { peak: Some(_), .. }) {
+                return refused(
+                    "mlx5_core: Offload not supported when peakrate/avrate/overhead is \
+                     configured",
+                );
+            }
+            Ok(false)
+        }
+        Action::Csum(_) if !rewritten => {
+            refused("mlx5_core: TC csum action is only offloaded with pedit")
+        }
+        Action::Pedit(_) => Ok(true),
+        Action::SharedPolice(_)
+        | Action::Csum(_)
+        | Action::Ct(_)
+        | Action::TunnelSet(_)
+        | Action::TunnelRelease
+        | Action::Sample(_) => Ok(false),
+        Action::Mpls(_) => refused("mlx5_core: mpls is supported only through a bareudp device"),
+        _ => refused("mlx5_core: Not implemented offload action"),
+    }
+}
+
+/// Whether this profile says what hardware does at this action. Header rewriting, tunnels,
+/// connection tracking and sampling are beyond it, and so is a policer behind other actions, for
+/// which the driver makes further tables.
+fn is_executed(rule: &Rule, action: &Action) -> bool {
+    match action {
+        Action::Police(police) => {
+            police.conform == Control::Pipe && rule.actions().first() == Some(action)
+        }
+        Action::SharedPolice(_) => rule.actions().first() == Some(action),
+        Action::Pedit(_)
+        | Action::Csum(_)
+        | Action::Ct(_)
+        | Action::TunnelSet(_)
+        | Action::TunnelRelease
+        | Action::Sample(_) => false,
+        _ => true,
+    }
 }
 
 impl Entries {
@@ -256,6 +358,7 @@ impl Entries {
             receivers: Vec::new(),
             split: 0,
             tags: TagChanges::default(),
+            rewrites: false,
             end: End::Forwarded,
         };
         for action in rule.actions() {
@@ -283,11 +386,21 @@ impl Entries {
                     entries.tags.push(rule, Tag::new(*tpid, *vid))?;
                     entries.split = entries.receivers.len();
                 }
+                Action::VlanPushPrio { tpid, vid, prio } => {
+                    let tag = Tag { tpid: *tpid, vid: *vid, pcp: prio.get() };
+                    entries.tags.push(rule, tag)?;
+                    entries.split = entries.receivers.len();
+                }
+                // Without a priority to write, `act->vlan.prio` is 0.
                 Action::VlanModify { vid, .. } => {
                     entries.tags.rewrite(rule, *vid, 0)?;
                     entries.split = entries.receivers.len();
                 }
-                _ => return refused("mlx5_core: Not implemented offload action"),
+                Action::VlanModifyPrio { vid, prio, .. } => {
+                    entries.tags.rewrite(rule, *vid, prio.get())?;
+                    entries.split = entries.receivers.len();
+                }
+                other => entries.rewrites |= other_action(other, entries.rewrites)?,
             }
         }
         if let Some((mlx5, _)) = within {
@@ -326,13 +439,13 @@ impl Entries {
             if !self.receivers.is_empty() {
                 return refused("mlx5_core: Rule cannot support forward+drop action");
             }
-            if self.tags.rewrite.is_some() {
+            if self.tags.rewrite.is_some() || self.rewrites {
                 return refused("mlx5_core: Drop with modify header action is not supported");
             }
         }
         // With receivers before the split, those behind it stand in a table of their own
         // (extra_split_attr_dests_needed in en_tc.c).
-        if self.tags.rewrite.is_some() && self.split == 0 {
+        if (self.tags.rewrite.is_some() || self.rewrites) && self.split == 0 {
             let to_uplink = self.receivers.contains(&mlx5.eswitch.uplink);
             let to_functions = self.receivers.iter().any(|to| *to != mlx5.eswitch.uplink);
             if to_uplink && to_functions {

@@ -14,8 +14,10 @@ use std::collections::BTreeSet;
 pub use ice::Ice;
 pub use mlx5::Mlx5;
 
+use crate::action::Action;
 use crate::frame::Frame;
-use crate::ident::{Hook, Ifindex};
+use crate::ident::{Hook, Ifindex, VlanTpid};
+use crate::key::{KeyId, Match};
 use crate::rule::Rule;
 use crate::walk::{Chains, Handover, Walk, Why};
 
@@ -52,6 +54,7 @@ impl Profile {
     /// # Errors
     /// Where it does not: its extended ack, empty where it has no words.
     pub fn accepts(&self, rule: &Rule) -> Result<(), String> {
+        rule.actions().iter().try_for_each(offered)?;
         match self {
             Profile::Software => Err(String::new()),
             Profile::AcceptAll => Ok(()),
@@ -115,6 +118,30 @@ impl Eswitch {
             Hook::Egress(_) | Hook::Block(_) => None,
         }
     }
+}
+
+/// Whether tc offers the action to drivers at all: `tcf_*_offload_act_setup` in net/sched/act_*.c,
+/// `tc_setup_offload_act` in net/sched/cls_api.c. Asked at every interface.
+fn offered(action: &Action) -> Result<(), String> {
+    match action {
+        Action::Continue => refused("act_gact: Offload of \"continue\" action is not supported"),
+        Action::Pipe => refused("act_gact: Offload of \"pipe\" action is not supported"),
+        Action::Jump(_) => refused("act_gact: Unsupported generic action offload"),
+        Action::Nat(_) => refused("Action does not support offload"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a match names a second tag, so that flower knows its kind (`is_vlan_key` in
+/// net/sched/cls_flower.c).
+fn has_second_tag(matching: &Match) -> bool {
+    let fields = matching.fields();
+    let second = [KeyId::CvlanId, KeyId::CvlanPrio, KeyId::CvlanEthType];
+    second.iter().any(|id| fields.get(*id).is_some())
+        || fields.get(KeyId::VlanEthType).is_some_and(|field| {
+            let ethertype = field.value.iter().fold(0, |sum, byte| sum << 8 | u16::from(*byte));
+            VlanTpid::from_ethertype(ethertype).is_some()
+        })
 }
 
 fn refused<T>(words: &str) -> Result<T, String> {

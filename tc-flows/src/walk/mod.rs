@@ -15,21 +15,27 @@
 //!   rule runs; to pop or modify what has no tag changes nothing);
 //! - mirror and redirect: `tcf_mirred_act` in net/sched/act_mirred.c: the frame leaves as it is at
 //!   that moment, a mirror lets it go on;
+//! - jumps and what else lets a list go on: `tcf_action_exec` in net/sched/act_api.c; `continue`
+//!   goes on behind the rule's prio, with the frame as the rule left it;
+//! - a policer lets every frame pass as if within its rate; one that rules share goes on;
+//! - what else changes frames: `rewrite`;
 //! - hardware, and where software goes on after it: `stages` and [`crate::Profile`].
 //!
 //! Not modelled: what a receiving interface's own rules do with a copy, interfaces that are down.
 //! Where a walk meets what it cannot model it ends there and says so ([`Walk::unmodelled`]).
 
+mod rewrite;
 mod sight;
 mod stages;
 
 use std::collections::BTreeMap;
 
-pub(crate) use sight::takes;
+use rewrite::{Passing, Rewritten};
+pub(crate) use sight::{Sight, sight};
 pub use stages::{Handover, TwoStageWalk, Why, walk_two_stage};
 
-use crate::action::Action;
-use crate::frame::{Frame, Tag};
+use crate::action::{Action, Control};
+use crate::frame::Frame;
 use crate::ident::{ChainId, Hook, Ifindex, Prio};
 use crate::rule::{Offload, Rule};
 
@@ -42,6 +48,9 @@ pub const GOTOS_MAX: usize = 16;
 pub struct Walk {
     /// Copies that left, in order, as they left.
     pub deliveries: Vec<(Ifindex, Frame)>,
+    /// Copies that interfaces were given as if they had received them (mirred `ingress`), in
+    /// order. What their own rules do with them is another walk.
+    pub received: Vec<(Ifindex, Frame)>,
     /// The frame as the host's own stack gets it, where it does.
     pub to_host: Option<Frame>,
     /// Whether a rule dropped it, or consumed it by `trap`, or it met too many gotos. (A frame
@@ -59,6 +68,8 @@ pub struct Walk {
 pub enum Unmodelled {
     /// This action.
     Action(Action),
+    /// Whether a rule takes the frame, which depends on this.
+    Key(&'static str),
     /// What hardware makes of this: the reason why its driver's source does not tell.
     Hardware(&'static str),
 }
@@ -119,77 +130,146 @@ impl<'r> Chains<'r> {
         self.0.values().flatten().map(|(_, rule)| *rule)
     }
 
-    /// The rule of this chain that takes the frame.
-    pub(crate) fn find(&self, chain: ChainId, frame: &Frame) -> Option<&'r Rule> {
-        let rules = self.0.get(&chain)?;
-        let found =
-            rules.iter().find(|(_, rule)| takes(rule.id().matching(), rule.hook(), frame))?;
-        Some(found.1)
+    /// The rule of this chain that takes the frame, of those behind prio `after`.
+    pub(crate) fn find(
+        &self,
+        chain: ChainId,
+        after: Option<Prio>,
+        frame: &Frame,
+    ) -> Result<Option<&'r Rule>, Unmodelled> {
+        let rules = self.0.get(&chain).map(Vec::as_slice).unwrap_or_default();
+        for (_, rule) in rules.iter().filter(|(prio, _)| Some(*prio) > after) {
+            match sight(rule.id().matching(), frame) {
+                Sight::Takes => return Ok(Some(rule)),
+                Sight::Passes => {}
+                Sight::Unknown(what) => return Err(Unmodelled::Key(what)),
+            }
+        }
+        Ok(None)
     }
 
     /// What happens to `frame` from this chain on, action by action, as software does it.
-    pub(crate) fn walk(&self, from: ChainId, mut frame: Frame) -> Passage {
+    pub(crate) fn walk(&self, from: ChainId, frame: Frame) -> Passage {
         let mut passage =
             Passage { walk: Walk::default(), chain: from, missed: false, trapped: None };
-        let walk = &mut passage.walk;
+        let mut passing = Passing { frame, headless: false };
+        let mut after = None;
         let mut gotos = 0;
         loop {
-            let Some(rule) = self.find(passage.chain, &frame) else {
-                walk.trace.push(Step::NoMatch(passage.chain));
-                walk.to_host = Some(frame);
+            let rule = match self.find(passage.chain, after, &passing.frame) {
+                Ok(rule) => rule,
+                Err(unmodelled) => {
+                    passage.walk.unmodelled = Some(unmodelled);
+                    return passage;
+                }
+            };
+            let Some(rule) = rule else {
+                passage.walk.trace.push(Step::NoMatch(passage.chain));
+                passage.walk.to_host = Some(passing.frame);
                 passage.missed = true;
                 return passage;
             };
-            walk.trace.push(Step::Matched(rule.clone()));
-            for action in rule.actions() {
-                walk.trace.push(Step::Did(action.to_owned()));
-                match action {
-                    Action::Drop => {
-                        walk.dropped = true;
-                        return passage;
-                    }
-                    Action::Trap => {
-                        walk.dropped = true;
-                        passage.trapped = Some(frame);
-                        return passage;
-                    }
-                    Action::Pass => {
-                        walk.to_host = Some(frame);
-                        return passage;
-                    }
-                    Action::Redirect(to) => {
-                        walk.deliveries.push((*to, frame));
-                        return passage;
-                    }
-                    Action::Goto(next) => passage.chain = *next,
-                    Action::Mirror(to) => walk.deliveries.push((*to, frame.clone())),
-                    Action::VlanPush { tpid, vid } => {
-                        frame = frame.within(Tag::new(*tpid, *vid));
-                    }
-                    Action::VlanPop => {
-                        if !frame.tags.is_empty() {
-                            frame.tags.remove(0);
-                        }
-                    }
-                    Action::VlanModify { tpid, vid } => {
-                        if let Some(outer) = frame.tags.first_mut() {
-                            *outer = Tag { tpid: *tpid, vid: *vid, pcp: outer.pcp };
-                        }
-                    }
-                    other => {
-                        walk.unmodelled = Some(Unmodelled::Action(other.clone()));
-                        return passage;
-                    }
+            passage.walk.trace.push(Step::Matched(rule.clone()));
+            match passage.walk.carry_out(rule, &mut passing) {
+                Ended::Drop => {
+                    passage.walk.dropped = true;
+                    return passage;
+                }
+                Ended::Trap => {
+                    passage.walk.dropped = true;
+                    passage.trapped = Some(passing.frame);
+                    return passage;
+                }
+                Ended::ToHost => {
+                    passage.walk.to_host = Some(passing.frame);
+                    return passage;
+                }
+                Ended::Left => return passage,
+                Ended::Unmodelled(unmodelled) => {
+                    passage.walk.unmodelled = Some(unmodelled);
+                    return passage;
+                }
+                // Only the rules of later prios are asked: those of its own are one classifier.
+                Ended::Continue => after = Some(rule.prio()),
+                Ended::Goto(next) => {
+                    (passage.chain, after) = (next, None);
+                    gotos += 1;
                 }
             }
-            // Every rule ends in a terminal action, and only a goto comes here.
-            gotos += 1;
             if gotos > GOTOS_MAX {
-                walk.trace.push(Step::TooManyGotos);
-                walk.dropped = true;
+                passage.walk.trace.push(Step::TooManyGotos);
+                passage.walk.dropped = true;
                 return passage;
             }
         }
+    }
+}
+
+/// How a rule's part in a frame's life ended.
+enum Ended {
+    Drop,
+    Trap,
+    ToHost,
+    Left,
+    Continue,
+    Goto(ChainId),
+    Unmodelled(Unmodelled),
+}
+
+impl Walk {
+    /// Carries out the rule's actions (`tcf_action_exec` in net/sched/act_api.c).
+    fn carry_out(&mut self, rule: &Rule, passing: &mut Passing) -> Ended {
+        let mut at = 0;
+        while let Some(action) = rule.actions().get(at) {
+            at += 1;
+            self.trace.push(Step::Did(action.clone()));
+            match passing.rewrite(action) {
+                Rewritten::On => {}
+                Rewritten::Dropped => return Ended::Drop,
+                Rewritten::Unknown(unmodelled) => return Ended::Unmodelled(unmodelled),
+            }
+            let on = match action {
+                Action::Drop => Control::Drop,
+                Action::Pass => Control::Pass,
+                Action::Goto(chain) => Control::Goto(*chain),
+                Action::Continue => Control::Continue,
+                Action::Jump(to) => Control::Jump(*to),
+                // As if within its rate and size.
+                Action::Police(police) => police.conform,
+                Action::Trap => return Ended::Trap,
+                Action::Redirect(to) => {
+                    self.deliveries.push((*to, passing.frame.clone()));
+                    return Ended::Left;
+                }
+                Action::RedirectIngress(to) => {
+                    self.received.push((*to, passing.frame.clone()));
+                    return Ended::Left;
+                }
+                Action::Mirror(to) => {
+                    self.deliveries.push((*to, passing.frame.clone()));
+                    Control::Pipe
+                }
+                Action::MirrorIngress(to) => {
+                    self.received.push((*to, passing.frame.clone()));
+                    Control::Pipe
+                }
+                // Which interfaces are bound to it is not known here.
+                Action::MirrorBlock { .. } | Action::RedirectBlock { .. } => {
+                    return Ended::Unmodelled(Unmodelled::Action(action.clone()));
+                }
+                _ => Control::Pipe,
+            };
+            match on {
+                Control::Pipe => {}
+                Control::Jump(to) => at = usize::from(to),
+                Control::Pass => return Ended::ToHost,
+                Control::Drop => return Ended::Drop,
+                Control::Continue => return Ended::Continue,
+                Control::Goto(chain) => return Ended::Goto(chain),
+            }
+        }
+        // Every list ends in an action that ends it.
+        Ended::Continue
     }
 }
 
@@ -198,10 +278,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::action::{Ct, Munge, Nat, Pedit, PeditField, Police};
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
-    use crate::frame::{Body, Frame, Layer4};
-    use crate::ident::{EtherType, Mac, VlanId, VlanTpid};
-    use crate::key::{ArpMatch, Ipv4Match, Ipv6Match, Match, Ports};
+    use crate::frame::{Body, Fragment, Frame, Layer4, Tag};
+    use crate::ident::{Direction, EtherType, Mac, VlanId, VlanTpid};
+    use crate::key::{
+        ArpMatch, Ipv4Match, Ipv6Match, LinkName, Match, PortRange, Ports, TagMatch, VlanPrio,
+    };
     use crate::set::RuleSet;
 
     const Q: VlanTpid = VlanTpid::Dot1Q;
@@ -417,6 +500,176 @@ mod tests {
         assert_eq!(walk.to_host, None);
     }
 
+    #[test]
+    fn keys_see_priorities_second_tags_and_how_many_there_are() {
+        let pcp = |number| VlanPrio::new(number).unwrap();
+        let inner = Tag { tpid: Q, vid: vid(5), pcp: 3 };
+        let outer = Tag { tpid: AD, vid: vid(6), pcp: 7 };
+        let two = frame().within(inner).within(outer);
+        assert!(takes(Match::in_tag(TagMatch::any(AD).prio(pcp(7))), &two));
+        assert!(!takes(Match::in_tag(TagMatch::any(AD).prio(pcp(3))), &two));
+        let both = |inner| Match::in_tags(TagMatch::any(AD).vid(vid(6)), inner);
+        assert!(takes(both(TagMatch::any(Q).vid(vid(5)).prio(pcp(3))), &two));
+        assert!(!takes(both(TagMatch::any(Q).vid(vid(4))), &two));
+        assert!(!takes(both(TagMatch::any(AD)), &two));
+        for (number, expected) in [(0, false), (1, false), (2, true)] {
+            assert_eq!(takes(Match::any().num_of_vlans(number).unwrap(), &two), expected);
+        }
+    }
+
+    #[test]
+    fn of_a_fragment_keys_see_addresses_and_protocol_but_nothing_behind() {
+        let udp = Layer4::Udp { src: 67, dst: 68 };
+        let packet = |fragment| {
+            let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+            let body = Body::Ipv4 { src, dst, tos: 0, ttl: 64, layer4: udp, fragment };
+            frame().with_body(body)
+        };
+        let any = Ipv4Match::any;
+        for (fragment, is, first) in [
+            (Fragment::No, false, false),
+            (Fragment::First, true, true),
+            (Fragment::Later, true, false),
+        ] {
+            let packet = packet(fragment);
+            assert!(takes(Match::ethertype(any().proto(17)), &packet));
+            assert_eq!(takes(Match::ethertype(any().fragment(true)), &packet), is);
+            assert_eq!(takes(Match::ethertype(any().first_fragment(true)), &packet), first);
+            assert_eq!(takes(Match::ethertype(any().udp(Ports::any().dst(68))), &packet), !is);
+            // What is not seen is port 0.
+            let low = PortRange::new(0, 60).unwrap();
+            assert_eq!(
+                takes(Match::ethertype(any().udp(Ports::any().src_range(low))), &packet),
+                is
+            );
+        }
+    }
+
+    #[test]
+    fn what_depends_on_what_is_not_known_ends_the_walk_unless_another_key_disagrees() {
+        let link = LinkName::new("eth0").unwrap();
+        let rules = [rule(0, 1, Match::any().src(mac(1)).indev(link), &[Action::Drop])];
+        let walk = meet(&rules, &frame());
+        assert!(matches!(walk.unmodelled, Some(Unmodelled::Key(_))));
+        assert_eq!((walk.to_host, walk.dropped), (None, false));
+        assert!(meet(&rules, &Frame { indev: Some(link), ..frame() }).dropped);
+        let elsewhere = Frame { indev: LinkName::new("eth1"), ..frame() };
+        assert_eq!(meet(&rules, &elsewhere).to_host, Some(elsewhere));
+        let other = Frame { src: mac(3), ..frame() };
+        assert_eq!(meet(&rules, &other).to_host, Some(other));
+    }
+
+    #[test]
+    fn continue_asks_the_later_prios_with_the_frame_as_the_rule_left_it() {
+        let push = Action::VlanPush { tpid: Q, vid: vid(5) };
+        let rules = [
+            rule(0, 1, Match::any(), &[push, Action::Continue]),
+            rule(0, 2, Match::tagged(Q), &[Action::Redirect(ifindex(2))]),
+        ];
+        assert_eq!(meet(&rules, &frame()).deliveries, [(ifindex(2), tagged(&[(Q, vid(5))]))]);
+    }
+
+    #[test]
+    fn a_policer_passes_as_within_its_rate_and_leads_where_conforming_frames_go() {
+        let police = || Police::bytes(1_000_000, 10_000).unwrap().exceed(Control::Pipe);
+        let led = |conform| {
+            let police: Action = police().conform(conform).unwrap().into();
+            let list = [police, Action::Mirror(ifindex(2)), Action::Redirect(ifindex(3))];
+            let walk = meet(&[rule(0, 1, Match::any(), &list)], &frame());
+            let to: Vec<u32> = walk.deliveries.iter().map(|(to, _)| to.get()).collect();
+            (to, walk.dropped, walk.to_host.is_some())
+        };
+        assert_eq!(led(Control::Pipe), (vec![2, 3], false, false));
+        assert_eq!(led(Control::Jump(2)), (vec![3], false, false));
+        assert_eq!(led(Control::Drop), (vec![], true, false));
+        assert_eq!(led(Control::Pass), (vec![], false, true));
+    }
+
+    #[test]
+    fn what_interfaces_are_given_as_received_is_told_apart_from_what_leaves() {
+        let list = [Action::MirrorIngress(ifindex(2)), Action::RedirectIngress(ifindex(3))];
+        let walk = meet(&[rule(0, 1, Match::any(), &list)], &frame());
+        assert_eq!(walk.received, [(ifindex(2), frame()), (ifindex(3), frame())]);
+        assert_eq!((walk.deliveries, walk.dropped, walk.to_host), (vec![], false, None));
+    }
+
+    #[test]
+    fn an_ethernet_header_is_taken_off_untagged_frames_and_put_on_bare_ones() {
+        let push = Action::EthPush { dst: mac(8), src: mac(9) };
+        let drops =
+            |list: &[Action], frame: &Frame| meet(&[rule(0, 1, Match::any(), list)], frame).dropped;
+        assert!(drops(&[Action::EthPop, Action::Pass], &tagged(&[(Q, vid(1))])));
+        assert!(drops(&[push.clone(), Action::Pass], &frame()));
+        let walk =
+            meet(&[rule(0, 1, Match::any(), &[Action::EthPop, push, Action::Pass])], &frame());
+        assert_eq!(walk.to_host, Some(Frame { dst: mac(8), src: mac(9), ..frame() }));
+        let walk = meet(&[rule(0, 1, Match::any(), &[Action::EthPop, Action::Pass])], &frame());
+        assert!(matches!(walk.unmodelled, Some(Unmodelled::Action(Action::Pass))));
+    }
+
+    #[test]
+    fn header_fields_are_rewritten_where_the_frame_has_them() {
+        let udp = Body::ipv4(
+            [192, 0, 2, 1].into(),
+            [192, 0, 2, 2].into(),
+            Layer4::Udp { src: 1, dst: 2 },
+        );
+        let edited = |munges: &[Munge], frame: &Frame| {
+            let pedit: Action = Pedit::new(munges).unwrap().into();
+            meet(&[rule(0, 1, Match::any(), &[pedit, Action::Pass])], frame)
+        };
+        let set = |field, value| Munge::set(field, value).unwrap();
+        let packet = frame().with_body(udp);
+        let walk = edited(
+            &[
+                Munge::eth_dst(mac(9)),
+                set(PeditField::Ipv4Dst, 0xc633_6401),
+                set(PeditField::UdpDst, 53),
+            ],
+            &packet,
+        );
+        let after = walk.to_host.unwrap();
+        assert_eq!(after.dst, mac(9));
+        let Body::Ipv4 { dst, layer4, .. } = after.body else { panic!("{after:?}") };
+        assert_eq!((dst, layer4), ([198, 51, 100, 1].into(), Layer4::Udp { src: 1, dst: 53 }));
+        // A transport header that is not there ends the action, not the rule.
+        let walk = edited(&[set(PeditField::TcpDst, 53), Munge::eth_dst(mac(9))], &packet);
+        assert_eq!(walk.to_host, Some(packet.clone()));
+        // Behind two tags the kernel would write elsewhere.
+        let deep = packet.tagged(Q, vid(1)).tagged(Q, vid(2));
+        let walk = edited(&[set(PeditField::Ipv4Ttl, 1)], &deep);
+        assert!(matches!(walk.unmodelled, Some(Unmodelled::Action(Action::Pedit(_)))));
+    }
+
+    #[test]
+    fn nat_maps_the_addresses_of_its_network_and_no_others() {
+        let nat = Nat::new(Direction::Egress, [192, 0, 2, 0].into(), 24, [198, 51, 100, 0].into());
+        let list = [Action::Nat(nat.unwrap()), Action::Pass];
+        let from = |src: [u8; 4]| {
+            let body = Body::ipv4(src.into(), [192, 0, 2, 2].into(), Layer4::Other(47));
+            let frame = frame().with_body(body);
+            let walk = meet(&[rule(0, 1, Match::any(), &list)], &frame);
+            let Some(Body::Ipv4 { src, dst, .. }) = walk.to_host.map(|frame| frame.body) else {
+                panic!("not to the host")
+            };
+            assert_eq!(dst.octets(), [192, 0, 2, 2]);
+            src.octets()
+        };
+        assert_eq!(from([192, 0, 2, 7]), [198, 51, 100, 7]);
+        assert_eq!(from([203, 0, 113, 7]), [203, 0, 113, 7]);
+    }
+
+    #[test]
+    fn connection_tracking_and_tunnels_end_the_walk_by_name() {
+        let track: Action = Ct::Track { zone: 1, nat: false }.into();
+        let rules =
+            [rule(0, 1, Match::any(), &[Action::Mirror(ifindex(2)), track.clone(), Action::Pass])];
+        let walk = meet(&rules, &frame());
+        assert_eq!(walk.deliveries.len(), 1);
+        assert_eq!(walk.unmodelled, Some(Unmodelled::Action(track)));
+        assert_eq!((walk.to_host, walk.dropped), (None, false));
+    }
+
     proptest! {
         #[test]
         fn every_frame_has_one_end_and_only_rules_tell_it(
@@ -431,7 +684,8 @@ mod tests {
                 .filter(|step| matches!(step, Step::Did(Action::Redirect(_))))
                 .count();
             let ends =
-                redirects + usize::from(walk.dropped) + usize::from(walk.to_host.is_some());
+                redirects + usize::from(walk.dropped) + usize::from(walk.to_host.is_some())
+                    + usize::from(walk.unmodelled.is_some());
             prop_assert_eq!(ends, 1);
             let leaves = walk.trace.iter()
                 .filter(|step| matches!(step, Step::Did(Action::Mirror(_) | Action::Redirect(_))))

@@ -49,6 +49,7 @@ impl TwoStageWalk {
         let mut walk = self.hardware;
         if let Some((handover, software)) = self.software {
             walk.deliveries.extend(software.deliveries);
+            walk.received.extend(software.received);
             walk.to_host = software.to_host;
             walk.dropped = software.dropped;
             walk.unmodelled = software.unmodelled;

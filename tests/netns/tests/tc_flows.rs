@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lab::net::{self, Capture, Netdevsim, Netns};
+use lab::net::{self, Netdevsim, Netns};
 use serde_json::Value;
+use tc_flows::conformance::{self, Place};
 use tc_flows::{
-    Action, ArpMatch, Body, ChainId, EtherType, Frame, Handle, Hook, HwState, Ifindex, Installed,
-    Ipv4Match, Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Layer4, Mac, Match, Mode, NetlinkKernel,
-    Offload, Op, Outcome, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff, walk,
+    Action, ArpMatch, ChainId, EtherType, Handle, Hook, HwState, Ifindex, Installed, Ipv4Match,
+    Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Mac, Match, Mode, NetlinkKernel, Offload, Op,
+    Outcome, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff,
 };
 
 const OWNER: Owner = Owner(*b"test");
@@ -256,6 +257,73 @@ fn a_dump_reads_back_every_key_and_action_as_the_rules_that_were_installed() {
     }
 }
 
+// ---------------------------------------------------------------- what every kernel does
+
+/// The kernel of this network namespace, for the list of behaviours that the fake kernel is held
+/// to as well.
+struct Room {
+    kernel: NetlinkKernel,
+    made: u32,
+}
+
+impl Kernel for Room {
+    fn ensure_hook(&mut self, hook: Hook) -> tc_flows::Result<()> {
+        self.kernel.ensure_hook(hook)
+    }
+
+    fn apply(&mut self, ops: &[Op], mode: Mode) -> Vec<Outcome> {
+        self.kernel.apply(ops, mode)
+    }
+
+    fn dump(&mut self, hook: Hook) -> tc_flows::Result<tc_flows::Dump> {
+        self.kernel.dump(hook)
+    }
+
+    fn dump_terse(&mut self, hook: Hook) -> tc_flows::Result<tc_flows::TerseDump> {
+        self.kernel.dump_terse(hook)
+    }
+}
+
+/// The name of a veth that [`Room::add_interface`] made.
+fn link_at(ifindex: Ifindex) -> String {
+    let links = net::ip_json("link show").unwrap();
+    let link = links.as_array().unwrap().iter().find(|link| link["ifindex"] == ifindex.get());
+    link.unwrap()["ifname"].as_str().unwrap().to_owned()
+}
+
+impl Place for Room {
+    fn speak_for(&mut self, owner: Owner) {
+        self.kernel = NetlinkKernel::open(owner).unwrap();
+    }
+
+    fn add_interface(&mut self) -> Ifindex {
+        self.made += 1;
+        let link = format!("v{}", self.made);
+        veth(&link, &format!("peer{}", self.made));
+        ifindex(&link)
+    }
+
+    fn remove_interface(&mut self, gone: Ifindex) {
+        net::ip(&format!("link del {}", link_at(gone))).unwrap();
+    }
+
+    fn add_ingress_qdisc(&mut self, at: Ifindex) {
+        net::tc(&format!("qdisc add dev {} ingress", link_at(at))).unwrap();
+    }
+
+    fn add_matchall(&mut self, at: Ifindex) {
+        let filter = "ingress protocol all pref 8 chain 2 matchall action drop";
+        net::tc(&format!("filter add dev {} {filter}", link_at(at))).unwrap();
+    }
+}
+
+#[test]
+fn the_real_kernel_does_what_every_kernel_does() {
+    let _room = Netns::enter().unwrap();
+    let mut room = Room { kernel: NetlinkKernel::open(OWNER).unwrap(), made: 0 };
+    assert_eq!(conformance::untrue(&mut room), [""; 0]);
+}
+
 // ---------------------------------------------------------------- hooks, owners, refusals
 
 #[test]
@@ -487,383 +555,4 @@ fn told_mode_says_why_hardware_did_not_take_a_rule() {
     let rule = source_drop(hook, Offload::SkipSw);
     let outcome = kernel.apply(&[add(rule, 1)], Mode::Told);
     assert_eq!(outcome, [Outcome::Refused { errno: 95, message: words, attribute: None }]);
-}
-
-// ---------------------------------------------------------------- the walk tells the truth
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere for one seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 up to, not including, `below`.
-    fn below(&mut self, below: usize) -> usize {
-        (self.next() % below as u64) as usize
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn chance(&mut self, of: usize) -> bool {
-        self.below(of) == 0
-    }
-}
-
-const OPAQUE: EtherType = match EtherType::new(0x88b5) {
-    Some(ethertype) => ethertype,
-    None => EtherType::ARP,
-};
-const UNICAST: [Mac; 3] = [mac(1), mac(2), mac(3)];
-const GROUPS: [Mac; 2] = [Mac([0x33, 0x33, 0, 0, 0, 1]), Mac([0xff; 6])];
-const CHAINS: u32 = 4;
-
-fn some_vid(random: &mut Random) -> VlanId {
-    vid(random.pick(&[0, 1, 2, 3]))
-}
-
-fn some_tpid(random: &mut Random) -> VlanTpid {
-    random.pick(&[Q, Q, AD])
-}
-
-fn some_layer4(random: &mut Random) -> Layer4 {
-    let (src, dst) = (random.pick(&[67, 68]), random.pick(&[67, 68]));
-    match random.below(5) {
-        0 => Layer4::Udp { src, dst },
-        1 => Layer4::Tcp { src, dst, flags: 2 },
-        2 => Layer4::Sctp { src, dst },
-        3 => Layer4::Icmp { kind: random.pick(&[134, 135]), code: random.pick(&[0, 1]) },
-        _ => Layer4::Other(89),
-    }
-}
-
-fn some_v4(random: &mut Random) -> std::net::Ipv4Addr {
-    [192, 0, 2, random.pick(&[1, 2])].into()
-}
-
-fn some_v6(random: &mut Random) -> std::net::Ipv6Addr {
-    [0x2001, 0xdb8, 0, 0, 0, 0, 0, random.pick(&[1, 2])].into()
-}
-
-fn some_frame(random: &mut Random) -> Frame {
-    let all = [UNICAST.as_slice(), GROUPS.as_slice()].concat();
-    let mut frame = Frame::opaque(random.pick(&all), random.pick(&UNICAST), OPAQUE);
-    frame = frame.clone().with_body(match random.below(5) {
-        0 | 1 => Body::Opaque,
-        2 => Body::Ipv4 {
-            src: some_v4(random),
-            dst: some_v4(random),
-            tos: random.pick(&[0, 0x10]),
-            ttl: random.pick(&[1, 64]),
-            layer4: some_layer4(random),
-        },
-        3 => Body::Ipv6 {
-            src: some_v6(random),
-            dst: some_v6(random),
-            tos: random.pick(&[0, 0x10]),
-            ttl: random.pick(&[1, 64]),
-            layer4: some_layer4(random),
-        },
-        _ => Body::Arp {
-            op: random.pick(&[1, 2]),
-            sha: frame.src,
-            sip: some_v4(random),
-            tha: random.pick(&UNICAST),
-            tip: some_v4(random),
-        },
-    });
-    for _ in 0..random.pick(&[0, 0, 1, 1, 1, 2, 3]) {
-        frame = frame.tagged(some_tpid(random), some_vid(random));
-    }
-    frame
-}
-
-fn some_payload(random: &mut Random) -> tc_flows::Payload {
-    let ports = match random.below(3) {
-        0 => Ports::any(),
-        1 => Ports::any().dst(68),
-        _ => Ports::any().src(67),
-    };
-    match random.below(12) {
-        0 | 1 => OPAQUE.into(),
-        2 => EtherType::IPV4.into(),
-        3 => EtherType::IPV6.into(),
-        4 => Ipv4Match::any().src(some_v4(random)).into(),
-        5 => Ipv4Match::any()
-            .dst_in(Ipv4Prefix::new(some_v4(random), 24).unwrap())
-            .tos(16, 16)
-            .into(),
-        6 => Ipv4Match::any().ttl(64).udp(ports).into(),
-        7 => Ipv6Match::any().icmp_type(random.pick(&[134, 135])).into(),
-        8 => Ipv6Match::any().dst(some_v6(random)).tcp(ports).into(),
-        9 => Ipv4Match::any().icmp(134, random.pick(&[0, 1])).into(),
-        10 => ArpMatch::any().op(random.pick(&[1, 2])).into(),
-        _ => ArpMatch::any().sip(some_v4(random)).tha(random.pick(&UNICAST)).into(),
-    }
-}
-
-fn some_match(random: &mut Random) -> Match {
-    let tpid = some_tpid(random);
-    let vid = some_vid(random);
-    let mut matching = match random.below(9) {
-        0 | 1 => Match::any(),
-        2 | 3 => Match::vlan(tpid, vid),
-        4 => Match::tagged(tpid),
-        5 => {
-            let outer = random.pick(&[None, Some(vid)]);
-            Match::double_tagged(tpid, outer, some_tpid(random))
-        }
-        6 => Match::vlan_with(tpid, vid, some_payload(random)),
-        7 => Match::tagged_with(tpid, some_payload(random)),
-        _ => Match::ethertype(some_payload(random)),
-    };
-    if random.chance(2) {
-        let mask = random.pick(&[Mac::EXACT, Mac([0, 0, 0, 0, 0, 2])]);
-        matching = matching.src_masked(random.pick(&UNICAST), mask);
-    }
-    if random.chance(3) {
-        let multicast = Mac([1, 0, 0, 0, 0, 0]);
-        let mask = random.pick(&[Mac::EXACT, Mac::EXACT, multicast]);
-        matching = matching.dst_masked(random.pick(&[mac(1), mac(2), GROUPS[0], GROUPS[1]]), mask);
-    }
-    matching
-}
-
-fn some_rules(random: &mut Random, hook: Hook, to: &[Ifindex]) -> RuleSet {
-    let mut set = RuleSet::new();
-    for _ in 0..40 {
-        let at = random.below(CHAINS as usize) as u32;
-        let mut actions = Vec::new();
-        for _ in 0..random.below(4) {
-            actions.push(match random.below(5) {
-                0 | 1 => Action::Mirror(random.pick(to)),
-                2 => Action::VlanPush { tpid: some_tpid(random), vid: some_vid(random) },
-                3 => Action::VlanPop,
-                _ => Action::VlanModify { tpid: some_tpid(random), vid: some_vid(random) },
-            });
-        }
-        actions.push(match random.below(8) {
-            0 => Action::Drop,
-            1 => Action::Pass,
-            2 => Action::Trap,
-            3 | 4 => Action::Redirect(random.pick(to)),
-            // Now and then a loop, which the limit on gotos ends.
-            _ if random.chance(20) => Action::Goto(chain(random.below(CHAINS as usize) as u32)),
-            _ => Action::Goto(chain((at + 1 + random.below(2) as u32).min(CHAINS))),
-        });
-        let at_prio = prio(1 + random.below(8) as u16);
-        let rule = Rule::new(hook, chain(at), at_prio, some_match(random), actions).unwrap();
-        // Whatever can stand together does.
-        let _ = set.insert(rule);
-    }
-    set
-}
-
-/// What marks a frame as one of this test, before its number.
-const MARK: [u8; 4] = *b"walk";
-
-/// The frame as bytes, ending in its number.
-fn bytes(frame: &Frame, number: u32) -> Vec<u8> {
-    let mut out = Vec::new();
-    out.extend(frame.dst.0);
-    out.extend(frame.src.0);
-    for tag in &frame.tags {
-        out.extend(tag.tpid.ethertype().to_be_bytes());
-        out.extend((u16::from(tag.pcp) << 13 | tag.vid.get()).to_be_bytes());
-    }
-    out.extend(frame.ethertype.to_be_bytes());
-    match frame.body {
-        Body::Opaque => {}
-        Body::Ipv4 { src, dst, tos, ttl, layer4 } => {
-            out.extend([0x45, tos, 0, 60, 0, 0, 0, 0, ttl, proto(layer4, 1), 0, 0]);
-            out.extend(src.octets());
-            out.extend(dst.octets());
-            push_layer4(layer4, &mut out);
-        }
-        Body::Ipv6 { src, dst, tos, ttl, layer4 } => {
-            out.extend([0x60 | tos >> 4, tos << 4, 0, 0, 0, 40, proto(layer4, 58), ttl]);
-            out.extend(src.octets());
-            out.extend(dst.octets());
-            push_layer4(layer4, &mut out);
-        }
-        Body::Arp { op, sha, sip, tha, tip } => {
-            out.extend([0, 1, 8, 0, 6, 4, 0, op]);
-            out.extend(sha.0);
-            out.extend(sip.octets());
-            out.extend(tha.0);
-            out.extend(tip.octets());
-        }
-    }
-    out.resize(out.len() + 40, 0);
-    out.extend(MARK);
-    out.extend(number.to_be_bytes());
-    out
-}
-
-fn proto(layer4: Layer4, icmp: u8) -> u8 {
-    match layer4 {
-        Layer4::Tcp { .. } => 6,
-        Layer4::Udp { .. } => 17,
-        Layer4::Sctp { .. } => 132,
-        Layer4::Icmp { .. } => icmp,
-        Layer4::Other(proto) => proto,
-    }
-}
-
-fn push_layer4(layer4: Layer4, out: &mut Vec<u8>) {
-    match layer4 {
-        Layer4::Udp { src, dst } | Layer4::Sctp { src, dst } => {
-            out.extend(src.to_be_bytes());
-            out.extend(dst.to_be_bytes());
-            out.extend([0, 20, 0, 0, 0, 0, 0, 0]);
-        }
-        Layer4::Tcp { src, dst, flags } => {
-            out.extend(src.to_be_bytes());
-            out.extend(dst.to_be_bytes());
-            out.extend([0; 8]);
-            out.extend((0x5000 | flags).to_be_bytes());
-            out.extend([0; 6]);
-        }
-        Layer4::Icmp { kind, code } => out.extend([kind, code, 0, 0, 0, 0, 0, 0]),
-        Layer4::Other(_) => {}
-    }
-}
-
-fn number(bytes: &[u8]) -> Option<u32> {
-    let (rest, number) = bytes.split_last_chunk()?;
-    rest.ends_with(&MARK).then(|| u32::from_be_bytes(*number))
-}
-
-/// What came out where, by the number of the frame that went in.
-type Deliveries = BTreeMap<u32, BTreeMap<&'static str, Vec<Vec<u8>>>>;
-
-#[test]
-fn the_walk_delivers_what_the_kernel_delivers() {
-    const SETS: usize = 40;
-    const FRAMES: usize = 20;
-    // Which frame leaves through which of them.
-    const OUT: [&str; 3] = ["out0", "out1", "out2"];
-    let seed = std::env::var("TC_FLOWS_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos())
-        });
-    println!("TC_FLOWS_SEED={seed}");
-    let mut random = Random(seed);
-
-    let _room = Netns::enter().unwrap();
-    veth("in", "source");
-    for (out, far) in OUT.iter().zip(["far0", "far1", "far2"]) {
-        veth(out, far);
-    }
-    // What reaches the host reaches a bridge that floods it, tags and all, to one more pair.
-    veth("host", "farhost");
-    net::ip("link add bridge type bridge mcast_snooping 0").unwrap();
-    net::ip("link set bridge addrgenmode none up").unwrap();
-    for link in ["in", "host"] {
-        net::ip(&format!("link set {link} master bridge")).unwrap();
-        net::ip(&format!("link set {link} type bridge_slave learning off")).unwrap();
-    }
-    let hook = Hook::ingress(ifindex("in"));
-    let mut kernel = kernel_at(hook);
-    let to: Vec<Ifindex> = OUT.iter().map(|out| ifindex(out)).collect();
-    let name = |to_: Ifindex| OUT[to.iter().position(|index| *index == to_).unwrap()];
-    let captures: Vec<(&'static str, Capture)> =
-        [("out0", "far0"), ("out1", "far1"), ("out2", "far2"), ("host", "farhost")]
-            .map(|(at, far)| (at, Capture::start(far).unwrap()))
-            .into();
-
-    // A sentinel goes everywhere, behind the frames under test.
-    let sentinel_rules = {
-        let mut actions: Vec<Action> = to.iter().copied().map(Action::Mirror).collect();
-        actions.push(Action::Pass);
-        let rule = Rule::new(hook, chain(0), prio(100), Match::any(), actions).unwrap();
-        let mut set = RuleSet::new();
-        set.insert(rule).unwrap();
-        set
-    };
-    let mut installed = Installed::new();
-    let mut change = |wanted: &RuleSet| {
-        let ops = diff(&installed, wanted).ops;
-        for (op, outcome) in ops.iter().zip(kernel.apply(&ops, Mode::Fast)) {
-            assert!(outcome.is_done(), "{op:?}: {outcome:?}");
-            installed.record(op, &outcome);
-        }
-    };
-
-    let mut next = 0;
-    let (mut delivered, mut to_host, mut dropped, mut gotos) = (0, 0, 0, 0);
-    for _ in 0..SETS {
-        let rules = some_rules(&mut random, hook, &to);
-        change(&rules);
-        let mut expected = Deliveries::new();
-        let mut sent = BTreeMap::new();
-        for _ in 0..FRAMES {
-            let frame = some_frame(&mut random);
-            next += 1;
-            net::send_frame("source", &bytes(&frame, next)).unwrap();
-            let told = walk(&rules, hook, &frame);
-            let at = expected.entry(next).or_default();
-            for (to, frame) in &told.deliveries {
-                at.entry(name(*to)).or_default().push(bytes(frame, next));
-            }
-            if let Some(frame) = &told.to_host {
-                at.entry("host").or_default().push(bytes(frame, next));
-            }
-            delivered += told.deliveries.len();
-            to_host += usize::from(told.to_host.is_some());
-            dropped += usize::from(told.dropped);
-            gotos += told
-                .trace
-                .iter()
-                .filter(|step| matches!(step, tc_flows::Step::Did(Action::Goto(_))))
-                .count();
-            sent.insert(next, (frame, told));
-        }
-        change(&sentinel_rules);
-        next += 1;
-        let sentinel = bytes(&Frame::opaque(mac(2), mac(1), OPAQUE), next);
-        net::send_frame("source", &sentinel).unwrap();
-        let mut got = Deliveries::new();
-        for at in expected.keys() {
-            got.insert(*at, BTreeMap::new());
-        }
-        for (at, capture) in &captures {
-            capture.wait_for(PATIENCE, |frame| frame == sentinel).unwrap();
-            for frame in capture.frames() {
-                let Some(number) = number(&frame).filter(|number| *number != next) else {
-                    continue;
-                };
-                got.entry(number).or_default().entry(at).or_default().push(frame);
-            }
-            capture.clear();
-        }
-        for (number, (frame, told)) in &sent {
-            assert_eq!(
-                got[number],
-                expected[number],
-                "seed {seed}, {frame:?}\nwalk: {:#?}\nrules: {:#?}",
-                told.trace,
-                rules.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            );
-        }
-    }
-    println!(
-        "{} pairs of rule set and frame: {delivered} deliveries, {to_host} to the host, \
-         {dropped} dropped, {gotos} gotos",
-        SETS * FRAMES
-    );
-    // A generator under which nothing happens would prove nothing.
-    for count in [delivered, to_host, dropped, gotos] {
-        assert!(count > SETS * FRAMES / 20, "of a kind too little happened");
-    }
 }
