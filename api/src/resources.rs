@@ -336,6 +336,10 @@ pub struct GuestStatus {
     /// QEMU's run state: `running`, `paused`, `inmigrate` and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_state: Option<String>,
+    /// How often it did more than its budgets allow since the daemon started: such events are
+    /// answered later, or cost it its connection.
+    #[serde(default)]
+    pub overruns: u64,
     /// Its emulated PFs and VFs.
     pub functions: Vec<GuestFunction>,
 }

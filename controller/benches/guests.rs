@@ -1,7 +1,7 @@
 //! How fast and how cheap the observer of guests is, with QEMU doubles on sockets.
 //!
-//! In: `event_to_dirty GUESTS ROUNDS`, `idle_cpu GUESTS SECONDS` or `memory GUESTS`. Out: one JSON
-//! object a line. The doubles live in a process of their own (this program, called `doubles`), so
+//! In: `event_to_dirty GUESTS ROUNDS`, `idle_cpu GUESTS SECONDS`, `memory GUESTS` or `flood GUESTS
+//! EVENTS`. Out: one JSON object a line. The doubles live in a process of their own (this program, called `doubles`), so
 //! that what is measured here is the observer alone. No kernel but for sockets is needed.
 
 #![expect(
@@ -41,6 +41,7 @@ const PAUSE: Duration = Duration::from_millis(6);
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() {
+    allow_many_descriptors();
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let number = |at: usize| -> usize {
@@ -51,9 +52,18 @@ fn main() {
         Some("event_to_dirty") => runtime().block_on(event_to_dirty(number(1), number(2))),
         Some("idle_cpu") => runtime().block_on(idle_cpu(number(1), number(2))),
         Some("memory") => runtime().block_on(memory(number(1))),
+        Some("flood") => runtime().block_on(flood(number(1), number(2))),
         // `cargo bench` and `cargo test` call every target.
         _ => {}
     }
+}
+
+/// Each guest takes a socket and a process's descriptor: more than what a shell allows at first.
+fn allow_many_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    setrlimit(Resource::Nofile, raised).unwrap();
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -64,14 +74,21 @@ fn mac(number: usize) -> String {
     format!("02:aa:bb:{:02x}:{:02x}:{:02x}", number >> 16, number >> 8 & 255, number & 255)
 }
 
-/// Serves doubles until standard input ends; each line is a guest whose `vf0` gets the address of
-/// the number behind it.
+/// Serves doubles until standard input ends. A line `GUEST NUMBER` gives the guest's `vf0` the
+/// address of that number; a line `flood EVENTS` has every guest but the first send so many events
+/// at once.
 fn doubles(folder: &Path, count: usize) {
     let listen =
         |number| Double::listen(&folder.join(format!("g{number}.sock")), VFS.0, VFS.1).unwrap();
     let doubles: Vec<Double> = (0..count).map(listen).collect();
     println!("ready");
     for line in std::io::stdin().lines().map_while(Result::ok) {
+        if let Some(events) = line.strip_prefix("flood ") {
+            for double in doubles.iter().skip(1) {
+                double.flood("vf0", events.parse().unwrap()).unwrap();
+            }
+            continue;
+        }
         let numbers: Vec<usize> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
         doubles[numbers[0]].change("vf0", |nic| nic.mac = mac(numbers[1])).unwrap();
     }
@@ -82,6 +99,7 @@ struct Observed {
     process: Child,
     input: ChildStdin,
     messages: mpsc::Receiver<GuestMessage>,
+    filter_events: u64,
     cancel: CancellationToken,
     _watch: GuestWatch,
     _folder: tempfile::TempDir,
@@ -107,8 +125,15 @@ impl Observed {
         let remembered = BTreeMap::new();
         let watch =
             GuestWatch::start(Some(folder.path().into()), &remembered, sink, cancel.clone());
-        let mut observed =
-            Observed { process, input, messages, cancel, _watch: watch.unwrap(), _folder: folder };
+        let mut observed = Observed {
+            process,
+            input,
+            messages,
+            filter_events: 0,
+            cancel,
+            _watch: watch.unwrap(),
+            _folder: folder,
+        };
         let mut connected = BTreeSet::new();
         while connected.len() < guests {
             let update = observed.next().await;
@@ -122,7 +147,11 @@ impl Observed {
     async fn next(&mut self) -> GuestUpdate {
         loop {
             match tokio::time::timeout(LIMIT, self.messages.recv()).await {
-                Ok(Some(GuestMessage::Update(update))) => return *update,
+                Ok(Some(GuestMessage::Update(update))) => {
+                    let counted = update.counts.get("NIC_RX_FILTER_CHANGED");
+                    self.filter_events += counted.copied().unwrap_or(0);
+                    return *update;
+                }
                 Ok(Some(GuestMessage::Forgotten(_))) => {}
                 _ => panic!("the observer has fallen silent"),
             }
@@ -165,8 +194,7 @@ async fn round(guests: usize, numbers: &mut impl Iterator<Item = usize>) -> (f64
         latencies.extend(observed.event(number * 7919 % guests, number).await);
     }
     observed.end().await;
-    latencies.sort_by(f64::total_cmp);
-    (latencies[EVENTS / 2], latencies[EVENTS * 99 / 100])
+    percentiles(latencies)
 }
 
 async fn event_to_dirty(guests: usize, rounds: usize) {
@@ -222,4 +250,55 @@ async fn memory(guests: usize) {
     let each = (resident() - before) / guests as f64;
     observed.end().await;
     println!("{{\"bytes\":{each:.0}}}");
+}
+
+/// One guest's p50 while nothing else happens and while all others flood, and the memory at its
+/// peak, a guest.
+async fn flood(guests: usize, events: usize) {
+    Observed::start(1).await.end().await;
+    let before = resident();
+    let mut observed = Observed::start(guests).await;
+    let mut numbers = 1..;
+    let quiet = latencies(&mut observed, EVENTS, &mut numbers).await;
+    let began = Instant::now();
+    writeln!(observed.input, "flood {events}").unwrap();
+    let mut flooded = Vec::new();
+    let mut peak = before;
+    let expected = ((guests - 1) * events) as u64;
+    while observed.filter_events < expected && began.elapsed() < 2 * LIMIT {
+        flooded.extend(latencies(&mut observed, 10, &mut numbers).await);
+        peak = f64::max(peak, resident());
+    }
+    let (took, counted) = (began.elapsed().as_secs_f64(), observed.filter_events);
+    observed.end().await;
+    #[expect(clippy::cast_precision_loss, reason = "thousands")]
+    let bytes = (peak - before) / guests as f64;
+    let (quiet, quiet_p99) = percentiles(quiet);
+    let (flooded, flooded_p99) = percentiles(flooded);
+    println!(
+        "{{\"bytes\":{bytes:.0},\"quiet_p50\":{quiet:.1},\"flooded_p50\":{flooded:.1},\
+         \"quiet_p99\":{quiet_p99:.1},\"flooded_p99\":{flooded_p99:.1},\
+         \"seconds\":{took:.1},\"events\":{counted}}}"
+    );
+}
+
+/// Latencies of the first guest's events.
+async fn latencies(
+    observed: &mut Observed,
+    count: usize,
+    numbers: &mut impl Iterator<Item = usize>,
+) -> Vec<f64> {
+    let mut latencies = Vec::new();
+    while latencies.len() < count {
+        tokio::time::sleep(PAUSE).await;
+        latencies.extend(observed.event(0, numbers.next().unwrap()).await);
+    }
+    latencies
+}
+
+/// The middle, and what one in a hundred goes beyond.
+fn percentiles(mut latencies: Vec<f64>) -> (f64, f64) {
+    latencies.sort_by(f64::total_cmp);
+    let at = |hundredth: usize| latencies.get(latencies.len() * hundredth / 100).copied();
+    (at(50).unwrap_or(f64::NAN), at(99).unwrap_or(f64::NAN))
 }

@@ -73,6 +73,7 @@ pub enum DaemonError {
 /// # Errors
 /// What kept it from starting, with a remedy.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), DaemonError> {
+    allow_many_descriptors();
     std::fs::create_dir_all(&config.state_dir)
         .map_err(|source| DaemonError::StateDir { path: config.state_dir.clone(), source })?;
     let store = RedbStore::open(&config.state_dir.join("state.redb"))?;
@@ -115,6 +116,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
         working
     );
     Ok(served?)
+}
+
+/// Takes all the descriptors that the system lets the daemon have: each guest needs two, and what a
+/// service is given at first (1,024) serves 500 of them.
+fn allow_many_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit on open files cannot be raised; set LimitNOFILE");
+    }
 }
 
 async fn serve(

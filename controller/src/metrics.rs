@@ -42,6 +42,8 @@ pub struct Metrics {
     pub guest_functions_enabled: IntGauge,
     /// QMP events, by kind.
     pub guest_events: IntCounterVec,
+    /// What guests did beyond their budgets, by budget.
+    pub guest_overruns: IntCounterVec,
     /// Addresses that guests asked for and do not get, now.
     pub refused_macs: IntGauge,
     /// Flows by adapter and state.
@@ -112,6 +114,12 @@ impl Metrics {
                 "eswitchd_guest_events_total",
                 "QMP events received from guests.",
                 &["kind"],
+            )?,
+            guest_overruns: counters(
+                "eswitchd_guest_overruns_total",
+                "What guests did beyond their budgets: events answered late (filter_looks), \
+                 connections given up (messages, bytes, line).",
+                &["budget"],
             )?,
             refused_macs: gauge(
                 "eswitchd_refused_macs",

@@ -189,6 +189,8 @@ pub(crate) struct Owner {
     conditions: ConditionLog,
     /// Guests known from the last run that have not reported in this one.
     unheard: BTreeSet<Id>,
+    /// How often each guest went beyond its budgets.
+    overruns: BTreeMap<Id, u64>,
     /// Events that no plan has seen yet: the guest, and when the event was read.
     events: Vec<(Id, Instant)>,
     host_seen: bool,
@@ -227,6 +229,7 @@ impl Owner {
         }
         let owner = Owner {
             unheard: world.guests.keys().cloned().collect(),
+            overruns: BTreeMap::new(),
             world,
             plan: Plan { claims: remembered.claims.clone(), ..Plan::default() },
             intent: remembered.intent,
@@ -318,6 +321,7 @@ impl Owner {
         match message {
             GuestMessage::Forgotten(id) => {
                 self.unheard.remove(&id);
+                self.overruns.remove(&id);
                 self.dirty |= self.world.guests.remove(&id).is_some();
             }
             GuestMessage::Update(update) => self.guest_update(*update),
@@ -325,7 +329,11 @@ impl Owner {
     }
 
     fn guest_update(&mut self, update: GuestUpdate) {
-        let GuestUpdate { guest, view, cause, counts } = update;
+        let GuestUpdate { guest, view, cause, counts, overruns } = update;
+        for (budget, count) in overruns {
+            self.metrics.guest_overruns.with_label_values(&[budget]).inc_by(count);
+            *self.overruns.entry(guest.clone()).or_default() += count;
+        }
         for (kind, count) in counts {
             self.metrics.guest_events.with_label_values(&[kind]).inc_by(count);
         }

@@ -268,6 +268,7 @@ impl Owner {
             status.qemu = view.qemu.clone();
             status.run_state = view.run_state.clone();
             status.functions = self.functions(id, view);
+            status.overruns = self.overruns.get(id).copied().unwrap_or_default();
         }
         let statements = vec![connected(view)];
         status.conditions = self.stamp("guests", id, statements);

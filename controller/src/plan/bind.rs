@@ -191,6 +191,22 @@ fn enabled_function<'w>(
             format!("guest `{guest}` has not answered yet"),
         ));
     }
+    match view.run_state.as_deref() {
+        Some("inmigrate") => {
+            let message = format!(
+                "guest `{guest}` is arriving from another host and runs there still; it is bound \
+                 when it runs here"
+            );
+            return Err(Finding::new("GuestArriving", message));
+        }
+        Some("postmigrate") => {
+            let message = format!(
+                "guest `{guest}` has left for another host; it is bound again if it runs here again"
+            );
+            return Err(Finding::new("GuestLeft", message));
+        }
+        _ => {}
+    }
     let function = view.functions.get(device).ok_or_else(|| {
         Finding::new(
             "DeviceMissing",
@@ -279,4 +295,105 @@ fn by_netdev_name(world: &World, name: &str) -> Result<Place, Finding> {
 
 fn on_netdev(adapter: &Id, netdev: &NetdevView) -> Place {
     Place { adapter: adapter.clone(), vf: None, representor: Some(netdev.clone()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::resources::PortSpec;
+
+    use super::*;
+    use crate::intent::Change;
+
+    fn id(text: &str) -> Id {
+        text.parse().unwrap()
+    }
+
+    fn guest(run_state: &str, backing: BackingView) -> GuestView {
+        let function = GuestFunction {
+            pf: Some("pf0".into()),
+            index: Some(0),
+            pci: None,
+            enabled: true,
+            filter: None,
+            backing,
+            source: None,
+            visibility: Default::default(),
+        };
+        GuestView {
+            connection: Connection::Connected,
+            run_state: Some(run_state.into()),
+            functions: [("vf0".to_owned(), function)].into(),
+            ..GuestView::default()
+        }
+    }
+
+    fn tap(name: &str) -> BackingView {
+        BackingView::Netdev { name: name.into() }
+    }
+
+    /// A software adapter with taps `a` and `b`, and a port for vf0 of each of these guests.
+    fn bound(guests: &[(&str, GuestView)]) -> BTreeMap<Id, Result<Place, Finding>> {
+        let netdev = |number: u32, name: &str| NetdevView {
+            ifindex: tc_flows::Ifindex::new(number).unwrap(),
+            name: name.into(),
+            mac: None,
+        };
+        let adapter = AdapterView {
+            handle: "soft-lab".into(),
+            mode: Some(EswitchMode::Software),
+            representors: [("a".to_owned(), netdev(1, "a")), ("b".to_owned(), netdev(2, "b"))]
+                .into(),
+            ..AdapterView::default()
+        };
+        let mut world = World::default();
+        world.adapters.insert(id("soft-lab"), adapter);
+        let mut intent = Intent::default();
+        for (name, view) in guests {
+            world.guests.insert(id(name), view.clone());
+            let spec: PortSpec = serde_json::from_value(serde_json::json!({
+                "function": {"guest_vf": {"guest": name, "device": "vf0"}},
+                "attachments": [{"network": "blue"}],
+            }))
+            .unwrap();
+            intent.apply(Change::Port(id(name), Some(spec)));
+        }
+        bind(&world, &intent).ports
+    }
+
+    fn reason(place: &Result<Place, Finding>) -> &'static str {
+        place.as_ref().map_or_else(|finding| finding.reason, |_| "bound")
+    }
+
+    #[test]
+    fn a_guest_that_arrives_is_bound_when_it_runs_and_one_that_leaves_until_it_has_left() {
+        for (run_state, expected) in [
+            ("inmigrate", "GuestArriving"),
+            ("running", "bound"),
+            ("paused", "bound"),
+            ("finish-migrate", "bound"),
+            ("postmigrate", "GuestLeft"),
+        ] {
+            let ports = bound(&[("vm1", guest(run_state, tap("a")))]);
+            assert_eq!(reason(&ports[&id("vm1")]), expected, "{run_state}");
+        }
+    }
+
+    #[test]
+    fn a_claim_to_a_neighbours_backing_is_a_conflict_and_leaves_the_neighbour_bound() {
+        let claim = BackingView::Contested { reason: "process 7 holds it".into() };
+        let ports =
+            bound(&[("thief", guest("running", claim)), ("victim", guest("running", tap("a")))]);
+        assert_eq!(reason(&ports[&id("thief")]), "BackingContested");
+        assert_eq!(reason(&ports[&id("victim")]), "bound");
+    }
+
+    #[test]
+    fn a_backing_that_two_guests_have_is_nobodys() {
+        let ports =
+            bound(&[("vm1", guest("running", tap("a"))), ("vm2", guest("running", tap("a")))]);
+        assert!(ports.values().all(|place| reason(place) == "BackingContested"));
+        let ports =
+            bound(&[("vm1", guest("running", tap("a"))), ("vm2", guest("running", tap("b")))]);
+        assert!(ports.values().all(|place| reason(place) == "bound"));
+    }
 }

@@ -18,10 +18,11 @@ const EVENT_TO_DIRTY: [(&str, usize); 3] = [
 ];
 const IDLE_CPU: &str = "guest/idle_cpu/256";
 const MEMORY: &str = "guest/memory/256";
+const FLOOD: &str = "guest/flood/1000x1000";
 
 /// Names of all benchmarks here.
-pub const NAMES: [&str; 5] =
-    [EVENT_TO_DIRTY[0].0, EVENT_TO_DIRTY[1].0, EVENT_TO_DIRTY[2].0, IDLE_CPU, MEMORY];
+pub const NAMES: [&str; 6] =
+    [EVENT_TO_DIRTY[0].0, EVENT_TO_DIRTY[1].0, EVENT_TO_DIRTY[2].0, IDLE_CPU, MEMORY, FLOOD];
 
 /// How long idleness is measured, in seconds: all that a quiet guest causes now and then is in it.
 const IDLE: usize = 120;
@@ -39,6 +40,19 @@ pub fn run(name: &str, runs: usize) -> Result<Line> {
         let note =
             format!("this machine; 256 quiet guests for {IDLE} s, the observer's process alone");
         return Ok(Line::of(name, "% of a core", &[ours(percent)], note));
+    }
+    if name == FLOOD {
+        let found = last(&["flood", "1000", "1000"])?;
+        let run = Run {
+            ours: number(&found, "flooded_p50")?,
+            theirs: vec![("quiet", number(&found, "quiet_p50")?)],
+        };
+        let note = format!(
+            "this machine; p50 of one guest's events while 999 others send 1000 each at once; {:.0} \
+             bytes of memory a guest at the peak",
+            number(&found, "bytes")?
+        );
+        return Ok(Line::of(name, "µs", &[run], note));
     }
     let bytes = number(&last(&["memory", "256"])?, "bytes")?;
     let note = "this machine; resident memory that 256 connected guests add, a guest".to_owned();

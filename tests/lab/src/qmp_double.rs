@@ -107,6 +107,17 @@ impl Double {
         Ok(fires)
     }
 
+    /// Sends the event of a NIC so many times at once, as no QEMU does.
+    ///
+    /// # Errors
+    /// Nobody listens any more.
+    pub fn flood(&self, device: &str, events: usize) -> Result<()> {
+        // What cannot be written at once must not keep the double from answering.
+        let client = locked(&self.state).client.as_ref().map(UnixStream::try_clone);
+        let Some(client) = client.transpose().at("flooding")? else { return Ok(()) };
+        (&client).write_all(filter_changed(device).repeat(events).as_bytes()).at("flooding")
+    }
+
     /// How often a command was asked.
     pub fn asked(&self, command: &str) -> u64 {
         locked(&self.state).asked.get(command).copied().unwrap_or(0)

@@ -21,7 +21,7 @@ use super::{
     process::Process,
     qmp::DeviceId,
 };
-use crate::world::BackingView;
+use crate::{eswitch::vdpa::VdpaConfig, world::BackingView};
 
 /// A function and the id of its backend, as QEMU says it.
 pub(crate) type Backends = BTreeMap<DeviceId, Option<String>>;
@@ -40,11 +40,19 @@ pub(crate) struct Footing {
     pub(crate) control_queue: ControlQueue,
     /// The vDPA device, where it is one.
     pub(crate) vdpa: Option<String>,
+    /// What that device was given, where the kernel says so.
+    pub(crate) config: Option<VdpaConfig>,
 }
 
 impl From<BackingView> for Footing {
     fn from(backing: BackingView) -> Self {
-        Footing { backing, source: None, control_queue: ControlQueue::Unknown, vdpa: None }
+        Footing {
+            backing,
+            source: None,
+            control_queue: ControlQueue::Unknown,
+            vdpa: None,
+            config: None,
+        }
     }
 }
 
@@ -257,6 +265,7 @@ impl Evidence<'_> {
             source: Some(source),
             control_queue: ControlQueue::Seen,
             vdpa: None,
+            config: None,
         };
         Ok(Found { footing, others: self.census.tap_holders_besides(pid, tap) })
     }
@@ -328,6 +337,7 @@ impl Evidence<'_> {
             source: Some(source),
             control_queue: control_queue(shadowed, driver.as_deref()),
             vdpa: Some(name.clone()),
+            config: None,
         };
         Ok(Found { footing, others: self.census.device_holders_besides(pid, device) })
     }

@@ -209,21 +209,32 @@ struct Waiting {
     event_read: Option<Instant>,
 }
 
-/// How much can be seen of a function, from what serves its control queue and what its filter
-/// shows. A device is promiscuous until its driver says otherwise, which takes a receive mode.
-fn visibility(control_queue: ControlQueue, filter: Option<&RxFilter>) -> Visibility {
-    let seen = control_queue != ControlQueue::Hidden;
-    Visibility {
-        control_queue,
-        rx_mode: match filter {
-            Some(filter) if seen && !filter.promiscuous => RxMode::Negotiated,
-            _ => RxMode::Unknown,
+/// What can be seen of a function and how much that is, from what serves its control queue, what
+/// its vDPA device was given, and what QEMU shows. A device is promiscuous until its driver says
+/// otherwise, which takes a receive mode. Where QEMU does not see the control queue, the address is
+/// the one that the device was given.
+fn seen(footing: &Footing, filter: Option<&RxFilter>) -> (Option<RxFilter>, Visibility) {
+    let hidden = footing.control_queue == ControlQueue::Hidden;
+    let given = footing.config.and_then(|config| config.mac).filter(|_| hidden);
+    let mut filter = filter.cloned();
+    if let (Some(filter), Some(mac)) = (&mut filter, given) {
+        filter.main_mac = mac;
+    }
+    let visibility = Visibility {
+        control_queue: footing.control_queue,
+        rx_mode: match (footing.config.and_then(|config| config.sets_rx_modes()), &filter) {
+            (Some(true), _) => RxMode::Negotiated,
+            (Some(false), _) => RxMode::NotNegotiated,
+            (None, Some(filter)) if !hidden && !filter.promiscuous => RxMode::Negotiated,
+            (None, _) => RxMode::Unknown,
         },
-        mac: match filter {
-            Some(_) if seen => MacSource::RxFilter,
+        mac: match &filter {
+            Some(_) if !hidden => MacSource::RxFilter,
+            _ if given.is_some() => MacSource::VdpaConfig,
             _ => MacSource::None,
         },
-    }
+    };
+    (filter, visibility)
 }
 
 /// One connection's state.
@@ -260,6 +271,7 @@ pub(crate) struct Conversation {
     functions: BTreeMap<DeviceId, Function>,
 
     counts: EventCounts,
+    overruns: EventCounts,
     changed: bool,
     changed_by: Option<Instant>,
     backings_wanted: bool,
@@ -294,6 +306,7 @@ impl Conversation {
             places: BTreeMap::new(),
             functions: BTreeMap::new(),
             counts: EventCounts::new(),
+            overruns: EventCounts::new(),
             changed: false,
             changed_by: None,
             backings_wanted: false,
@@ -365,16 +378,17 @@ impl Conversation {
         self.known()
             .filter_map(|(id, function)| {
                 let place = self.places.get(id.as_str());
-                let Footing { backing, source, control_queue, .. } = backings.get(id)?.clone();
+                let footing = backings.get(id)?;
+                let (filter, visibility) = seen(footing, function.filter.as_ref());
                 let function = GuestFunction {
                     pf: function.pf.known().flatten().map(str::to_owned),
                     index: indexes.get(id).copied(),
                     pci: place.and_then(|place| place.address),
                     enabled: place.is_some_and(|place| place.enabled),
-                    filter: function.filter.clone(),
-                    backing,
-                    source,
-                    visibility: visibility(control_queue, function.filter.as_ref()),
+                    filter,
+                    backing: footing.backing.clone(),
+                    source: footing.source,
+                    visibility,
                 };
                 Some((id.as_str().to_owned(), function))
             })
@@ -397,6 +411,11 @@ impl Conversation {
         std::mem::take(&mut self.counts)
     }
 
+    /// What went beyond the guest's budgets since the last call.
+    pub(crate) fn take_overruns(&mut self) -> EventCounts {
+        std::mem::take(&mut self.overruns)
+    }
+
     /// Whether the backings are to be looked at again, though the functions are the same.
     pub(crate) fn take_backings_wanted(&mut self) -> bool {
         std::mem::take(&mut self.backings_wanted)
@@ -415,11 +434,13 @@ impl Conversation {
     /// Takes one line, whose last byte was read at `now`.
     pub(crate) fn hear(&mut self, line: &[u8], now: Instant) -> Result<(), Offence> {
         if !self.messages.take(1.0, now) {
+            *self.overruns.entry("messages").or_default() += 1;
             return Err(Offence::Flood { what: "messages", per_second: self.limits.messages.1 });
         }
         #[expect(clippy::cast_precision_loss, reason = "lines are far shorter than 2^52 bytes")]
         let length = line.len() as f64;
         if !self.bytes.take(length, now) {
+            *self.overruns.entry("bytes").or_default() += 1;
             return Err(Offence::Flood { what: "bytes", per_second: self.limits.bytes.1 });
         }
         if line.is_empty() {
@@ -490,7 +511,12 @@ impl Conversation {
                     .and_then(DeviceId::new)
                     .and_then(|id| self.functions.get_mut(&id));
                 match (function, device) {
-                    (Some(function), _) => function.look.want(now, Some(now)),
+                    (Some(function), _) => {
+                        if !function.looks.has(1.0, now) {
+                            *self.overruns.entry("filter_looks").or_default() += 1;
+                        }
+                        function.look.want(now, Some(now));
+                    }
                     // A device that is not known yet.
                     (None, Some(_)) => self.filters.want(now, Some(now)),
                     // A device without an id is no function.

@@ -17,7 +17,10 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::process::Process;
-use crate::world::BackingView;
+use crate::{
+    eswitch::vdpa::{Vdpa, VdpaConfig},
+    world::BackingView,
+};
 
 /// A device number: major and minor.
 pub(crate) type Rdev = (u64, u64);
@@ -224,6 +227,8 @@ impl Host {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Holders {
     host: Host,
+    /// The kernel's vDPA side; absent where it cannot be talked to.
+    vdpa: Option<Vdpa>,
     last: Arc<tokio::sync::Mutex<Option<Looked>>>,
     /// The process that was believed to be the one holder of a backing.
     first: Arc<Mutex<BTreeMap<BackingView, Process>>>,
@@ -238,8 +243,19 @@ struct Looked {
 
 impl Holders {
     /// Of this host.
-    pub(crate) fn new(host: Host) -> Self {
-        Holders { host, ..Holders::default() }
+    pub(crate) fn new(host: Host, vdpa: Option<Vdpa>) -> Self {
+        Holders { host, vdpa, ..Holders::default() }
+    }
+
+    /// What a vDPA device was given; none where the kernel does not say.
+    pub(crate) async fn vdpa_config(&self, device: &str) -> Option<VdpaConfig> {
+        match self.vdpa.as_ref()?.config(device).await {
+            Ok(config) => Some(config),
+            Err(refusal) => {
+                tracing::debug!(%refusal, "no second source of the address");
+                None
+            }
+        }
     }
 
     /// The host that they are looked for on.
@@ -368,7 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_census_is_shared_by_all_who_asked_before_it_began() {
-        let holders = Holders::new(Host::default());
+        let holders = Holders::new(Host::default(), None);
         let asked = Instant::now();
         let first = holders.census(asked).await;
         assert!(Arc::ptr_eq(&first, &holders.census(asked).await));
@@ -377,7 +393,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_held_a_backing_alone_keeps_it_when_others_come() {
-        let holders = Holders::new(Host::default());
+        let holders = Holders::new(Host::default(), None);
         let backing = BackingView::Netdev { name: "tap1".into() };
         let me = Process::of_pid(std::process::id()).unwrap();
         let mut child =

@@ -44,7 +44,10 @@ use self::{
     process::Process,
     task::{GuestTask, Standing, Target},
 };
-use crate::world::{Cause, GuestView};
+use crate::{
+    eswitch::vdpa::Vdpa,
+    world::{Cause, GuestView},
+};
 
 /// How many QMP events of each kind a guest sent since its last update. The kinds are a fixed set;
 /// whatever is not in it counts as `other`.
@@ -61,6 +64,47 @@ pub struct GuestUpdate {
     pub cause: Cause,
     /// The events since the last update.
     pub counts: EventCounts,
+    /// How often it went beyond each of its budgets since the last update: `filter_looks` are
+    /// events answered later than at once; `messages`, `bytes` and `line` cost it its connection.
+    pub overruns: EventCounts,
+}
+
+/// The lines of all requests that a guest with these devices can ever be sent: the allow-list, for
+/// tests that prove each harmless. Ids that no device of QEMU can have are left out.
+pub fn every_request(devices: &[&str]) -> Vec<String> {
+    let devices: Vec<_> = devices.iter().filter_map(|id| qmp::DeviceId::new(id)).collect();
+    (1..)
+        .zip(qmp::Command::every(&devices))
+        .map(|(id, command)| {
+            let mut line = Vec::new();
+            command.encode(id, &mut line);
+            String::from_utf8_lossy(&line).into_owned()
+        })
+        .collect()
+}
+
+/// Reads bytes as they may come from a guest's QMP socket, split at `cut`, and everything that is
+/// looked into behind them: for fuzzing. Never panics, whatever they are.
+#[doc(hidden)]
+pub fn read_untrusted(bytes: &[u8], cut: usize) {
+    let limits = Limits::default();
+    let now = std::time::Instant::now();
+    let mut conversation = conversation::Conversation::new(limits.clone(), now);
+    let mut lines = lines::Lines::new(limits.line);
+    let mut asked = Vec::new();
+    let (first, rest) = bytes.split_at(cut.min(bytes.len()));
+    for part in [first, rest] {
+        lines.room().extend_from_slice(part);
+        while let Ok(Some(line)) = lines.next_line() {
+            conversation.ask(now, &mut asked);
+            if conversation.hear(line, now).is_err() {
+                return;
+            }
+        }
+    }
+    let backends = conversation.backends();
+    let _ = conversation.functions(&backing::all_unknown(&backends, ""));
+    let _ = command_line::claims(bytes);
 }
 
 /// What the observer of guests has to say.
@@ -107,7 +151,10 @@ impl GuestWatch {
         sink: mpsc::Sender<GuestMessage>,
         cancel: CancellationToken,
     ) -> Result<GuestWatch, GuestWatchError> {
-        let holders = Holders::new(Host::default());
+        let vdpa = Vdpa::open().inspect_err(|error| {
+            tracing::warn!(%error, "addresses of vDPA devices are not read");
+        });
+        let holders = Holders::new(Host::default(), vdpa.ok());
         for guest in remembered.values() {
             let Some(process) = guest.pid.and_then(|pid| Process::of_pid(pid).ok()) else {
                 continue;

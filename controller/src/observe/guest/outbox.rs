@@ -22,6 +22,7 @@ pub(crate) struct Outbox {
     waiting: Option<Box<GuestUpdate>>,
     /// Counted, and in no update yet.
     counts: EventCounts,
+    overruns: EventCounts,
     told: Option<Instant>,
 }
 
@@ -34,17 +35,25 @@ fn add(to: &mut EventCounts, counts: EventCounts) {
 impl Outbox {
     /// An outbox with nothing in it.
     pub(crate) fn new(guest: Id, sink: mpsc::Sender<GuestMessage>) -> Self {
-        Outbox { guest, sink, waiting: None, counts: EventCounts::new(), told: None }
+        Outbox {
+            guest,
+            sink,
+            waiting: None,
+            counts: EventCounts::new(),
+            overruns: EventCounts::new(),
+            told: None,
+        }
     }
 
-    /// Adds events to whatever is told next.
-    pub(crate) fn count(&mut self, counts: EventCounts) {
+    /// Adds events and overruns to whatever is told next.
+    pub(crate) fn count(&mut self, counts: EventCounts, overruns: EventCounts) {
         add(&mut self.counts, counts);
+        add(&mut self.overruns, overruns);
     }
 
     /// When counts are due that no view has taken along.
     pub(crate) fn counts_due(&self, interval: Duration) -> Option<Instant> {
-        if self.counts.is_empty() {
+        if self.counts.is_empty() && self.overruns.is_empty() {
             return None;
         }
         let told = self.told?;
@@ -54,6 +63,7 @@ impl Outbox {
     /// Tells how the guest looks now.
     pub(crate) fn put(&mut self, view: &GuestView, cause: Cause, now: Instant) {
         let counts = std::mem::take(&mut self.counts);
+        let overruns = std::mem::take(&mut self.overruns);
         self.told = Some(now);
         let view = view.clone();
         match &mut self.waiting {
@@ -62,10 +72,11 @@ impl Outbox {
                 let first = [waiting.cause.event_read, cause.event_read].into_iter().flatten();
                 waiting.cause.event_read = first.min();
                 add(&mut waiting.counts, counts);
+                add(&mut waiting.overruns, overruns);
             }
             None => {
                 let guest = self.guest.clone();
-                self.waiting = Some(Box::new(GuestUpdate { guest, view, cause, counts }));
+                self.waiting = Some(Box::new(GuestUpdate { guest, view, cause, counts, overruns }));
             }
         }
         if let Some(update) = self.waiting.take() {
@@ -121,7 +132,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms| Some(start + Duration::from_millis(ms));
         for (pid, event_read) in [(1, None), (2, at(5)), (3, at(2)), (4, None)] {
-            outbox.count([("RESET", 1)].into());
+            outbox.count([("RESET", 1)].into(), [("filter_looks", 2)].into());
             outbox.put(&view(pid), Cause { event_read }, start);
         }
         assert_eq!(update(source.recv().await).view, view(1));
@@ -130,6 +141,7 @@ mod tests {
         assert_eq!(merged.view, view(4));
         assert_eq!(merged.cause, Cause { event_read: at(2) });
         assert_eq!(merged.counts, [("RESET", 3)].into());
+        assert_eq!(merged.overruns, [("filter_looks", 6)].into());
     }
 
     #[tokio::test]

@@ -54,6 +54,8 @@ pub(crate) struct Limits {
     /// How often a QEMU without a connection is checked for being there, where the kernel does not
     /// tell.
     pub(crate) vigil: Duration,
+    /// Between two looks at what vDPA devices were given whose control queues are not seen.
+    pub(crate) vdpa_config: Duration,
     /// Between two looks at backings that other processes hold as well.
     pub(crate) contested: Duration,
 }
@@ -84,6 +86,7 @@ impl Default for Limits {
             farewell: Duration::from_millis(500),
             vigil: Duration::from_millis(500),
             contested: Duration::from_secs(2),
+            vdpa_config: Duration::from_secs(5),
         }
     }
 }

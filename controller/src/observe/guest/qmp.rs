@@ -77,6 +77,23 @@ impl Command {
         }
     }
 
+    /// Every command, about each of these devices where it is about one.
+    pub(crate) fn every(devices: &[DeviceId]) -> Vec<Command> {
+        let mut all = vec![
+            Self::NegotiateCapabilities,
+            Self::QueryStatus,
+            Self::QueryPci,
+            Self::QueryRxFilters,
+        ];
+        for device in devices {
+            all.push(Self::QueryRxFilter(device.clone()));
+            for property in [Property::SriovPf, Property::Netdev] {
+                all.push(Self::QomGet(device.clone(), property));
+            }
+        }
+        all
+    }
+
     /// Appends the command as one line.
     pub(crate) fn encode(&self, id: u64, out: &mut Vec<u8>) {
         // Every text in it is either a constant or a checked device id: nothing needs escaping.
@@ -355,16 +372,18 @@ mod tests {
 
     #[test]
     fn no_command_is_experimental_or_the_human_monitor() {
-        let vf0 = DeviceId::new("vf0").unwrap();
-        let every = [
-            Command::NegotiateCapabilities,
-            Command::QueryStatus,
-            Command::QueryPci,
-            Command::QueryRxFilters,
-            Command::QueryRxFilter(vf0.clone()),
-            Command::QomGet(vf0.clone(), Property::SriovPf),
-            Command::QomGet(vf0, Property::Netdev),
-        ];
+        let every = Command::every(&[DeviceId::new("vf0").unwrap()]);
+        // Whoever adds a command adds it here and to the list.
+        let place = |command: &Command| match command {
+            Command::NegotiateCapabilities => 0,
+            Command::QueryStatus => 1,
+            Command::QueryPci => 2,
+            Command::QueryRxFilters => 3,
+            Command::QueryRxFilter(_) => 4,
+            Command::QomGet(_, Property::SriovPf) => 5,
+            Command::QomGet(_, Property::Netdev) => 6,
+        };
+        assert!(every.iter().map(place).eq(0..7), "the list is whole");
         for command in every {
             let name = command.name();
             assert!(

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::types::Id;
+use api::{resources::ControlQueue, types::Id};
 use tokio::{
     net::UnixStream,
     sync::watch,
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    backing::{self, Backings},
+    backing::{self, Backings, Footing},
     conversation::{Conversation, Offence},
     folder::Incarnation,
     holdings::Holders,
@@ -329,16 +329,34 @@ impl GuestTask {
         task::spawn(async move {
             let census = holders.census(since).await;
             let found = {
-                let backends = backends.clone();
+                let (holders, backends) = (holders.clone(), backends.clone());
                 task::spawn_blocking(move || {
                     backing::backings(&holders, &census, &process, &backends)
                 })
             };
-            found.await.unwrap_or_else(|error| {
+            let mut found = found.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "backings");
                 backing::all_unknown(&backends, "the look at /proc failed")
-            })
+            });
+            for footing in found.values_mut() {
+                if let Some(device) = &footing.vdpa {
+                    footing.config = holders.vdpa_config(device).await;
+                }
+            }
+            found
         })
+    }
+
+    /// When to look at backings once more although nothing has caused it.
+    fn look_again_after(&self, backings: &Backings) -> Option<Duration> {
+        let any = |is: fn(&Footing) -> bool| backings.values().any(is);
+        if any(|f| matches!(f.backing, BackingView::Contested { .. })) {
+            // Others may hold it for a moment only, on its way to this QEMU.
+            return Some(self.limits.contested);
+        }
+        // Nothing tells when a vDPA device is given another address, or its driver attaches.
+        any(|f| f.vdpa.is_some() && f.control_queue != ControlQueue::Seen)
+            .then_some(self.limits.vdpa_config)
     }
 
     /// The guest as the conversation shows it.
@@ -376,7 +394,7 @@ impl GuestTask {
             if let Err(error) = send(&stream, &mut unsent) {
                 return End::Closed(error);
             }
-            self.outbox.count(conversation.take_counts());
+            self.outbox.count(conversation.take_counts(), conversation.take_overruns());
 
             let waits = conversation.waits();
             if let Some((since, what)) = waits
@@ -414,8 +432,15 @@ impl GuestTask {
             let revision = conversation.backends_revision();
             if looking.is_none() && conversation.is_inventoried() {
                 let at_once = looked_at != Some(revision) || look_again.is_some_and(|at| at <= now);
-                let since = if at_once {
+                let contested = || {
+                    let mut all = backings.values();
+                    all.any(|f| matches!(f.backing, BackingView::Contested { .. }))
+                };
+                let since = if at_once && (looked_at != Some(revision) || contested()) {
                     Some(now)
+                } else if at_once {
+                    // Only what the vDPA device was given is looked at again.
+                    Some(now.checked_sub(self.limits.audit).unwrap_or(now))
                 } else if conversation.take_backings_wanted() {
                     Some(now.checked_sub(self.limits.audit).unwrap_or(now))
                 } else {
@@ -449,7 +474,11 @@ impl GuestTask {
                         .map_err(End::Closed)
                         .and_then(|()| hear(&stream, &mut lines, &mut conversation));
                     if let Err(end) = heard {
-                        self.outbox.count(conversation.take_counts());
+                        let mut overruns = conversation.take_overruns();
+                        if let End::Offence(Offence::LineTooLong(_)) = &end {
+                            *overruns.entry("line").or_default() += 1;
+                        }
+                        self.outbox.count(conversation.take_counts(), overruns);
                         return end;
                     }
                 }
@@ -459,12 +488,8 @@ impl GuestTask {
                 (revision, found) = looked => {
                     looking = None;
                     looked_at = Some(revision);
-                    let contested = found.as_ref().is_ok_and(|found| {
-                        let mut all = found.values();
-                        all.any(|f| matches!(f.backing, BackingView::Contested { .. }))
-                    });
-                    // Others may hold it for a moment only, on its way to this QEMU.
-                    look_again = contested.then(|| Instant::now() + self.limits.contested);
+                    let again = found.as_ref().ok().and_then(|found| self.look_again_after(found));
+                    look_again = again.map(|after| Instant::now() + after);
                     match found {
                         Ok(found) if found == backings => {}
                         Ok(found) => {

@@ -649,6 +649,15 @@ async fn a_flood_of_events_costs_a_bounded_number_of_queries_and_no_other_guest(
         () = flood => unreachable!("the flood does not end"),
     };
     assert!(reason.contains("more than"), "{reason}");
+    let overruns = |budget| {
+        let updates = room.heard.iter().filter_map(|message| match message {
+            GuestMessage::Update(update) if update.guest == id("flooder") => Some(update),
+            _ => None,
+        });
+        updates.filter_map(|update| update.overruns.get(budget)).sum::<u64>()
+    };
+    assert_eq!(overruns("messages"), 1, "the one that cost the connection");
+    assert!(overruns("filter_looks") > 100, "events beyond the budget of looks are counted");
     let seconds = began.elapsed().as_secs_f64();
     let queries = flooder.asked("query-rx-filter") - asked_before;
     println!("{queries} queries in {seconds:.2} s; the good guest's slowest change {slowest:?}");

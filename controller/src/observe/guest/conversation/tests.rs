@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::{observe::guest::double::Qemu, world::BackingView};
+use crate::{eswitch::vdpa::VdpaConfig, observe::guest::double::Qemu, world::BackingView};
+use api::types::MacAddr;
 
 /// Every function on the same backing, so that all are shown.
 fn functions(conversation: &Conversation) -> BTreeMap<String, GuestFunction> {
@@ -161,6 +162,39 @@ fn a_recorded_life_of_a_guest_is_seen_as_it_was() {
     assert!(!seen["vf0"].enabled && seen["vf0"].filter.is_none());
     let counts = conversation.take_counts();
     assert_eq!(counts, [("NIC_RX_FILTER_CHANGED", 7), ("RESUME", 2), ("STOP", 1)].into());
+}
+
+#[test]
+fn where_the_control_queue_is_hidden_the_address_is_the_one_the_device_was_given() {
+    let given = MacAddr([2, 0xaa, 0, 0, 0, 9]);
+    let shown = RxFilter {
+        main_mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
+        unicast: Vec::new(),
+        unicast_overflow: false,
+        multicast: Vec::new(),
+        multicast_overflow: false,
+        all_multicast: false,
+        vlans: Vec::new(),
+        promiscuous: true,
+    };
+    let of = |control_queue, negotiated| {
+        let config = VdpaConfig { mac: Some(given), negotiated, ..VdpaConfig::default() };
+        let backing = BackingView::Vf { handle: "pci/0000:03:00.0".into(), index: 1 };
+        let footing = Footing { control_queue, config: Some(config), ..Footing::from(backing) };
+        let (filter, visibility) = seen(&footing, Some(&shown));
+        (filter.unwrap().main_mac, visibility.mac, visibility.rx_mode)
+    };
+    assert_eq!(of(ControlQueue::Hidden, None), (given, MacSource::VdpaConfig, RxMode::Unknown));
+    assert_eq!(
+        of(ControlQueue::Hidden, Some(0)),
+        (given, MacSource::VdpaConfig, RxMode::NotNegotiated)
+    );
+    assert_eq!(
+        of(ControlQueue::Seen, Some(1 << 18)),
+        (shown.main_mac, MacSource::RxFilter, RxMode::Negotiated)
+    );
+    let footing = Footing::from(BackingView::Unknown { reason: String::new() });
+    assert_eq!(seen(&footing, None), (None, Visibility::default()));
 }
 
 // ---------------------------------------------------------------- a model of QEMU
