@@ -494,12 +494,17 @@ mod tests {
     use netlink_packet_route::tc::TcFilterFlowerOption;
     use proptest::prelude::*;
 
+    use super::super::{Ask, Detail, Filter, Messages};
     use super::*;
-    use crate::arbitrary::matches;
+    use crate::action::Action;
+    use crate::arbitrary::{chain, hook, matches, prio};
+    use crate::diff::Op;
+    use crate::ident::Handle;
     use crate::key::{
         CfmLevel, CfmMatch, GeneveOption, LinkName, MplsDepth, MplsEntry, MplsLabel, MplsMatch,
         PppoeMatch, TagMatch, Tunnel, TunnelOptions,
     };
+    use crate::rule::{Owner, Rule};
 
     const Q: VlanTpid = VlanTpid::Dot1Q;
     const AD: VlanTpid = VlanTpid::Dot1Ad;
@@ -648,6 +653,29 @@ mod tests {
             assert_eq!(read(matching.protocol(), &shown, Hidden::Nothing), Some(seen));
             assert_eq!(read(matching.protocol(), &shown, Hidden::Pppoe), Some(matching));
         }
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn an_own_rule_with_a_key_that_this_crate_does_not_know_is_unreadable() {
+        let owner = Owner(*b"test");
+        let matching = Match::any().hash(1, u32::MAX);
+        let rule = Rule::new(hook(), chain(0), prio(1), matching, [Action::Drop]).unwrap();
+        let mut bytes = Vec::new();
+        let ask = Ask { ack: false, told: false };
+        let add = Op::Add { rule: rule.clone(), handle: Handle(1) };
+        Writer::new(&mut bytes).op(&add, owner, 5, ask);
+        let own = |bytes: &[u8]| {
+            let message = Messages::new(bytes).next().unwrap();
+            matches!(message.filter(owner, hook(), Detail::Full), Some(Filter::Own(_)))
+        };
+        assert!(own(&bytes));
+        // The same message from a build to which this attribute is a key as well.
+        let header = [8, 0, KeyId::Hash.spec().value as u8, 0];
+        let at = bytes.windows(4).position(|window| window == header).unwrap();
+        bytes[at + 2] = TCA_FLOWER_MAX as u8 + 1;
+        bytes[at + 10] = TCA_FLOWER_MAX as u8 + 2;
+        assert!(!own(&bytes));
     }
 
     #[test]
