@@ -557,8 +557,8 @@ type Deliveries = BTreeMap<u32, BTreeMap<&'static str, Vec<Vec<u8>>>>;
 
 #[test]
 fn the_walk_delivers_what_the_kernel_delivers() {
-    const SETS: usize = 50;
-    const FRAMES: usize = 42;
+    const SETS: usize = 44;
+    const FRAMES: usize = 50;
     // Which frame leaves through which of them.
     const OUT: [&str; 3] = ["out0", "out1", "out2"];
     let seed = std::env::var("TC_FLOWS_SEED")
