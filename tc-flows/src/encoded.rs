@@ -1,10 +1,12 @@
 //! Changes as the bytes that a kernel gets, for whoever keeps, inspects or measures them.
 //!
 //! In come changes, out come complete netlink messages, one behind the other, in a buffer that the
-//! caller reuses. Nothing is sent here: [`crate::NetlinkKernel`] does.
+//! caller reuses; in come a kernel's answers to them, out come outcomes. Nothing is sent here:
+//! [`crate::NetlinkKernel`] does.
 
 use crate::diff::Op;
-use crate::kernel::Mode;
+use crate::kernel::{Mode, Outcome};
+use crate::netlink::outcomes_of;
 use crate::rule::Owner;
 use crate::wire::{Ask, Writer};
 
@@ -22,6 +24,18 @@ pub fn encode(ops: &[Op], owner: Owner, mode: Mode, first: u32, out: &mut Vec<u8
         Writer::new(out).op(op, owner, seq, Ask { ack: told, told });
     }
     Writer::ask_for_ack(&mut out[last..]);
+}
+
+/// What these datagrams of a kernel say of `ops`, which were `sent` as [`encode`] wrote them with
+/// the same `mode` and `first`. One outcome for each; [`Outcome::Unknown`] where nothing says more.
+pub fn outcomes(
+    ops: &[Op],
+    sent: &[u8],
+    mode: Mode,
+    first: u32,
+    answers: &[&[u8]],
+) -> Vec<Outcome> {
+    outcomes_of(ops, sent, mode, first, false, answers)
 }
 
 #[cfg(test)]

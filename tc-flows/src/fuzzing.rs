@@ -35,6 +35,7 @@ pub fn datagram(bytes: &[u8]) {
             echo.message();
         }
         message.dump_was_interrupted();
+        message.change(OWNER);
         message.filter(OWNER, HOOK, Detail::Full);
         message.filter(OWNER, HOOK, Detail::Terse);
     }

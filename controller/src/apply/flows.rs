@@ -1,13 +1,14 @@
-//! Flows: a thread that owns the kernel connection, because flower messages block.
+//! Flows: jobs for the kernel's thread, one after the other.
 //!
-//! The kernel does the work of a change inside the system call that carries it. On a thread of its
-//! own that delays nobody else, and the thread's network namespace is the one in which the
-//! connection was opened.
+//! In come hooks to read and changes, out comes what became of them. The kernel does the work of a
+//! change inside the system call that carries it, so it is done by [`AsyncKernel`]'s thread; the
+//! network namespace is the one in which the connection was opened. Nothing is decided or
+//! remembered here.
 
 use std::time::Instant;
 
 use api::types::Id;
-use tc_flows::{Dump, Gap, Hook, Kernel, Mode, Op, Outcome};
+use tc_flows::{AsyncKernel, Dump, Gap, Hook, Kernel, Mode, Op, Outcome};
 use tokio::sync::mpsc;
 
 /// Changes to one adapter's hooks.
@@ -37,32 +38,34 @@ pub struct FlowDone {
 }
 
 /// Starts the thread; it ends when the returned sender is dropped. At most one job of each of the
-/// `adapters` may be under way.
+/// `adapters` may be under way. To be called within a tokio runtime.
 ///
 /// # Errors
 /// When the system refuses a thread.
 pub fn start(
-    mut kernel: impl Kernel + Send + 'static,
+    kernel: impl Kernel + Send + 'static,
     done: mpsc::UnboundedSender<FlowDone>,
     adapters: usize,
 ) -> std::io::Result<mpsc::Sender<FlowJob>> {
+    let kernel = AsyncKernel::start(kernel, 1)?;
     let (jobs, mut waiting) = mpsc::channel::<FlowJob>(adapters.max(1));
-    std::thread::Builder::new().name("flows".into()).spawn(move || {
-        while let Some(job) = waiting.blocking_recv() {
+    tokio::spawn(async move {
+        while let Some(job) = waiting.recv().await {
+            let Some(finished) = kernel.run(|kernel| run(kernel, job)).await else { break };
             // At most one job an adapter is under way, so this queue is as bounded as the jobs'.
-            if done.send(run(&mut kernel, job)).is_err() {
+            if done.send(finished).is_err() {
                 break;
             }
         }
-    })?;
+    });
     Ok(jobs)
 }
 
-fn run(kernel: &mut impl Kernel, job: FlowJob) -> FlowDone {
+fn run(kernel: &mut dyn Kernel, job: FlowJob) -> FlowDone {
     let adopted = job
         .adopt
         .into_iter()
-        .map(|hook| (hook, kernel.ensure_hook(hook).and_then(|()| kernel.dump(hook))))
+        .map(|hook| (hook, kernel.ensure_hook(hook).and_then(|()| kernel.dump_consistent(hook))))
         .collect();
     let outcomes = kernel.apply(&job.ops, Mode::Told);
     FlowDone {

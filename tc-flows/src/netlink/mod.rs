@@ -13,7 +13,9 @@
 //! asked for it, at least a page (`tfilter_notify_prep`, net/sched/cls_api.c): in the told mode a
 //! window goes out in datagrams of a page.
 
+mod consistent;
 mod socket;
+mod watch;
 mod window;
 
 use nix::errno::Errno;
@@ -23,8 +25,9 @@ use crate::ident::{Direction, Hook, Ifindex};
 use crate::kernel::{Dump, Error, Kernel, Mode, Outcome, Result, TerseDump};
 use crate::rule::Owner;
 use crate::wire::{Ask, Detail, Filter, Message, Messages, Reply, Writer};
+use consistent::settled;
 use socket::{Headers, RECEIVE_BUFFER, Received, TcSocket};
-#[cfg(any(test, feature = "fuzzing"))]
+pub use watch::{OwnChanges, Watch};
 pub(crate) use window::outcomes_of;
 use window::{Answer, Window};
 
@@ -49,6 +52,10 @@ const TOLD_DATAGRAM: usize = 3_700;
 /// How often a dump is repeated that the kernel calls inconsistent, or of which something is lost.
 const DUMPS_MAX: usize = 5;
 
+/// How often a consistent dump is tried: a changer that empties a prio during each is not to hold
+/// the caller for ever.
+const CONSISTENT_DUMPS_MAX: usize = 20;
+
 /// The kernel of the network namespace that the opening thread was in.
 pub struct NetlinkKernel {
     socket: TcSocket,
@@ -68,14 +75,27 @@ impl NetlinkKernel {
     /// # Errors
     /// Where the system has no netlink socket to give.
     pub fn open(owner: Owner) -> Result<NetlinkKernel> {
-        let socket = TcSocket::open(RECEIVE_BUFFER)?;
-        let buffer = socket.receive_buffer()?;
+        let mut kernel = NetlinkKernel::open_sized(owner, RECEIVE_BUFFER, WINDOW_MAX)?;
+        let buffer = kernel.socket.receive_buffer()?;
+        kernel.window = (buffer / ACK_BYTES).clamp(1, WINDOW_MAX);
+        kernel.told_window = (buffer / (ACK_BYTES + ECHO_BYTES)).clamp(1, WINDOW_MAX);
+        Ok(kernel)
+    }
+
+    /// As [`NetlinkKernel::open`], with a receive buffer of this many bytes and windows of this
+    /// many changes, whether or not their answers fit. Where they do not, outcomes are
+    /// [`Outcome::Unknown`].
+    ///
+    /// # Errors
+    /// Where the system has no netlink socket to give.
+    pub fn open_sized(owner: Owner, receive_buffer: usize, window: usize) -> Result<NetlinkKernel> {
+        let window = window.max(1);
         Ok(NetlinkKernel {
-            socket,
+            socket: TcSocket::open(receive_buffer)?,
             owner,
             seq: 0,
-            window: (buffer / ACK_BYTES).clamp(1, WINDOW_MAX),
-            told_window: (buffer / (ACK_BYTES + ECHO_BYTES)).clamp(1, WINDOW_MAX),
+            window,
+            told_window: window,
             out: Vec::new(),
             cuts: Vec::new(),
             answers: Vec::new(),
@@ -333,6 +353,17 @@ impl Kernel for NetlinkKernel {
         let mut dump = self.filters(hook, Detail::Full, Detail::Full, put)?;
         dump.hook_present = true;
         Ok(dump)
+    }
+
+    fn dump_consistent(&mut self, hook: Hook) -> Result<Dump> {
+        let mut watch = Watch::open(self.owner, &[self.port()], OwnChanges::Dropped)?;
+        for _ in 0..CONSISTENT_DUMPS_MAX {
+            let dump = self.dump(hook)?;
+            if let Some(dump) = settled(hook, dump, &watch.pending()) {
+                return Ok(dump);
+            }
+        }
+        Err(Error::Interrupted { request: "dump filters" })
     }
 
     fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump> {

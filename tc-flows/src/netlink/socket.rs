@@ -75,6 +75,11 @@ impl TcSocket {
         Ok(TcSocket { socket, port, room: vec![0; SLOT * SLOTS] })
     }
 
+    /// Takes the notifications of this group too.
+    pub(super) fn listen(&self, group: u32) -> Result<()> {
+        self.socket.add_membership(group).map_err(Error::Socket)
+    }
+
     /// The number by which the kernel knows this socket, in its network namespace.
     pub(super) const fn port(&self) -> u32 {
         self.port

@@ -10,7 +10,7 @@ use crate::kernel::{Mode, Outcome};
 use crate::wire::{Messages, attribute_path, request};
 
 /// Changes that were sent together, and what the kernel said of them so far.
-pub(super) struct Window<'o> {
+pub(crate) struct Window<'o> {
     ops: &'o [Op],
     /// The messages as they were sent.
     sent: &'o [u8],
@@ -26,7 +26,7 @@ pub(super) struct Window<'o> {
 
 /// What the kernel said of one change.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     errno: Option<i32>,
     in_hw: Option<bool>,
     words: Option<Box<Words>>,
@@ -44,7 +44,7 @@ struct Words {
 
 impl<'o> Window<'o> {
     /// `answers` is only room, kept from window to window.
-    pub(super) fn new(
+    pub(crate) fn new(
         ops: &'o [Op],
         sent: &'o [u8],
         mode: Mode,
@@ -56,7 +56,7 @@ impl<'o> Window<'o> {
         Window { ops, sent, mode, first, answers, complete: ops.is_empty(), overrun: false }
     }
 
-    pub(super) fn read(&mut self, datagram: &[u8]) {
+    pub(crate) fn read(&mut self, datagram: &[u8]) {
         for message in Messages::new(datagram) {
             // A late answer to an earlier window lies outside.
             let at = message.seq.wrapping_sub(self.first) as usize;
@@ -83,7 +83,7 @@ impl<'o> Window<'o> {
     }
 
     /// Adds one outcome for each change.
-    pub(super) fn outcomes(self, into: &mut Vec<Outcome>) {
+    pub(crate) fn outcomes(self, into: &mut Vec<Outcome>) {
         // Only where nothing was lost does silence of the fast mode mean success.
         let silence = self.complete && !self.overrun && self.mode == Mode::Fast;
         let answers = self.answers.drain(..);
@@ -92,7 +92,6 @@ impl<'o> Window<'o> {
 }
 
 /// What these datagrams say of changes that were sent at once; `lost`: that others were lost.
-#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn outcomes_of(
     ops: &[Op],
     sent: &[u8],

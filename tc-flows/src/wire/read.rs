@@ -25,10 +25,12 @@ pub(super) const NLMSGERR_ATTR_MISS_NEST: u16 = 6;
 /// One netlink message as it came.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Message<'a> {
-    kind: u16,
-    flags: u16,
+    pub(super) kind: u16,
+    pub(super) flags: u16,
     pub(crate) seq: u32,
-    payload: &'a [u8],
+    /// Port of the socket whose request led to it.
+    pub(crate) port: u32,
+    pub(super) payload: &'a [u8],
 }
 
 /// The messages of one datagram. Ends at the first that is cut short.
@@ -55,6 +57,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16_at(header, 4)?,
             flags: u16_at(header, 6)?,
             seq: u32_at(header, 8)?,
+            port: u32_at(header, 12)?,
             payload,
         })
     }
