@@ -24,6 +24,9 @@ use serde_json::{Value, json};
 /// Devices of the guests here, one that there is not, and one that is no NIC.
 const DEVICES: [&str; 5] = ["pf0", "vf0", "vf1", "absent", "b"];
 
+/// Between two rounds of questions while a guest works: QEMU answers in the time of its guest.
+const BREATH: Duration = Duration::from_millis(250);
+
 /// A connection on which every request is sent as the daemon writes it.
 struct Daemon {
     stream: BufReader<UnixStream>,
@@ -190,6 +193,7 @@ fn while_a_guest_boots() {
     while !booting.is_finished() {
         daemon.ask_everything();
         rounds += 1;
+        std::thread::sleep(BREATH);
     }
     let guest = booting.join().unwrap().unwrap();
     assert!(rounds > 3, "everything was asked {rounds} times during the boot");
@@ -213,6 +217,7 @@ fn while_the_firmware_runs() {
     let (mut daemon, mut monitor) = (empty.daemon(), empty.monitor());
     for _ in 0..20 {
         daemon.ask_everything();
+        std::thread::sleep(BREATH);
     }
     let status = monitor.execute("query-status", json!({})).unwrap();
     assert_eq!(status["status"], "running");
