@@ -18,7 +18,6 @@ use super::program::Program;
 use crate::action::{Action, Control, Police};
 use crate::ident::{BlockId, ChainId, Direction, ETH_P_ALL, Ifindex, Prio, VlanId, VlanTpid};
 use crate::key::{Field, KEY_MAX, KeyId};
-use crate::rule::Rule;
 use crate::walk::GOTOS_MAX;
 
 /// Something of the original frame that keys look at.
@@ -134,20 +133,49 @@ pub(super) enum Undecided {
     Budget,
 }
 
+/// What is true of a program as a whole.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// Whether an action may have an effect on other keys than those of tags.
+    rewrites: bool,
+    /// Priorities that actions write into tags.
+    pcps: BTreeSet<u8>,
+    /// The entry that leads to a chain, `None` where there are several.
+    leads_to: HashMap<ChainId, Option<usize>>,
+}
+
+impl Facts {
+    pub(super) fn of(program: &Program<'_>) -> Facts {
+        let mut facts = Facts { pcps: BTreeSet::from([0]), ..Facts::default() };
+        for (at, entry) in program.entries.iter().enumerate() {
+            for rule in [entry.old, entry.new].into_iter().flatten() {
+                for to in rule.goto_targets() {
+                    let one = facts.leads_to.entry(to).or_insert(Some(at));
+                    *one = one.filter(|one| *one == at);
+                }
+                for action in rule.actions() {
+                    match meaning(action) {
+                        Meaning::Unknown => facts.rewrites = true,
+                        Meaning::Push(Written { pcp: Pcp::Is(pcp), .. })
+                        | Meaning::Modify(.., Some(pcp)) => drop(facts.pcps.insert(pcp)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        facts
+    }
+}
+
 /// What the entries of a program ask of frames.
 pub(super) struct Space<'p, 'r> {
     program: &'p Program<'r>,
+    facts: &'p Facts,
     places: BTreeMap<Seen, usize>,
     asked: HashMap<(usize, Tags), Option<Rc<Cube>>>,
     /// By chain, the entries that matter.
     relevant: HashMap<ChainId, Rc<[usize]>>,
     regions: Vec<Cube>,
-    /// Whether a chain leads back to the first.
-    returns: bool,
-    /// Whether an action may have an effect on other keys than those of tags.
-    rewrites: bool,
-    /// Priorities that actions write into tags.
-    pcps: BTreeSet<u8>,
     /// How many questions may still be asked.
     pub(super) budget: usize,
 }
@@ -170,31 +198,14 @@ const fn is_of_tags(id: KeyId) -> bool {
 }
 
 impl<'p, 'r> Space<'p, 'r> {
-    pub(super) fn new(program: &'p Program<'r>, budget: usize) -> Space<'p, 'r> {
-        let mut chains = program.chains.values();
-        let returns = chains.any(|chain| {
-            chain.old_targets.union(&chain.new_targets).any(|to| *to == ChainId::ZERO)
-        });
-        let rules = program.entries.iter().flat_map(|entry| [entry.old, entry.new]).flatten();
-        let mut rewrites = false;
-        let mut pcps = BTreeSet::from([0]);
-        for action in rules.flat_map(Rule::actions) {
-            match meaning(action) {
-                Meaning::Unknown => rewrites = true,
-                Meaning::Push(Written { pcp: Pcp::Is(pcp), .. }) => drop(pcps.insert(pcp)),
-                Meaning::Modify(.., Some(pcp)) => drop(pcps.insert(pcp)),
-                _ => {}
-            }
-        }
+    pub(super) fn new(program: &'p Program<'r>, facts: &'p Facts, budget: usize) -> Space<'p, 'r> {
         Space {
             program,
+            facts,
             places: BTreeMap::new(),
             asked: HashMap::new(),
             relevant: HashMap::new(),
             regions: Vec::new(),
-            returns,
-            rewrites,
-            pcps,
             budget,
         }
     }
@@ -204,14 +215,33 @@ impl<'p, 'r> Space<'p, 'r> {
         *self.places.entry(seen).or_insert(next)
     }
 
-    /// Bits that a frame must have on its arrival to be matched by this entry wherever it stands.
+    /// Bits that a frame must have on its arrival to be matched by this entry where it stands.
     pub(super) fn region(&mut self, at: usize) -> Cube {
+        let mut cube = self.own_region(at);
+        let mut at = at;
+        // On the only way there it must have been matched, too.
+        for _ in 0..GOTOS_MAX {
+            let chain = self.program.entries[at].id().chain();
+            if chain == ChainId::ZERO {
+                break;
+            }
+            let Some(Some(before)) = self.facts.leads_to.get(&chain).copied() else { break };
+            at = before;
+            let before = self.own_region(at);
+            if compatible(&cube, &before) {
+                cube = joined(&cube, &before);
+            }
+        }
+        cube
+    }
+
+    fn own_region(&mut self, at: usize) -> Cube {
         let id = self.program.entries[at].id();
-        if id.chain() == ChainId::ZERO && !self.returns {
+        if id.chain() == ChainId::ZERO && !self.facts.leads_to.contains_key(&ChainId::ZERO) {
             return self.cube(at, &Tags::default()).unwrap_or_default();
         }
         let mut cube = Cube::new();
-        if !self.rewrites {
+        if !self.facts.rewrites {
             for field in id.matching().fields().iter().filter(|field| !is_of_tags(field.id)) {
                 self.ask(&field, &Tags::default(), &mut cube);
             }
@@ -365,7 +395,7 @@ impl<'p, 'r> Space<'p, 'r> {
         for at in all.into_iter().flatten() {
             self.budget = self.budget.saturating_sub(1);
             if self.regions.len() <= REGIONS_MAX {
-                let region = self.region(at);
+                let region = self.own_region(at);
                 if !self.regions.iter().any(|other| compatible(other, &region)) {
                     continue;
                 }
@@ -590,7 +620,8 @@ impl<'p, 'r> Space<'p, 'r> {
         }
         for tag in &mut tags.written {
             let Pcp::Of(original) = tag.pcp else { continue };
-            for pcp in self.pcps.clone() {
+            let facts = self.facts;
+            for &pcp in &facts.pcps {
                 let cube = vec![(self.place(Seen::Pcp(original)), pcp.into(), 7)];
                 if self.answer(class, &Rc::new(cube))? {
                     tag.pcp = Pcp::Is(pcp);

@@ -1,6 +1,6 @@
 //! The way around where no order of single changes is known: the new part in fresh chains.
 //!
-//! In come a hook before and after and the chains in which changes are stuck; out come changes
+//! In come a hook before and after and the chains of each block of changes that is stuck; out come changes
 //! that copy what shall be there into chains with new numbers, lead frames there by one atomic
 //! change for each rule that leads in, bring the real chains to their state while no frame meets
 //! them, lead the frames back, and take the copies out. Or the reason why that cannot be.
@@ -27,17 +27,23 @@ pub(super) fn around(
     hook: Hook,
     old: &[&Rule],
     new: &[&Rule],
-    stuck: &BTreeSet<ChainId>,
+    stuck: &[BTreeSet<ChainId>],
     highest: ChainId,
     budget: &mut usize,
 ) -> Result<Vec<Change>, GapReason> {
     let program = Program::new(old, new);
-    let beyond_first: BTreeSet<ChainId> =
-        stuck.iter().copied().filter(|chain| *chain != ChainId::ZERO).collect();
-    if !beyond_first.is_empty()
-        && let Some(changes) = around_chains(&program, old, new, beyond_first, highest, budget)?
-    {
-        return Ok(changes);
+    // Where the first chain of a block leads to the others, its own change can be what leads to
+    // their copies.
+    let behind_first = stuck.iter().flat_map(|block| block.iter().skip(1)).copied();
+    let all = stuck.iter().flatten().copied().filter(|chain| *chain != ChainId::ZERO);
+    let mut tried = BTreeSet::new();
+    for copied in [behind_first.collect::<BTreeSet<ChainId>>(), all.collect()] {
+        if copied != tried
+            && let Some(changes) = around_chains(&program, old, new, &copied, highest, budget)?
+        {
+            return Ok(changes);
+        }
+        tried = copied;
     }
     around_all(hook, &program, new, highest)
 }
@@ -71,11 +77,11 @@ fn around_chains(
     program: &Program<'_>,
     old: &[&Rule],
     new: &[&Rule],
-    stuck: BTreeSet<ChainId>,
+    stuck: &BTreeSet<ChainId>,
     highest: ChainId,
     budget: &mut usize,
 ) -> Result<Option<Vec<Change>>, GapReason> {
-    let copied = led_to(program, stuck);
+    let copied = led_to(program, stuck.clone());
     if copied.contains(&ChainId::ZERO) {
         return Ok(None);
     }

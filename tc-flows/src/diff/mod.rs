@@ -29,6 +29,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
+use self::class::Facts;
 pub use self::installed::{Installed, InstalledRule};
 use self::program::{Entry, Phase, Program};
 use crate::ident::{ChainId, Handle, Hook};
@@ -220,12 +221,14 @@ fn of_hook(
     }
     if program.changes.len() <= FEW {
         let mut made = vec![false; program.entries.len()];
-        if let Some(order) = search::order(&program, &program.changes, &mut made, budget) {
+        let facts = Facts::of(&program);
+        if let Some(order) = search::order(&program, &facts, &program.changes, &mut made, budget) {
             return (of(&order), Vec::new());
         }
     }
-    let chains: BTreeSet<ChainId> =
-        stuck.iter().flatten().map(|at| program.entries[*at].id().chain()).collect();
+    let chain = |at: &usize| program.entries[*at].id().chain();
+    let chains: Vec<BTreeSet<ChainId>> =
+        stuck.iter().map(|block| block.iter().map(chain).collect()).collect();
     match fresh::around(hook, old, new, &chains, highest, budget) {
         Ok(changes) => (changes, Vec::new()),
         Err(reason) => {
@@ -254,15 +257,17 @@ fn arrange(program: &Program<'_>, budget: &mut usize) -> Arranged {
     let mut stuck = Vec::new();
     let blocks = order::blocks(program);
     let mut made = Vec::new();
+    let mut facts = Facts::default();
     if blocks.iter().any(|block| block.len() > 1) {
         made.resize(program.entries.len(), false);
+        facts = Facts::of(program);
         for at in &order {
             made[*at] = true;
         }
     }
     for mut block in blocks {
         if block.len() > 1 {
-            match search::order(program, &block, &mut made, budget) {
+            match search::order(program, &facts, &block, &mut made, budget) {
                 Some(found) => block = found,
                 None => stuck.push(block.clone()),
             }

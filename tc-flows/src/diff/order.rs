@@ -90,39 +90,17 @@ pub(super) fn blocks(program: &Program<'_>) -> Vec<Vec<usize>> {
     graph.blocks(program)
 }
 
-/// The changes that must come before others whatever frames there are: (8) as pairs of a prio's
-/// deletions and additions.
-pub(super) fn emptied_first(
-    program: &Program<'_>,
-    changes: &[usize],
-) -> BTreeMap<usize, Vec<usize>> {
-    let mut old: BTreeMap<(ChainId, Prio), Vec<usize>> = BTreeMap::new();
-    for at in changes.iter().filter(|at| program.entries[**at].kind() == Kind::Delete) {
-        old.entry(program.place(*at)).or_default().push(*at);
-    }
-    let protocol = |at: usize| program.entries[at].id().matching().protocol();
-    changes
-        .iter()
-        .filter(|at| program.entries[**at].kind() == Kind::Add)
-        .filter_map(|at| {
-            let old = old.get(&program.place(*at))?;
-            let other = old.iter().any(|old| protocol(*old) != protocol(*at));
-            other.then(|| (*at, old.clone()))
-        })
-        .collect()
-}
-
 /// 1 to 5, and 8, for the changes of one chain.
 fn within(program: &Program<'_>, here: &[usize], graph: &mut Graph) {
-    for (added, deleted) in emptied_first(program, here) {
-        let (chain, prio) = program.place(added);
+    for (deleted, added) in program.emptied(here) {
+        let Some((chain, prio)) = added.first().map(|at| program.place(*at)) else { continue };
         let emptied = Node::Emptied(chain, prio);
-        if !graph.knows(emptied) {
-            for at in deleted {
-                graph.edge(Node::Change(at), emptied);
-            }
+        for at in deleted {
+            graph.edge(Node::Change(at), emptied);
         }
-        graph.edge(emptied, Node::Change(added));
+        for at in added {
+            graph.edge(emptied, Node::Change(at));
+        }
     }
     let seen: Vec<usize> =
         here.iter().copied().filter(|at| !program.entries[*at].acts_alike()).collect();
@@ -316,10 +294,6 @@ struct Graph {
 }
 
 impl Graph {
-    fn knows(&self, node: Node) -> bool {
-        self.numbers.contains_key(&node)
-    }
-
     fn node(&mut self, node: Node) -> usize {
         *self.numbers.entry(node).or_insert_with(|| {
             self.nodes.push(node);

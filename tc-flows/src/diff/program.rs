@@ -207,6 +207,31 @@ impl<'r> Program<'r> {
         (id.chain(), id.prio())
     }
 
+    /// The protocol of entries of one prio and one side: they have one.
+    fn protocol(&self, entries: &[usize]) -> Option<u16> {
+        entries.first().map(|at| self.entries[*at].id().matching().protocol())
+    }
+
+    /// Of these changes, deletions and additions in the prios that change their protocol: all of
+    /// the former must be made before any of the latter.
+    pub(super) fn emptied(&self, changes: &[usize]) -> Vec<(Vec<usize>, Vec<usize>)> {
+        let mut places: BTreeMap<(ChainId, Prio), (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+        for at in changes {
+            let (deleted, added) = places.entry(self.place(*at)).or_default();
+            match self.entries[*at].kind() {
+                Kind::Add => added.push(*at),
+                Kind::Delete => deleted.push(*at),
+                Kind::Replace => {}
+            }
+        }
+        let both =
+            |(deleted, added): &(Vec<usize>, Vec<usize>)| !deleted.is_empty() && !added.is_empty();
+        places
+            .into_values()
+            .filter(|place| both(place) && self.protocol(&place.0) != self.protocol(&place.1))
+            .collect()
+    }
+
     /// These changes so that each prio that changes its protocol loses its old rules just before
     /// the first new one comes; otherwise what comes before what goes, and of what comes the
     /// destinations first, of what goes the destinations last.
@@ -219,14 +244,15 @@ impl<'r> Program<'r> {
         for at in &go {
             in_the_way.entry(self.place(*at)).or_default().push(*at);
         }
-        let mut gone = BTreeSet::new();
+        let mut gone: BTreeSet<usize> = BTreeSet::new();
         let mut order = Vec::with_capacity(come.len() + go.len());
         for at in come {
             let protocol = self.entries[at].id().matching().protocol();
             if let Some(old) = in_the_way.get(&self.place(at))
-                && old.iter().any(|at| self.entries[*at].id().matching().protocol() != protocol)
+                && self.protocol(old) != Some(protocol)
             {
-                order.extend(old.iter().filter(|at| gone.insert(**at)));
+                order.extend(old);
+                gone.extend(in_the_way.remove(&self.place(at)).into_iter().flatten());
             }
             order.push(at);
         }

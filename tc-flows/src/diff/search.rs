@@ -7,8 +7,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::class::{Class, Cube, Fate, Space, Undecided};
-use super::order::emptied_first;
+use super::class::{Class, Cube, Facts, Fate, Space, Undecided};
 use super::program::Program;
 
 /// Changes up to which an order is looked for.
@@ -54,6 +53,7 @@ enum Treatment {
 /// `budget` is what is left of the questions that may be asked.
 pub(super) fn order(
     program: &Program<'_>,
+    facts: &Facts,
     block: &[usize],
     made: &mut [bool],
     budget: &mut usize,
@@ -63,15 +63,17 @@ pub(super) fn order(
     }
     let share = BUDGET.min(*budget);
     *budget -= share;
-    let mut space = Space::new(program, share);
+    let mut space = Space::new(program, facts, share);
     let regions: Vec<Cube> = block.iter().map(|at| space.region(*at)).collect();
     let place: BTreeMap<usize, usize> =
         block.iter().enumerate().map(|(place, at)| (*at, place)).collect();
-    let first = emptied_first(program, block);
-    let needs = block
-        .iter()
-        .map(|at| first.get(at).into_iter().flatten().map(|other| place[other]).collect())
-        .collect();
+    let mut needs = vec![Vec::new(); block.len()];
+    for (deleted, added) in program.emptied(block) {
+        let deleted: Vec<usize> = deleted.iter().map(|at| place[at]).collect();
+        for at in added {
+            needs[place[&at]].extend(&deleted);
+        }
+    }
     let mut search = Search {
         space,
         block: block.to_vec(),

@@ -6,7 +6,7 @@ use super::*;
 use crate::action::Action;
 use crate::arbitrary::{CHAINS, chain, hook, ifindex, mac, prio, rules, vid};
 use crate::fake::FakeKernel;
-use crate::ident::{ChainId, VlanTpid};
+use crate::ident::{ChainId, Mac, VlanTpid};
 use crate::kernel::{Kernel, Mode, Outcome};
 use crate::key::Match;
 use crate::rule::Owner;
@@ -327,4 +327,31 @@ fn a_hook_where_nothing_differs_is_left_alone() {
     let plan = plan(&[here.clone(), elsewhere(1)], &[here, elsewhere(2)]);
     assert_eq!(plan.ops.len(), 2);
     assert!(plan.ops.iter().all(|op| op.id().hook() == Hook::egress(ifindex(9))));
+}
+
+#[test]
+fn one_more_receiver_among_many_costs_one_change_for_each_rule_that_differs() {
+    let group = Mac([1, 0, 0, 0, 0, 0]);
+    let switch = |receivers: u32, first_floods: u32, then_floods: u32| {
+        let to = |n: u32| Mac([2, 1, 0, 0, (n >> 8) as u8, n as u8]);
+        let senders = (0..50).map(|n| rule(0, 6, Match::any().src(mac(n)), goto(8)));
+        let known = (0..receivers)
+            .map(|n| rule(8, 1, Match::any().dst(to(n)), Action::Redirect(ifindex(20 + n))));
+        let flood = |at, matching, ports: std::ops::Range<u32>, end| {
+            let copies = ports.map(|n| Action::Mirror(ifindex(20 + n)));
+            let actions: Vec<Action> = copies.chain([end]).collect();
+            Rule::new(hook(), chain(at), prio(2), matching, actions).unwrap()
+        };
+        let (all, groups) = (Match::any(), Match::any().dst_masked(group, group));
+        let rest = [
+            rule(0, 7, Match::any(), Action::Drop),
+            rule(8, 3, Match::any(), Action::Redirect(ifindex(10))),
+            flood(8, groups, 0..first_floods, goto(9)),
+            flood(9, all, first_floods..then_floods, Action::Redirect(ifindex(10))),
+        ];
+        set(senders.chain(known).chain(rest))
+    };
+    let plan = diff(&installed(&switch(2000, 20, 40)), &switch(2001, 21, 41));
+    assert_eq!(plan.gaps, []);
+    assert_eq!(plan.ops.len(), 3);
 }
