@@ -1,14 +1,16 @@
-//! Changes as the bytes that a kernel gets, for whoever keeps, inspects or measures them.
+//! Changes as the bytes that a kernel gets, and filters as it shows them, for whoever keeps,
+//! inspects or measures them.
 //!
 //! In come changes, out come complete netlink messages, one behind the other, in a buffer that the
-//! caller reuses; in come a kernel's answers to them, out come outcomes. Nothing is sent here:
-//! [`crate::NetlinkKernel`] does.
+//! caller reuses; in come a kernel's answers to them, out come outcomes; in comes a filter's message,
+//! out goes the rule in it. Nothing is sent here: [`crate::NetlinkKernel`] does.
 
 use crate::diff::Op;
+use crate::ident::Handle;
 use crate::kernel::{Mode, Outcome};
 use crate::netlink::outcomes_of;
-use crate::rule::Owner;
-use crate::wire::{Ask, Writer};
+use crate::rule::{Cookie, Owner, Rule};
+use crate::wire::{Ask, Messages, Writer};
 
 /// Appends the messages of `ops` to `out`, with sequence numbers from `first` on, as
 /// [`crate::NetlinkKernel`] sends them in this mode: in [`Mode::Told`] each asks for an answer, in
@@ -38,12 +40,32 @@ pub fn outcomes(
     outcomes_of(ops, sent, mode, first, false, answers)
 }
 
+/// A filter that a kernel showed, whoever installed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// What it does.
+    pub rule: Rule,
+    /// Its handle.
+    pub handle: Handle,
+    /// The cookie on its first action, where that has 16 bytes: an [`Owner`]'s, if its digest is
+    /// that of the rule.
+    pub cookie: Option<Cookie>,
+}
+
+/// The flower filter in the first of these netlink messages (`RTM_NEWTFILTER`, of a dump or a
+/// notification), or `None` where there is none, or where it has an action or a key that this
+/// crate has no word for. Never panics, whatever the bytes are.
+pub fn decode(message: &[u8]) -> Option<Decoded> {
+    let (rule, handle, cookie) = Messages::new(message).next()?.rule()?;
+    Some(Decoded { rule, handle, cookie })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::action::Action;
     use crate::arbitrary::{hook, mac, prio};
-    use crate::ident::{ChainId, Handle};
+    use crate::ident::ChainId;
     use crate::key::Match;
     use crate::rule::Rule;
 

@@ -10,6 +10,7 @@
 //! counters and attribute names have a room each.
 
 mod action;
+mod any;
 mod change;
 mod key;
 mod names;
