@@ -61,6 +61,8 @@
 mod action;
 #[cfg(test)]
 mod arbitrary;
+#[cfg(test)]
+mod arbitrary_action;
 #[cfg(feature = "tokio")]
 mod concurrent;
 #[cfg(any(test, feature = "conformance"))]
@@ -108,7 +110,7 @@ pub use key::{
     Payload, PortRange, Ports, PppoeMatch, Spi, TagMatch, Tcp, Tunnel, TunnelFlags, TunnelOptions,
     VlanPrio,
 };
-pub use netlink::{NetlinkKernel, OwnChanges, Watch};
+pub use netlink::{Chain, HookQdisc, NetlinkKernel, OwnChanges, OwnQdisc, Template, Watch};
 pub use profile::{Eswitch, Ice, Mlx5, Profile};
 pub use rule::{
     ACTIONS_MAX, ActionExtra, Cookie, HwStats, Offload, Owner, Rule, RuleError, RuleId, UserCookie,

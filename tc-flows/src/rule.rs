@@ -414,6 +414,14 @@ impl Rule {
         self.actions.iter().filter_map(Action::goto_target)
     }
 
+    /// The same rule with its connection helpers asked for by IPv6, where it has any: of a helper
+    /// for both families newer kernels do not show by which it was asked for (`nfproto` of `struct
+    /// nf_conntrack_helper`).
+    pub(crate) fn with_ipv6_helpers(&self) -> Option<Rule> {
+        let actions: Arc<[Action]> = self.actions.iter().map(Action::with_ipv6_helper).collect();
+        (actions != self.actions).then(|| Rule { actions, ..self.clone() })
+    }
+
     /// Whether the kernel must be told that the action runs in hardware only, although the rule
     /// says so: `tcf_skbedit_init` in net/sched/act_skbedit.c looks at the action's own flag.
     pub(crate) fn is_hardware_only(&self, action: &Action) -> bool {
@@ -696,6 +704,101 @@ mod tests {
         for other in others {
             assert_ne!(base.cookie(owner), other.cookie(owner), "{other:?}");
         }
+    }
+
+    /// Computed from the format as it was before there were other actions: four bytes of protocol
+    /// and length of keys, seven for each action, one for the offload.
+    #[test]
+    fn the_digest_of_rules_with_only_the_first_nine_actions_is_what_it_always_was() {
+        let before = [
+            Action::VlanPush { tpid: VlanTpid::Dot1Ad, vid: vid(7) },
+            Action::VlanPop,
+            Action::VlanModify { tpid: VlanTpid::Dot1Q, vid: vid(8) },
+            Action::Mirror(ifindex(4)),
+        ];
+        for (end, digest) in [
+            (Action::Drop, 0x8d05_19ef_0058_1104),
+            (Action::Pass, 0xe9f5_6f0a_2125_ef67),
+            (Action::Trap, 0xcafa_a801_1636_a546),
+            (Action::Goto(chain(5)), 0x301e_f6d3_df92_dc1c),
+            (Action::Redirect(ifindex(5)), 0x6e14_84e5_f571_705e),
+        ] {
+            let list = [&before[..], std::slice::from_ref(&end)].concat();
+            let cookie = rule(Match::any(), &list).unwrap().cookie(Owner(*b"mine"));
+            assert_eq!(cookie.digest(), Some(digest), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_jump_leads_to_a_later_action_and_what_nothing_leads_to_is_refused() {
+        let (pipe, drop, pass) = (Action::Pipe, Action::Drop, Action::Pass);
+        let jump = Action::Jump;
+        let list = |list: &[&Action]| -> Vec<Action> { list.iter().copied().cloned().collect() };
+        let police = |exceed, conform| {
+            let police = crate::Police::packets(9, 9).unwrap().exceed(exceed);
+            Action::from(police.conform(conform).unwrap())
+        };
+        use crate::Control::{Drop, Jump, Pass, Pipe};
+        let or = police(Pipe, Jump(2));
+        assert!(rule(Match::any(), &list(&[&or, &drop, &pass])).is_ok());
+        assert!(rule(Match::any(), &list(&[&police(Drop, Pass)])).is_ok());
+        assert_eq!(
+            rule(Match::any(), &list(&[&police(Drop, Pass), &drop])),
+            Err(RuleError::AfterTerminal { action: police(Drop, Pass), position: 0 })
+        );
+        assert_eq!(
+            rule(Match::any(), &list(&[&police(Drop, Pipe)])),
+            Err(RuleError::NotTerminated(police(Drop, Pipe)))
+        );
+        for to in [0, 1, 3, 32, 255] {
+            assert_eq!(
+                rule(Match::any(), &list(&[&pipe, &jump(to), &drop])),
+                Err(RuleError::Jump { action: jump(to), position: 1 })
+            );
+        }
+        assert_eq!(
+            rule(Match::any(), &list(&[&jump(2), &pipe, &drop])),
+            Err(RuleError::AfterTerminal { action: jump(2), position: 0 })
+        );
+        assert!(rule(Match::any(), &list(&[&jump(1), &drop])).is_ok());
+    }
+
+    #[test]
+    fn a_pushed_tag_of_priority_0_has_one_spelling() {
+        let (tpid, vid) = (VlanTpid::Dot1Q, vid(5));
+        let prio = crate::VlanPrio::new(0).unwrap();
+        let spelled = rule(Match::any(), &[Action::VlanPushPrio { tpid, vid, prio }, Action::Pass]);
+        assert_eq!(spelled, rule(Match::any(), &[Action::VlanPush { tpid, vid }, Action::Pass]));
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_shared_policer_and_it_does_not_stand_first() {
+        let index = crate::PoliceIndex::new(crate::PoliceIndex::FIRST).unwrap();
+        let shared = Action::SharedPolice(index);
+        let refused = Err(RuleError::Shared(shared.clone()));
+        assert_eq!(rule(Match::any(), &[shared.clone(), Action::Drop]), refused);
+        let second = rule(Match::any(), &[Action::Pipe, shared, Action::Drop]).unwrap();
+        let loud = ActionExtra { no_percpu: true, ..ActionExtra::NONE };
+        assert_eq!(second.clone().with_extra(1, loud), refused);
+        assert_eq!(second.clone().with_extra(1, ActionExtra::NONE), Ok(second));
+        assert_eq!(crate::PoliceIndex::new(crate::PoliceIndex::FIRST - 1), None);
+    }
+
+    #[test]
+    fn what_is_said_of_an_action_is_part_of_the_rule() {
+        let owner = Owner(*b"test");
+        let base = rule(Match::any(), &[Action::VlanPop, Action::Drop]).unwrap();
+        let cookie = UserCookie::new(&[0xab, 0xcd]);
+        let extra = ActionExtra { cookie, hw_stats: Some(HwStats::Delayed), no_percpu: true };
+        let said = base.clone().with_extra(1, extra).unwrap();
+        assert_eq!(said.extra(1), &extra);
+        assert_ne!(said, base);
+        assert_ne!(said.cookie(owner), base.cookie(owner));
+        assert!(said.to_string().ends_with("drop cookie abcd hw_stats delayed no_percpu"));
+        assert_eq!(said.clone().with_extra(1, ActionExtra::NONE), Ok(base.clone()));
+        assert_eq!(said.clone().with_extra(0, extra), Err(RuleError::FirstCookie));
+        assert_eq!(said.with_extra(2, extra), Err(RuleError::NoSuchAction(2)));
+        assert_eq!((UserCookie::new(&[]), UserCookie::new(&[0; 17])), (None, None));
     }
 
     #[test]

@@ -13,10 +13,13 @@
 //! asked for it, at least a page (`tfilter_notify_prep`, net/sched/cls_api.c): in the told mode a
 //! window goes out in datagrams of a page.
 
+mod chains;
 mod consistent;
 mod socket;
 mod watch;
 mod window;
+
+pub use chains::{Chain, HookQdisc, OwnQdisc, Template};
 
 use nix::errno::Errno;
 

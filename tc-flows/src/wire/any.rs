@@ -4,10 +4,11 @@
 //! action, or nothing where the rule has no counterpart in this crate. What an owner may conclude
 //! from a cookie is not decided here.
 
+use super::key::Hidden;
+use super::read::{first_action, owners_cookie, read_flower};
 use super::{
-    CLSACT_EGRESS, CLSACT_HANDLE, CLSACT_INGRESS, FLOWER, Hidden, Message, RTM_NEWTFILTER,
-    TC_H_CLSACT, TCA_CHAIN, TCA_KIND, TCA_OPTIONS, TCM_IFINDEX_MAGIC_BLOCK, TCMSG, attrs,
-    first_cookie, read_flower, u32_at,
+    CLSACT_EGRESS, CLSACT_HANDLE, CLSACT_INGRESS, FLOWER, Message, RTM_NEWTFILTER, TC_H_CLSACT,
+    TCA_CHAIN, TCA_KIND, TCA_OPTIONS, TCM_IFINDEX_MAGIC_BLOCK, TCMSG, attrs, u32_at,
 };
 use crate::ident::{BlockId, ChainId, Handle, Hook, Ifindex, Prio};
 use crate::kernel::RuleLocation;
@@ -52,6 +53,7 @@ impl Message<'_> {
         let prio = Prio::new((info >> 16) as u16)?;
         let location = RuleLocation { hook, chain: ChainId::new(chain)?, prio, protocol };
         let (rule, _) = read_flower(options, &location, Hidden::Nothing)?;
-        Some((rule, Handle(number(8)?), first_cookie(options)))
+        let cookie = first_action(options).and_then(owners_cookie);
+        Some((rule, Handle(number(8)?), cookie))
     }
 }

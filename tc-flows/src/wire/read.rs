@@ -290,9 +290,7 @@ pub(super) fn read_filter(
         return Some(Filter::Prio { is_flower });
     }
     let first = if is_flower { first_action(options) } else { None };
-    let cookie = first.and_then(|action| {
-        Some(Cookie::from_bytes(find(action, TCA_ACT_COOKIE)?.try_into().ok()?))
-    });
+    let cookie = first.and_then(owners_cookie);
     let place = || Some((ChainId::new(chain)?, Prio::new(prio)?));
     match (cookie, place()) {
         (Some(cookie), Some((chain, prio))) if cookie.owner() == owner => {
@@ -304,8 +302,12 @@ pub(super) fn read_filter(
                 return Some(Filter::Terse(TerseRule { location, handle, cookie, hw, stats }));
             }
             let read = |hidden| {
-                read_flower(options, &location, hidden)
-                    .filter(|(rule, _)| rule.cookie(owner) == cookie)
+                let (rule, in_hw) = read_flower(options, &location, hidden)?;
+                if rule.cookie(owner) == cookie {
+                    return Some((rule, in_hw));
+                }
+                let rule = rule.with_ipv6_helpers().filter(|rule| rule.cookie(owner) == cookie)?;
+                Some((rule, in_hw))
             };
             Some(match read(Hidden::Nothing).or_else(|| read(Hidden::Pppoe)) {
                 Some((rule, in_hw)) => {
@@ -324,8 +326,13 @@ const fn hw_state(in_hw: bool) -> HwState {
     if in_hw { HwState::InHw } else { HwState::NotInHw(None) }
 }
 
+/// The cookie of a rule's first action, where it can be an owner's.
+pub(super) fn owners_cookie(action: &[u8]) -> Option<Cookie> {
+    Some(Cookie::from_bytes(find(action, TCA_ACT_COOKIE)?.try_into().ok()?))
+}
+
 /// The content of the action with the lowest order.
-fn first_action(options: &[u8]) -> Option<&[u8]> {
+pub(super) fn first_action(options: &[u8]) -> Option<&[u8]> {
     let actions = find(options, TCA_FLOWER_ACT)?;
     Some(attrs(actions).min_by_key(|(order, _)| *order)?.1)
 }

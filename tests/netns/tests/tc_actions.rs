@@ -9,22 +9,28 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU8, NonZeroU32};
+use std::time::Duration;
 
-use lab::net::{self, Netns};
+use lab::net::{self, Capture, Netns};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use serde_json::Value;
 use tc_flows::{
     Action, ActionExtra, BlockId, ChainId, Checksums, Control, Ct, CtCommit, CtHelper, CtNat,
     Decoded, Direction, Erspan, ErspanHwid, EtherType, GeneveTlv, GeneveTlvs, Handle, Hook,
-    HwStats, Ifindex, Kernel, Mac, Match, Mode, Mpls, MplsLabel, MplsModify, MplsPush, MplsTc,
-    Munge, Nat, NatAddresses, NatEnd, NetlinkKernel, Offload, Op, Owner, PacketType, Pedit,
-    PeditField, Police, PoliceIndex, Prio, Rule, Sample, SkbEdit, SkbField, TunnelData, TunnelKey,
-    UserCookie, VlanId, VlanPrio, VlanTpid, VxlanGbp, decode, encode,
+    HookQdisc, HwStats, Ifindex, Kernel, Mac, Match, Mode, Mpls, MplsLabel, MplsModify, MplsPush,
+    MplsTc, Munge, Nat, NatAddresses, NatEnd, NetlinkKernel, Offload, Op, Outcome, Owner,
+    PacketType, Pedit, PeditField, Police, PoliceIndex, Prio, Rule, Sample, SkbEdit, SkbField,
+    Template, TunnelData, TunnelKey, UserCookie, VlanId, VlanPrio, VlanTpid, VxlanGbp, decode,
+    encode,
 };
 
 const OWNER: Owner = Owner(*b"test");
+
+/// Software emulation is slow, and the suites run side by side.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 // ---------------------------------------------------------------- the rooms
 
@@ -74,7 +80,6 @@ impl Random {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
             u64::from(now.subsec_nanos())
         });
-        println!("TC_FLOWS_SEED={seed}");
         Random(seed)
     }
 
@@ -159,8 +164,11 @@ fn dumped(hook: Hook) -> BTreeMap<u16, Vec<u8>> {
     socket.send(&request, 0).unwrap();
     let mut filters = BTreeMap::new();
     loop {
-        let (datagram, _) = socket.recv_from_full().unwrap();
-        let mut rest = &datagram[..];
+        // The kernel makes its datagrams as large as the room that it sees, and a rule that does
+        // not fit into one ends the dump.
+        let mut room = vec![0; 64 << 10];
+        let (len, _) = socket.recv_from(&mut &mut room[..], 0).unwrap();
+        let mut rest = &room[..len];
         while rest.len() >= 16 {
             let message = &rest[..u32_at(rest, 0) as usize];
             rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
@@ -277,6 +285,8 @@ fn options_of(kind: &str, options: &[u8]) -> Vec<(u16, Tree)> {
                 parms[12..20].fill(0); // counts of references
                 Tree::Bytes(parms)
             }
+            // The family by which a helper for both was asked for: 0 is what the kernel shows.
+            ("ct", 17) => continue,
             // Options of a tunnel; Geneve's stand each in a nest, or all in one.
             ("tunnel_key", 11) => Tree::Nest(
                 tlvs(value)
@@ -664,7 +674,8 @@ fn alone(world: &World) -> Vec<Vec<Form>> {
     let police = Police::packets(9, 9).unwrap().exceed(Control::Jump(2));
     lists.push(vec![form("gact pipe", Action::Pipe), jump, drop()]);
     lists.push(vec![form("police", police), form("vlan pop", Action::VlanPop), drop()]);
-    let police = Police::packets(9, 9).unwrap().conform(Control::Jump(2)).unwrap();
+    let police = Police::packets(9, 9).unwrap().exceed(Control::Pipe);
+    let police = police.conform(Control::Jump(2)).unwrap();
     lists.push(vec![form("police", police), drop(), form("gact pass", Action::Pass)]);
     for extra in extras() {
         let line = "hw_stats, no_percpu";
@@ -682,7 +693,9 @@ fn alone(world: &World) -> Vec<Vec<Form>> {
 }
 
 fn combined(random: &mut Random, world: &World, count: usize) -> Vec<Vec<Form>> {
-    let (steps, ends, extras, cookies) = (steps(world), ends(world), extras(), cookies());
+    let (mut steps, ends, extras, cookies) = (steps(world), ends(world), extras(), cookies());
+    // Of a rule with helpers of both families a dump does not tell which is which.
+    steps.retain(|step| !step.action.to_string().contains("helper ipv6"));
     (0..count)
         .map(|_| {
             let mut list: Vec<Form> = (0..random.below(6)).map(|_| random.pick(&steps)).collect();
@@ -708,15 +721,19 @@ impl Table {
             self.0.entry(form.line).or_default()[column] += 1;
         }
     }
+}
 
-    fn print(&self) {
-        println!(
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
             "{:26} {:>6} {:>8} {:>12} {:>8}",
             "action", "forms", "encoded", "shown by tc", "decoded"
-        );
+        )?;
         for (line, [forms, encoded, shown, decoded]) in &self.0 {
-            println!("{line:26} {forms:>6} {encoded:>8} {shown:>12} {decoded:>8}");
+            writeln!(f, "{line:26} {forms:>6} {encoded:>8} {shown:>12} {decoded:>8}")?;
         }
+        Ok(())
     }
 }
 
@@ -753,7 +770,7 @@ fn compare(lists: Vec<Vec<Form>>, direction: Direction, table: &mut Table) {
     let own = kernel.dump(ours).unwrap();
     assert_eq!((own.unreadable_own.len(), own.foreign.len()), (0, 0), "{own:?}");
     let own: BTreeMap<u16, Rule> =
-        own.own.into_iter().map(|(rule, ..)| (rule.prio().get(), rule)).collect();
+        own.own.into_iter().map(|own| (own.rule.prio().get(), own.rule)).collect();
 
     for case in given {
         let rule = case.at(theirs);
@@ -770,6 +787,7 @@ fn compare(lists: Vec<Vec<Form>>, direction: Direction, table: &mut Table) {
         let (Some(our_bytes), Some(their_bytes)) =
             (our_bytes.get(&case.prio), their_bytes.get(&case.prio))
         else {
+            wrong.push(format!("{rule} is not in the dump"));
             continue;
         };
         let expected = actions(their_bytes);
@@ -783,7 +801,12 @@ fn compare(lists: Vec<Vec<Form>>, direction: Direction, table: &mut Table) {
             ));
         }
         let decoded = decode(their_bytes);
-        let is_it = |decoded: &Decoded| decoded.rule == rule;
+        // Without our cookie nothing tells by which family a helper for both was asked for.
+        let is_it = |decoded: &Decoded| {
+            decoded.rule == rule
+                || decoded.rule.to_string().replace("helper ipv4-", "helper ipv6-")
+                    == rule.to_string()
+        };
         if decoded.as_ref().is_some_and(is_it) && own.get(&case.prio) == Some(&case.at(ours)) {
             table.count(case, 3);
         } else {
@@ -821,7 +844,7 @@ fn every_form_of_every_action_is_to_the_kernel_and_to_tc_what_it_is_to_us() {
     for direction in [Direction::Ingress, Direction::Egress] {
         compare(alone(&world(direction)), direction, &mut table);
     }
-    table.print();
+    println!("{table}");
     for (line, counts) in &table.0 {
         assert!(counts.iter().all(|count| *count == counts[0]), "{line}: {counts:?}");
     }
@@ -832,10 +855,182 @@ fn actions_in_random_combination_are_too() {
     const RULES: usize = 150;
     let _room = room();
     let mut random = Random::seeded();
+    println!("TC_FLOWS_SEED={}", random.0);
     let mut table = Table::default();
     for direction in [Direction::Ingress, Direction::Egress] {
         let lists = combined(&mut random, &world(direction), RULES);
         compare(lists, direction, &mut table);
     }
-    table.print();
+    println!("{table}");
+}
+
+// ---------------------------------------------------------------- shared policers
+
+fn rule(hook: Hook, at: u16, list: &[Action]) -> Rule {
+    Rule::new(hook, ChainId::ZERO, prio(at), Match::any(), list).unwrap()
+}
+
+fn add(rule: &Rule) -> Op {
+    Op::Add { rule: rule.clone(), handle: Handle(1) }
+}
+
+#[test]
+fn rules_share_a_policer_and_know_it_again_and_none_is_made_by_naming_it() {
+    let _room = room();
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+    kernel.ensure_hook(hook).unwrap();
+    let index = PoliceIndex::new(PoliceIndex::FIRST + 7).unwrap();
+    let named = |at| rule(hook, at, &[Action::Pipe, Action::SharedPolice(index), Action::Drop]);
+    let (one, other) = (named(1), named(2));
+    let refused = kernel.apply(&[add(&one)], Mode::Fast);
+    assert!(matches!(refused[..], [Outcome::Refused { errno: 22, .. }]), "{refused:?}");
+
+    let slow = Police::bytes(125_000, 10_000).unwrap();
+    kernel.set_shared_police(index, slow, Offload::Auto).unwrap();
+    for outcome in kernel.apply(&[add(&one), add(&other)], Mode::Told) {
+        assert!(outcome.is_done(), "{outcome:?}");
+    }
+    let own = |kernel: &mut NetlinkKernel| -> Vec<Rule> {
+        kernel.dump(hook).unwrap().own.into_iter().map(|own| own.rule).collect()
+    };
+    assert_eq!(own(&mut kernel), [one.clone(), other.clone()]);
+    let bound = |expected: &str| {
+        let shown = net::tc_json(&format!("actions get action police index {}", index.get()));
+        let shown = shown.unwrap().to_string();
+        assert!(shown.contains(expected), "{shown}");
+    };
+    bound("\"bind\":2");
+    // As the rules that name it in `tc`'s words.
+    net::tc(&format!("filter add dev tcs {one}")).unwrap();
+    bound("\"bind\":3");
+    let theirs = dumped(Hook::ingress(ifindex("tcs")));
+    assert_eq!(
+        decode(&theirs[&1]).unwrap().rule,
+        rule(Hook::ingress(ifindex("tcs")), 1, one.actions())
+    );
+
+    // Changed for all, and in the way of none.
+    let fast = Police::packets(5_000, 500).unwrap().exceed(Control::Continue);
+    kernel.set_shared_police(index, fast, Offload::Auto).unwrap();
+    bound("\"pkts_rate\":5000");
+    assert_eq!(own(&mut kernel), [one.clone(), other.clone()]);
+    assert!(kernel.delete_shared_police(index).is_err());
+    net::tc("filter del dev tcs ingress").unwrap();
+    let gone = [one, other].map(|rule| Op::Delete { id: rule.id().clone(), handle: Handle(1) });
+    assert_eq!(kernel.apply(&gone, Mode::Fast), [Outcome::Deleted, Outcome::Deleted]);
+    // The kernel lets go of it a little later.
+    net::wait_for("the policer to be free", PATIENCE, || kernel.delete_shared_police(index).ok())
+        .unwrap();
+    assert!(kernel.delete_shared_police(index).is_err());
+}
+
+// ---------------------------------------------------------------- qdiscs and blocks
+
+#[test]
+fn rules_of_a_shared_block_stand_once_for_all_its_interfaces() {
+    let _room = room();
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+    let shared = block(22);
+    let clsact = HookQdisc::Clsact { ingress: Some(shared), egress: Some(block(23)) };
+    let ours = kernel.add_qdisc(ifindex("ours"), clsact).unwrap();
+    let ingress = HookQdisc::Ingress { block: Some(shared) };
+    let out = kernel.add_qdisc(ifindex("out"), ingress).unwrap();
+    let shown = net::tc("qdisc show").unwrap();
+    assert!(shown.contains("ingress_block 22 egress_block 23"), "{shown}");
+    assert!(shown.contains("qdisc ingress ffff: dev out"), "{shown}");
+
+    let hook = Hook::block(shared);
+    let drop = rule(hook, 1, &[Action::Mirror(ifindex("out2")), Action::Drop]);
+    assert_eq!(drop.to_string().split(' ').take(2).collect::<Vec<_>>(), ["block", "22"]);
+    kernel.ensure_hook(hook).unwrap();
+    assert!(kernel.apply(&[add(&drop)], Mode::Told)[0].is_done());
+    let own: Vec<Rule> = kernel.dump(hook).unwrap().own.into_iter().map(|own| own.rule).collect();
+    assert_eq!(own, std::slice::from_ref(&drop));
+    assert_eq!(decode(&dumped(hook)[&1]).unwrap().rule, drop);
+
+    // `tc` puts the same there by the same words, and shows it alike.
+    net::tc("qdisc add dev out2 ingress_block 24 clsact").unwrap();
+    let theirs = Hook::block(block(24));
+    net::tc(&format!("filter add {}", rule(theirs, 1, drop.actions()))).unwrap();
+    assert_eq!(shown_by_tc("block 22"), shown_by_tc("block 24"));
+    assert_eq!(shown_by_tc("block 22").len(), 1);
+
+    // What a frame into either interface meets.
+    for (link, from) in [("ours", "ours-peer"), ("out", "out-peer")] {
+        let capture = Capture::start("out2-peer").unwrap();
+        let sent =
+            net::frame("02:00:00:00:00:02", "02:00:00:00:00:01", &[], 0x88b5, link.as_bytes());
+        net::send_frame(from, &sent).unwrap();
+        capture.wait_for(PATIENCE, |frame| frame.starts_with(&sent)).unwrap();
+    }
+
+    let gone = Op::Delete { id: drop.id().clone(), handle: Handle(1) };
+    assert_eq!(kernel.apply(&[gone], Mode::Fast), [Outcome::Deleted]);
+    assert_eq!(kernel.dump(hook).unwrap().own, []);
+    kernel.delete_qdisc(ours).unwrap();
+    kernel.delete_qdisc(out).unwrap();
+    assert!(!net::tc("qdisc show").unwrap().contains("block 22"));
+}
+
+#[test]
+fn only_the_qdisc_that_was_made_is_taken_away() {
+    let _room = room();
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+    let clsact = HookQdisc::Clsact { ingress: None, egress: None };
+    // It has one, of somebody else.
+    let refused = kernel.add_qdisc(ifindex("tcs"), clsact).unwrap_err();
+    assert!(matches!(refused, tc_flows::Error::Refused { errno: 17, .. }), "{refused:?}");
+    let own = kernel.add_qdisc(ifindex("ours"), HookQdisc::Ingress { block: None }).unwrap();
+    let hook = Hook::ingress(ifindex("ours"));
+    let drop = rule(hook, 1, &[Action::Drop]);
+    assert!(kernel.apply(&[add(&drop)], Mode::Fast)[0].is_done());
+    assert_eq!(decode(&dumped(hook)[&1]).unwrap().rule, drop);
+    kernel.delete_qdisc(own).unwrap();
+    assert!(!kernel.dump(hook).unwrap().hook_present);
+    assert!(net::tc("qdisc show dev tcs").unwrap().contains("clsact"));
+}
+
+// ---------------------------------------------------------------- chains
+
+#[test]
+fn a_chain_with_a_template_takes_what_is_within_it_and_goes_when_it_is_empty() {
+    let _room = room();
+    let hook = Hook::ingress(ifindex("ours"));
+    let mut kernel = NetlinkKernel::open(OWNER).unwrap();
+    kernel.ensure_hook(hook).unwrap();
+    let template = Match::any().dst(Mac([0xff; 6]));
+    kernel.add_chain(hook, chain(7), Some(&template)).unwrap();
+    kernel.add_chain(hook, chain(8), None).unwrap();
+    assert!(kernel.add_chain(hook, chain(8), None).is_err());
+    net::tc(&format!("chain add dev tcs ingress chain 7 protocol all flower {template}")).unwrap();
+    let shown = |link: &str| {
+        let mut chains = net::tc_json(&format!("chain show dev {link} ingress")).unwrap();
+        let chains = chains.as_array_mut().unwrap();
+        chains.retain(|shown| shown["chain"] == 7);
+        for shown in chains.iter_mut() {
+            shown.as_object_mut().unwrap().remove("parent");
+        }
+        chains.clone()
+    };
+    assert_eq!(shown("ours"), shown("tcs"));
+    assert_eq!(shown("ours").len(), 1);
+    let mut chains = kernel.chains(hook).unwrap();
+    chains.sort_by_key(|chain| chain.id);
+    let [seven, eight] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((seven.id, &seven.template), (chain(7), &Template::Keys(template)));
+    assert_eq!((eight.id, &eight.template), (chain(8), &Template::None));
+
+    let at = |matching| Rule::new(hook, chain(7), prio(1), matching, [Action::Drop]).unwrap();
+    let within = at(Match::any().dst_masked(mac(1), Mac([1, 0, 0, 0, 0, 1])));
+    let beyond = at(Match::any().src(mac(1)));
+    assert!(kernel.apply(&[add(&within)], Mode::Fast)[0].is_done());
+    let gone = Op::Delete { id: within.id().clone(), handle: Handle(1) };
+    assert!(!kernel.delete_chain(hook, chain(7)).unwrap());
+    assert_eq!(kernel.apply(&[gone], Mode::Fast), [Outcome::Deleted]);
+    let refused = kernel.apply(&[add(&beyond)], Mode::Fast);
+    assert!(matches!(refused[..], [Outcome::Refused { errno: 22, .. }]), "{refused:?}");
+    assert!(kernel.delete_chain(hook, chain(7)).unwrap());
+    assert!(kernel.delete_chain(hook, chain(8)).unwrap());
+    assert_eq!(kernel.chains(hook).unwrap(), []);
 }

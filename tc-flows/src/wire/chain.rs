@@ -1,0 +1,131 @@
+//! Chains, their templates, and the qdiscs whose blocks they are in, as netlink bytes, and back.
+//!
+//! In go places and templates, out come `RTM_*CHAIN` and `RTM_*QDISC` messages; in come messages
+//! of a dump of chains, out go chains.
+//!
+//! Sources: `tc_ctl_chain` and `tc_chain_fill_node` in net/sched/cls_api.c; `fl_tmplt_create` in
+//! net/sched/cls_flower.c; `TCA_INGRESS_BLOCK` in include/uapi/linux/rtnetlink.h and
+//! `qdisc_block_indexes_set` in net/sched/sch_api.c.
+
+use super::key::{FoundKeys, Hidden};
+use super::{
+    CLSACT_HANDLE, FLOWER, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
+    RTM_NEWQDISC, TC_H_CLSACT, TCA_CHAIN, TCA_KIND, TCA_OPTIONS, TCMSG, Writer, attrs, find, place,
+    u16_at, u32_at,
+};
+use crate::ident::{BlockId, ChainId, ETH_P_ALL, Hook, Ifindex};
+use crate::key::Match;
+
+const RTM_DELQDISC: u16 = 37;
+const RTM_NEWCHAIN: u16 = 100;
+const RTM_DELCHAIN: u16 = 101;
+const RTM_GETCHAIN: u16 = 102;
+
+const TCA_INGRESS_BLOCK: u16 = 13;
+const TCA_EGRESS_BLOCK: u16 = 14;
+const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
+
+impl Writer<'_> {
+    fn chain(&mut self, kind: u16, flags: u16, hook: Hook, chain: ChainId, seq: u32) {
+        self.begin(kind, NLM_F_REQUEST | NLM_F_ACK | flags, seq);
+        let (ifindex, parent) = place(hook);
+        self.tcmsg(ifindex, 0, parent, 0);
+        self.attr(TCA_CHAIN, &chain.get().to_ne_bytes());
+    }
+
+    /// The request for a chain that is not there yet.
+    pub(crate) fn add_chain(
+        &mut self,
+        hook: Hook,
+        chain: ChainId,
+        template: Option<&Match>,
+        seq: u32,
+    ) {
+        self.chain(RTM_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, hook, chain, seq);
+        if let Some(template) = template {
+            self.attr_str(TCA_KIND, FLOWER);
+            let options = self.nest(TCA_OPTIONS);
+            self.keys(template);
+            self.end_nest(options);
+        }
+        self.end();
+    }
+
+    /// The request that a chain be gone, with all that stands in it.
+    pub(crate) fn delete_chain(&mut self, hook: Hook, chain: ChainId, seq: u32) {
+        self.chain(RTM_DELCHAIN, 0, hook, chain, seq);
+        self.end();
+    }
+
+    /// The request for every chain of a hook.
+    pub(crate) fn dump_chains(&mut self, hook: Hook, seq: u32) {
+        self.begin(RTM_GETCHAIN, NLM_F_REQUEST | NLM_F_DUMP, seq);
+        let (ifindex, parent) = place(hook);
+        self.tcmsg(ifindex, 0, parent, 0);
+        self.end();
+    }
+
+    /// The request for an ingress or clsact qdisc, refused where either exists.
+    pub(crate) fn add_qdisc(
+        &mut self,
+        ifindex: Ifindex,
+        kind: &str,
+        ingress: Option<BlockId>,
+        egress: Option<BlockId>,
+        seq: u32,
+    ) {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        self.begin(RTM_NEWQDISC, flags, seq);
+        self.tcmsg(ifindex.get(), CLSACT_HANDLE, TC_H_CLSACT, 0);
+        self.attr_str(TCA_KIND, kind.as_bytes());
+        for (attr, block) in [(TCA_INGRESS_BLOCK, ingress), (TCA_EGRESS_BLOCK, egress)] {
+            if let Some(block) = block {
+                self.attr(attr, &block.get().to_ne_bytes());
+            }
+        }
+        self.end();
+    }
+
+    /// The request that the ingress or clsact qdisc be gone.
+    pub(crate) fn delete_qdisc(&mut self, ifindex: Ifindex, seq: u32) {
+        self.begin(RTM_DELQDISC, NLM_F_REQUEST | NLM_F_ACK, seq);
+        self.tcmsg(ifindex.get(), CLSACT_HANDLE, TC_H_CLSACT, 0);
+        self.end();
+    }
+}
+
+/// A chain, as a dump shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChainMessage {
+    pub(crate) chain: ChainId,
+    /// Nothing where it has none, an inner nothing where it is none that this crate has words for.
+    pub(crate) template: Option<Option<Match>>,
+}
+
+impl Message<'_> {
+    /// Where this is a chain: the chain.
+    pub(crate) fn chain(&self) -> Option<ChainMessage> {
+        if self.kind != RTM_NEWCHAIN {
+            return None;
+        }
+        let attrs = self.payload.get(TCMSG..)?;
+        let chain = ChainId::new(u32_at(find(attrs, TCA_CHAIN)?, 0)?)?;
+        let template = find(attrs, TCA_KIND).map(|kind| {
+            let is_flower = kind.split(|byte| *byte == 0).next() == Some(FLOWER);
+            is_flower.then(|| read_template(find(attrs, TCA_OPTIONS)?)).flatten()
+        });
+        Some(ChainMessage { chain, template })
+    }
+}
+
+fn read_template(options: &[u8]) -> Option<Match> {
+    let protocol = match find(options, TCA_FLOWER_KEY_ETH_TYPE) {
+        Some(ethertype) => u16::from_be_bytes(u16_at(ethertype, 0)?.to_ne_bytes()),
+        None => ETH_P_ALL,
+    };
+    let mut keys = FoundKeys::none();
+    for (attr, value) in attrs(options) {
+        keys.note(attr, value);
+    }
+    Some(Match::from_parts(protocol, keys.fields(protocol, Hidden::Nothing)?))
+}
