@@ -28,7 +28,7 @@ pub use ct::{Ct, CtCommit, CtHelper, CtNat, NatAddresses, NatEnd};
 pub use mpls::{Mpls, MplsModify, MplsPush};
 pub use nat::Nat;
 pub use pedit::{Munge, Pedit, PeditField};
-pub(crate) use pedit::{PEDIT_WORDS_MAX, PeditHeader, PeditWord};
+pub(crate) use pedit::{MungeKind, PEDIT_WORDS_MAX, PeditHeader, PeditWord};
 pub(crate) use police::PoliceLimit;
 pub use police::{Control, Police, PoliceIndex};
 pub use sample::Sample;

@@ -129,3 +129,76 @@ fn read_template(options: &[u8]) -> Option<Match> {
     }
     Some(Match::from_parts(protocol, keys.fields(protocol, Hidden::Nothing)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Messages;
+    use super::*;
+    use crate::arbitrary::{chain, hook, ifindex, matches};
+
+    fn written(write: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write(&mut Writer::new(&mut bytes));
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Option<ChainMessage> {
+        Messages::new(bytes).next()?.chain()
+    }
+
+    proptest! {
+        #[test]
+        fn a_template_reads_back_as_the_keys_that_were_written(template in matches()) {
+            let bytes = written(|writer| writer.add_chain(hook(), chain(7), Some(&template), 1));
+            let expected = ChainMessage { chain: chain(7), template: Some(Some(template)) };
+            prop_assert_eq!(read(&bytes), Some(expected));
+        }
+
+        #[test]
+        fn a_damaged_chain_never_panics(
+            template in matches(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+        ) {
+            let mut bytes =
+                written(|writer| writer.add_chain(hook(), chain(7), Some(&template), 1));
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            read(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_chain_without_a_template_has_none_and_anothers_template_is_not_read() {
+        let bytes = written(|writer| writer.add_chain(hook(), chain(7), None, 1));
+        assert_eq!(read(&bytes), Some(ChainMessage { chain: chain(7), template: None }));
+        let bytes = written(|writer| {
+            writer.chain(RTM_NEWCHAIN, 0, hook(), chain(7), 1);
+            writer.attr_str(TCA_KIND, b"other");
+            writer.end();
+        });
+        assert_eq!(read(&bytes), Some(ChainMessage { chain: chain(7), template: Some(None) }));
+    }
+
+    /// Expected bytes are written for a little-endian machine.
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn a_clsact_with_blocks_is_these_bytes() {
+        let block = |number| BlockId::new(number);
+        let bytes =
+            written(|writer| writer.add_qdisc(ifindex(7), "clsact", block(22), block(23), 5));
+        #[rustfmt::skip]
+        let expected: &[u8] = &[
+            // nlmsghdr: length, RTM_NEWQDISC, REQUEST|ACK|CREATE|EXCL, seq, port
+            64, 0, 0, 0,  36, 0,  0x05, 0x06,  5, 0, 0, 0,  0, 0, 0, 0,
+            // tcmsg: family, ifindex 7, handle ffff:, parent ffff:fff1, info
+            0, 0, 0, 0,  7, 0, 0, 0,  0, 0, 0xff, 0xff,  0xf1, 0xff, 0xff, 0xff,  0, 0, 0, 0,
+            // TCA_KIND "clsact"
+            11, 0, 1, 0,  b'c', b'l', b's', b'a', b'c', b't', 0, 0,
+            // TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK
+            8, 0, 13, 0,  22, 0, 0, 0,
+            8, 0, 14, 0,  23, 0, 0, 0,
+        ];
+        assert_eq!(bytes, expected);
+    }
+}
