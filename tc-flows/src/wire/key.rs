@@ -283,9 +283,7 @@ impl<'a> FoundKeys<'a> {
                     if let Some(value) = self.get(spec.value) {
                         let value = TunnelOptionsRead::new(value)?;
                         let mask = TunnelOptionsRead::new(self.get(spec.mask)?)?;
-                        if value.bytes().first() != mask.bytes().first()
-                            || value.bytes().len() != mask.bytes().len()
-                        {
+                        if !value.has_layout_of(&mask) {
                             return None;
                         }
                         fields.push(id, value.bytes(), mask.bytes());
@@ -421,6 +419,19 @@ struct TunnelOptionsRead {
 impl TunnelOptionsRead {
     fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Whether both hold the same kind of options, each as long as the other's.
+    fn has_layout_of(&self, other: &TunnelOptionsRead) -> bool {
+        match (self.bytes(), other.bytes()) {
+            ([GENEVE, ours @ ..], [GENEVE, theirs @ ..]) => {
+                let lengths = |bytes| geneve_options(bytes).map(<[u8]>::len);
+                !ours.is_empty() && lengths(ours).eq(lengths(theirs))
+            }
+            ([ERSPAN, ours, ..], [ERSPAN, theirs, ..]) => ours == theirs,
+            ([ours, _, ..], [theirs, _, ..]) => ours == theirs && self.len == other.len,
+            _ => false,
+        }
     }
 
     fn push(&mut self, bytes: &[u8]) -> Option<()> {
