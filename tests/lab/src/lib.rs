@@ -7,7 +7,6 @@
 //! Only [`daemon`], [`demo`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod bench;
-pub mod bench_guests;
 pub mod cache;
 pub mod cargo;
 mod cpio;

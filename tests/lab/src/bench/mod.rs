@@ -14,6 +14,7 @@ use crate::{Error, Result, net};
 pub mod flows;
 pub mod guest;
 pub mod native;
+pub mod observer;
 
 /// One benchmark's result.
 #[derive(Debug, Clone, Serialize)]

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use lab::{
     At, Result,
-    bench::{Line, flows, guest, native},
+    bench::{Line, flows, guest, native, observer},
     setup,
     vm::{self, Job},
 };
@@ -35,14 +35,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let in_vm = in_vm.iter().map(String::as_str).chain([guest::EVENT_TO_FLOW]);
     let in_vm: Vec<&str> = in_vm.filter(|name| wanted(name)).collect();
     let native: Vec<&str> = native::NAMES.into_iter().filter(|name| wanted(name)).collect();
-    if in_vm.is_empty() && native.is_empty() {
-        let all = flows::names().join(" ");
-        let all = format!("{} {} {all}", native::NAMES.join(" "), guest::EVENT_TO_FLOW);
-        vm::to_stderr(format!("no benchmark is called so; there are: {all}\n").as_bytes());
+    let observer: Vec<&str> = observer::NAMES.into_iter().filter(|name| wanted(name)).collect();
+    if in_vm.is_empty() && native.is_empty() && observer.is_empty() {
+        let mut all = flows::names();
+        all.extend(native::NAMES.into_iter().chain(observer::NAMES).map(str::to_owned));
+        all.push(guest::EVENT_TO_FLOW.to_owned());
+        let text = format!("no benchmark is called so; there are: {}\n", all.join(" "));
+        vm::to_stderr(text.as_bytes());
         return Ok(ExitCode::FAILURE);
     }
     for name in native {
         tell(&native::run(name)?, arguments.json);
+    }
+    for name in observer {
+        tell(&observer::run(name, arguments.runs.unwrap_or(5))?, arguments.json);
     }
     if in_vm.is_empty() {
         return Ok(ExitCode::SUCCESS);

@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::bench::{Line, Run};
+use super::{Line, Run};
 use crate::{At, Error, Result, cargo};
 
 const EVENT_TO_DIRTY: [(&str, usize); 3] = [
