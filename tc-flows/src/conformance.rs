@@ -15,6 +15,7 @@ use crate::kernel::{Dump, Error, HwState, Kernel, Mode, Outcome};
 use crate::key::Match;
 use crate::rule::{Offload, Owner, Rule};
 use crate::set::RuleSet;
+use crate::watch::{Change, Notice, SeenFilter, Sender};
 
 /// A kernel with interfaces that can be told to come and go. None of them has hardware offload.
 pub trait Place: Kernel {
@@ -33,6 +34,12 @@ pub trait Place: Kernel {
     /// Somebody else installs a filter of the kind `matchall` in chain 2 at prio 8 of the
     /// interface's ingress hook, which is there.
     fn add_matchall(&mut self, at: Ifindex);
+
+    /// From now on it listens for changes, its own among them, for the present owner.
+    fn watch(&mut self);
+
+    /// What it heard since the last call, at least up to what was changed before this one.
+    fn notices(&mut self) -> Vec<Notice>;
 }
 
 /// The owner that behaviours speak for, where they do not say otherwise.
@@ -69,6 +76,7 @@ pub fn behaviours<P: Place>() -> Vec<Behaviour<P>> {
         ("of two destinations one that vanished is enough", one_of_two_vanished),
         ("an interface takes its rules with it", hook_vanished),
         ("a terse dump shows the rules of a full one by place and cookie", terse),
+        ("a watch tells of each change of filters what is there now, and who made it", watched),
         ("chains and prios are apart", places_apart),
         ("what was told and adopted needs no change", adopted),
     ]
@@ -527,6 +535,59 @@ fn hook_vanished<P: Place>(place: &mut P) {
     assert_eq!(place.apply(&[delete(&rule, 1)], Mode::Told), [Outcome::Deleted]);
 }
 
+// ---------------------------------------------------------------- notifications
+
+/// A change of a filter: what kind of change it was, the handle, and the rule where it is own.
+type Heard = (&'static str, Handle, Option<Rule>, Sender);
+
+fn heard<P: Place>(place: &mut P, at: Hook) -> Vec<Heard> {
+    let filters = place.notices().into_iter().filter_map(|notice| {
+        let Notice::Changed { change, by } = notice else { panic!("{notice:?}") };
+        let (kind, hook, filter) = match change {
+            Change::FilterAdded { hook, filter } => ("added", hook, filter),
+            Change::FilterSet { hook, filter } => ("set", hook, filter),
+            Change::FilterDeleted { hook, filter } => ("deleted", hook, filter),
+            // Not every kernel here tells of chains and actions.
+            _ => return None,
+        };
+        let (_, _, handle) = filter.place();
+        let rule = match filter {
+            SeenFilter::Own(own) => Some(own.rule),
+            SeenFilter::UnreadableOwn(..) | SeenFilter::Foreign(_) => None,
+        };
+        (hook == at).then_some((kind, handle, rule, by))
+    });
+    filters.collect()
+}
+
+fn watched<P: Place>(place: &mut P) {
+    for mode in BOTH {
+        let hook = hook(place);
+        place.watch();
+        let before = rule(hook, source(1), Action::Drop);
+        let after = rule(hook, source(1), Action::Pass);
+        // The second addition is refused, and nobody hears of it.
+        done(place, &[add(&before, 3)], mode);
+        place.apply(&[add(&before, 3)], mode);
+        done(place, &[replace_by(&after, 3), delete(&after, 3), delete(&after, 3)], mode);
+        let ours = Sender::Ours;
+        assert_eq!(
+            heard(place, hook),
+            [
+                ("added", Handle(3), Some(before), ours),
+                ("set", Handle(3), Some(after.clone()), ours),
+                ("deleted", Handle(3), Some(after), ours),
+            ]
+        );
+        place.speak_for(Owner(*b"them"));
+        done(place, &[add(&rule(hook, source(2), Action::Drop), 4)], mode);
+        let [(kind, handle, rule, by)] = &heard(place, hook)[..] else { panic!("not one change") };
+        assert_eq!((*kind, *handle, rule), ("added", Handle(4), &None));
+        assert!(matches!(by, Sender::Other(_)), "{by:?}");
+        place.speak_for(OWNER);
+    }
+}
+
 // ---------------------------------------------------------------- many places
 
 fn terse<P: Place>(place: &mut P) {
@@ -621,6 +682,14 @@ mod tests {
             let (chain, prio, protocol, handle) = (2, 8, 3, Handle(1));
             let foreign = Foreign { chain, prio, protocol, handle, kind: "matchall".to_owned() };
             self.add_foreign(Hook::ingress(at), foreign);
+        }
+
+        fn watch(&mut self) {
+            FakeKernel::watch(self);
+        }
+
+        fn notices(&mut self) -> Vec<Notice> {
+            FakeKernel::notices(self)
         }
     }
 

@@ -6,6 +6,7 @@
 //! net/sched/cls_flower.c); what frames meet in what it holds the walk says
 //! ([`FakeKernel::deliver`]). That it does as the real one does, `conformance` asks of both.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::action::Action;
@@ -20,6 +21,7 @@ use crate::profile::Profile;
 use crate::rule::{Offload, Owner, Rule, RuleId, Slot};
 use crate::stats::{Counters, Stats};
 use crate::walk::{Step, TwoStageWalk, Walk, walk_two_stage};
+use crate::watch::{Change, Notice, SeenFilter, Sender};
 
 /// Decides whether a driver takes a rule: `Err` has its words.
 type Driver = Box<dyn FnMut(&Rule) -> Result<(), String> + Send>;
@@ -56,6 +58,9 @@ pub struct FakeKernel {
     refuse: (usize, i32),
     lose_outcomes: usize,
     dump_faults: VecDeque<DumpFault>,
+    /// For whom changes are noted.
+    watcher: Option<Owner>,
+    notices: Vec<Notice>,
 }
 
 /// Which of an interface's qdiscs makes its hooks.
@@ -112,6 +117,8 @@ impl FakeKernel {
             refuse: (0, 0),
             lose_outcomes: 0,
             dump_faults: VecDeque::new(),
+            watcher: None,
+            notices: Vec::new(),
         }
     }
 
@@ -189,6 +196,32 @@ impl FakeKernel {
         self.refuse = (changes, errno);
     }
 
+    /// From now on changes are noted, as for a [`crate::Watch`] of the present owner: filters that
+    /// are set and deleted, and qdiscs that appear; not that chains and actions come and go. An
+    /// interface that vanishes takes its hooks along without a word.
+    pub fn watch(&mut self) {
+        self.watcher = Some(self.owner);
+        self.notices.clear();
+    }
+
+    /// What was noted since the last call.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// What was noted and not read is lost (ENOBUFS), and the next thing that is read says so.
+    pub fn lose_notices(&mut self) {
+        self.notices = vec![Notice::Lost];
+    }
+
+    /// Notes a change that the present owner makes.
+    fn note(&mut self, change: Change) {
+        if let Some(watcher) = self.watcher {
+            let by = if self.owner == watcher { Sender::Ours } else { Sender::Other(1) };
+            self.notices.push(Notice::Changed { change, by });
+        }
+    }
+
     /// The next dump that no earlier fault awaits fails so.
     pub fn fail_dump(&mut self, fault: DumpFault) {
         self.dump_faults.push_back(fault);
@@ -264,6 +297,11 @@ impl FakeKernel {
     /// Another owner installs a filter. Makes the hook.
     pub fn add_foreign(&mut self, hook: Hook, foreign: Foreign) {
         self.make_hook(hook);
+        if self.watcher.is_some() {
+            let filter = SeenFilter::Foreign(foreign.clone());
+            let change = Change::FilterAdded { hook, filter };
+            self.notices.push(Notice::Changed { change, by: Sender::Other(1) });
+        }
         self.hooks.entry(hook).or_default().foreign.push(foreign);
     }
 
@@ -288,7 +326,10 @@ impl FakeKernel {
     fn make_hook(&mut self, hook: Hook) {
         match hook {
             Hook::Ingress(at) | Hook::Egress(at) => {
-                self.qdiscs.entry(at).or_insert(Qdisc::Clsact);
+                if let Entry::Vacant(vacant) = self.qdiscs.entry(at) {
+                    vacant.insert(Qdisc::Clsact);
+                    self.note(Change::QdiscAdded { ifindex: at, kind: "clsact".to_owned() });
+                }
             }
             Hook::Block(block) => {
                 self.blocks.insert(block);
@@ -373,8 +414,15 @@ impl FakeKernel {
         }
         let stats = Stats::default();
         let held = Held { rule: rule.clone(), owner: self.owner, handle, hw, stats, broken: false };
+        let filter = SeenFilter::of(&held, self.watcher);
         hook.rules.insert(id.clone(), held);
         hook.handles.insert((slot, handle), id.clone());
+        let at = id.hook();
+        self.note(if exclusive {
+            Change::FilterAdded { hook: at, filter }
+        } else {
+            Change::FilterSet { hook: at, filter }
+        });
         let reason = |message: String| if message.is_empty() { None } else { Some(message) };
         match (mode, verdict) {
             (Mode::Fast, _) => Outcome::Installed,
@@ -389,11 +437,49 @@ impl FakeKernel {
         }
         if let Some(hook) = self.hooks.get_mut(&id.hook())
             && let Some(gone) = hook.handles.remove(&(id.slot(), handle))
+            && let Some(held) = hook.rules.remove(&gone)
         {
-            hook.rules.remove(&gone);
             self.held -= 1;
+            let filter = SeenFilter::of(&held, self.watcher);
+            self.note(Change::FilterDeleted { hook: id.hook(), filter });
         }
         Outcome::Deleted
+    }
+}
+
+impl Held {
+    fn as_own(&self) -> OwnRule {
+        OwnRule {
+            rule: self.rule.clone(),
+            handle: self.handle,
+            hw: self.hw.clone(),
+            in_hw_count: u32::from(self.hw == HwState::InHw),
+            stats: self.stats,
+        }
+    }
+
+    fn as_foreign(&self) -> Foreign {
+        let location = RuleLocation::of(self.rule.id());
+        Foreign {
+            chain: location.chain.get(),
+            prio: location.prio.get(),
+            protocol: location.protocol,
+            handle: self.handle,
+            kind: "flower".to_owned(),
+        }
+    }
+}
+
+impl SeenFilter {
+    /// As this watcher sees it.
+    fn of(held: &Held, watcher: Option<Owner>) -> SeenFilter {
+        if Some(held.owner) != watcher {
+            SeenFilter::Foreign(held.as_foreign())
+        } else if held.broken {
+            SeenFilter::UnreadableOwn(RuleLocation::of(held.rule.id()), held.handle)
+        } else {
+            SeenFilter::Own(Box::new(held.as_own()))
+        }
     }
 }
 
@@ -463,23 +549,11 @@ impl Kernel for FakeKernel {
         for (id, held) in &held.rules {
             let location = RuleLocation::of(id);
             if held.owner != self.owner {
-                dump.foreign.push(Foreign {
-                    chain: location.chain.get(),
-                    prio: location.prio.get(),
-                    protocol: location.protocol,
-                    handle: held.handle,
-                    kind: "flower".to_owned(),
-                });
+                dump.foreign.push(held.as_foreign());
             } else if held.broken {
                 dump.unreadable_own.push((location, held.handle));
             } else {
-                dump.own.push(OwnRule {
-                    rule: held.rule.clone(),
-                    handle: held.handle,
-                    hw: held.hw.clone(),
-                    in_hw_count: u32::from(held.hw == HwState::InHw),
-                    stats: held.stats,
-                });
+                dump.own.push(held.as_own());
             }
         }
         Ok(dump)
@@ -583,8 +657,15 @@ mod tests {
         assert!(matches!(kernel.dump(hook()), Err(Error::Interrupted { .. })));
         assert!(matches!(kernel.dump_terse(hook()), Err(Error::Refused { errno: 4, .. })));
         assert_eq!(kernel.dump(hook()).unwrap().own, []);
+        kernel.watch();
+        kernel.apply(std::slice::from_ref(&add), Mode::Fast);
+        kernel.lose_notices();
+        assert_eq!(kernel.notices(), [Notice::Lost]);
+        assert_eq!(kernel.notices(), []);
         kernel.set_capacity(0);
-        let refused = &kernel.apply(&[add], Mode::Fast)[0];
+        let other = rule(2, Match::any(), Action::Drop);
+        let other = Op::Add { rule: other, handle: Handle(1) };
+        let refused = &kernel.apply(&[other], Mode::Fast)[0];
         assert!(matches!(refused, Outcome::Refused { errno: 28, .. }));
     }
 }

@@ -14,8 +14,8 @@ use serde_json::Value;
 use tc_flows::conformance::{self, Place};
 use tc_flows::{
     Action, ArpMatch, ChainId, EtherType, Handle, Hook, HwState, Ifindex, Installed, Ipv4Match,
-    Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Mac, Match, Mode, NetlinkKernel, Offload, Op,
-    Outcome, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, diff,
+    Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Mac, Match, Mode, NetlinkKernel, Notice, Offload,
+    Op, Outcome, OwnChanges, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, Watch, diff,
 };
 
 const OWNER: Owner = Owner(*b"test");
@@ -263,7 +263,9 @@ fn a_dump_reads_back_every_key_and_action_as_the_rules_that_were_installed() {
 /// to as well.
 struct Room {
     kernel: NetlinkKernel,
+    owner: Owner,
     made: u32,
+    watch: Option<Watch>,
 }
 
 impl Kernel for Room {
@@ -294,6 +296,7 @@ fn link_at(ifindex: Ifindex) -> String {
 impl Place for Room {
     fn speak_for(&mut self, owner: Owner) {
         self.kernel = NetlinkKernel::open(owner).unwrap();
+        self.owner = owner;
     }
 
     fn add_interface(&mut self) -> Ifindex {
@@ -315,12 +318,23 @@ impl Place for Room {
         let filter = "ingress protocol all pref 8 chain 2 matchall action drop";
         net::tc(&format!("filter add dev {} {filter}", link_at(at))).unwrap();
     }
+
+    fn watch(&mut self) {
+        let ours = [self.kernel.port()];
+        self.watch = Some(Watch::open(self.owner, &ours, OwnChanges::Shown).unwrap());
+    }
+
+    fn notices(&mut self) -> Vec<Notice> {
+        // They are queued before the change is answered.
+        self.watch.as_mut().unwrap().pending()
+    }
 }
 
 #[test]
 fn the_real_kernel_does_what_every_kernel_does() {
     let _room = Netns::enter().unwrap();
-    let mut room = Room { kernel: NetlinkKernel::open(OWNER).unwrap(), made: 0 };
+    let kernel = NetlinkKernel::open(OWNER).unwrap();
+    let mut room = Room { kernel, owner: OWNER, made: 0, watch: None };
     assert_eq!(conformance::untrue(&mut room), [""; 0]);
 }
 
