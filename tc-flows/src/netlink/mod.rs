@@ -10,8 +10,12 @@
 //! empty, and shows as ENOBUFS: then nothing is known of the requests that were not answered.
 //!
 //! For each echo or notification the kernel allocates as much as what is left of the datagram that
-//! asked for it, at least a page (`tfilter_notify_prep`, net/sched/cls_api.c): in the told mode a
-//! window goes out in datagrams of a page.
+//! asked for it, at least a page (`tfilter_notify_prep`, net/sched/cls_api.c). So a window goes out
+//! in several datagrams: of a page in the told mode, and not much more in the fast one, where
+//! somebody may listen.
+//!
+//! One failure has no answer at all, whatever was asked for: EINTR. In the fast mode it passes for
+//! success; flower itself does not fail so, a driver might.
 
 mod chains;
 mod consistent;
@@ -46,8 +50,9 @@ const WINDOW_MAX: usize = 512;
 /// Most bytes in one window.
 const WINDOW_BYTES: usize = 256 << 10;
 
-/// Most bytes in one datagram of several requests, well within any send buffer.
-const DATAGRAM: usize = 64 << 10;
+/// Most bytes in one datagram of several requests: what a system call costs is nothing among a
+/// hundred rules.
+const DATAGRAM: usize = 16 << 10;
 
 /// The same in the told mode: a page without the kernel's bookkeeping (`NLMSG_GOODSIZE`).
 const TOLD_DATAGRAM: usize = 3_700;
