@@ -3,6 +3,8 @@
 //! In come dumps and outcomes of changes, out go rules by identity with their handles. No kernel
 //! here, and no idea of what should be.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Op;
@@ -21,13 +23,53 @@ pub struct InstalledRule {
     pub hw: HwState,
 }
 
+/// An installed rule in the order of its identity, which so stands in the index once only.
+#[derive(Clone, Debug)]
+struct ById(InstalledRule);
+
+impl Borrow<RuleId> for ById {
+    fn borrow(&self) -> &RuleId {
+        self.0.rule.id()
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &ById) -> bool {
+        self.0.rule.id() == other.0.rule.id()
+    }
+}
+
+impl Eq for ById {}
+
+impl PartialOrd for ById {
+    fn partial_cmp(&self, other: &ById) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ById {
+    fn cmp(&self, other: &ById) -> Ordering {
+        self.0.rule.id().cmp(other.0.rule.id())
+    }
+}
+
 /// The rules of one owner that a kernel holds, as far as the owner knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Installed {
-    rules: BTreeMap<RuleId, InstalledRule>,
+    rules: BTreeSet<ById>,
     unreadable: BTreeMap<(Slot, Handle), RuleLocation>,
     handles: BTreeMap<Slot, BTreeSet<u32>>,
 }
+
+impl PartialEq for Installed {
+    fn eq(&self, other: &Installed) -> bool {
+        self.iter().eq(other.iter())
+            && self.unreadable == other.unreadable
+            && self.handles == other.handles
+    }
+}
+
+impl Eq for Installed {}
 
 impl Installed {
     /// Nothing installed.
@@ -54,7 +96,7 @@ impl Installed {
 
     /// Forgets everything at a hook: its qdisc or interface is gone, or a new dump follows.
     pub fn remove_hook(&mut self, hook: Hook) {
-        self.rules.retain(|id, _| id.hook() != hook);
+        self.rules.retain(|ById(held)| held.rule.id().hook() != hook);
         self.unreadable.retain(|(slot, _), _| slot.hook != hook);
         self.handles.retain(|slot, _| slot.hook != hook);
     }
@@ -62,8 +104,7 @@ impl Installed {
     /// Notes a rule, in the place of one with the same identity.
     pub fn insert(&mut self, rule: Rule, handle: Handle, hw: HwState) {
         let slot = rule.id().slot();
-        let id = rule.id().clone();
-        if let Some(old) = self.rules.insert(id, InstalledRule { rule, handle, hw }) {
+        if let Some(ById(old)) = self.rules.replace(ById(InstalledRule { rule, handle, hw })) {
             self.free(slot, old.handle);
         }
         self.handles.entry(slot).or_default().insert(handle.0);
@@ -71,7 +112,7 @@ impl Installed {
 
     /// Forgets a rule.
     pub fn remove(&mut self, id: &RuleId) -> Option<InstalledRule> {
-        let gone = self.rules.remove(id)?;
+        let ById(gone) = self.rules.take(id)?;
         self.free(id.slot(), gone.handle);
         Some(gone)
     }
@@ -101,12 +142,12 @@ impl Installed {
 
     /// The installed rule of this identity.
     pub fn get(&self, id: &RuleId) -> Option<&InstalledRule> {
-        self.rules.get(id)
+        self.rules.get(id).map(|ById(held)| held)
     }
 
     /// All installed rules, in order of identity.
     pub fn iter(&self) -> impl Iterator<Item = &InstalledRule> {
-        self.rules.values()
+        self.rules.iter().map(|ById(held)| held)
     }
 
     /// How many rules.
