@@ -6,198 +6,35 @@
 //! must read as the rule, and the rule be encoded as the same attributes, byte for byte, their
 //! order and what the kernel adds aside.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU8, NonZeroU32};
-use std::time::Duration;
 
+use eswitchd_netns_tests::{
+    PATIENCE, Random, add, chain, dumped, encoded, find, ifindex, mac, prio, shown_by_tc, tlvs,
+    u32_at, v4, v6, veth,
+};
 use lab::net::{self, Capture, Netns};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use serde_json::Value;
 use tc_flows::{
     Action, ActionExtra, BlockId, ChainId, Checksums, Control, Ct, CtCommit, CtHelper, CtNat,
     Decoded, Direction, Erspan, ErspanHwid, EtherType, GeneveTlv, GeneveTlvs, Handle, Hook,
     HookQdisc, HwStats, Ifindex, Kernel, Mac, Match, Mode, Mpls, MplsLabel, MplsModify, MplsPush,
     MplsTc, Munge, Nat, NatAddresses, NatEnd, NetlinkKernel, Offload, Op, Outcome, Owner,
-    PacketType, Pedit, PeditField, Police, PoliceIndex, Prio, Rule, Sample, SkbEdit, SkbField,
-    Template, TunnelData, TunnelKey, UserCookie, VlanId, VlanPrio, VlanTpid, VxlanGbp, decode,
-    encode,
+    PacketType, Pedit, PeditField, Police, PoliceIndex, Rule, Sample, SkbEdit, SkbField, Template,
+    TunnelData, TunnelKey, UserCookie, VlanId, VlanPrio, VlanTpid, VxlanGbp, decode,
 };
 
 const OWNER: Owner = Owner(*b"test");
 
-/// Software emulation is slow, and the suites run side by side.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 // ---------------------------------------------------------------- the rooms
-
-fn ifindex(link: &str) -> Ifindex {
-    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).expect(link);
-    Ifindex::new(index.trim().parse().unwrap()).unwrap()
-}
-
-fn veth(link: &str, peer: &str) {
-    net::ip(&format!("link add {link} type veth peer name {peer}")).unwrap();
-    for end in [link, peer] {
-        net::ip(&format!("link set {end} addrgenmode none up")).unwrap();
-    }
-}
-
-fn chain(number: u32) -> ChainId {
-    ChainId::new(number).unwrap()
-}
-
-fn prio(number: u16) -> Prio {
-    Prio::new(number).unwrap()
-}
 
 fn block(number: u32) -> BlockId {
     BlockId::new(number).unwrap()
 }
 
-const fn mac(last: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, last])
-}
-
-fn v4(last: u8) -> Ipv4Addr {
-    [192, 0, 2, last].into()
-}
-
-fn v6(last: u16) -> Ipv6Addr {
-    [0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere for one seed.
-struct Random(u64);
-
-impl Random {
-    fn seeded() -> Random {
-        let seed = std::env::var("TC_FLOWS_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos())
-        });
-        Random(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, below: usize) -> usize {
-        (self.next() % below as u64) as usize
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-}
-
-/// The filters at a place as `tc` shows them, without what the kernel or `tc` adds to a rule, by
-/// chain and prio.
-fn shown_by_tc(place: &str) -> BTreeMap<(u64, u64), Value> {
-    let shown = net::tc_json(&format!("filter show {place}")).unwrap();
-    let mut filters = BTreeMap::new();
-    for mut filter in shown.as_array().cloned().unwrap_or_default() {
-        let Some(options) = filter["options"].as_object_mut().filter(|o| o.contains_key("handle"))
-        else {
-            continue;
-        };
-        options.remove("handle");
-        for action in options["actions"].as_array_mut().into_iter().flatten() {
-            let first = action["order"] == 1;
-            let action = action.as_object_mut().unwrap();
-            for added in ["index", "ref", "bind", "installed", "last_used", "stats"] {
-                action.remove(added);
-            }
-            if first {
-                action.remove("cookie");
-            }
-        }
-        let place = (filter["chain"].as_u64().unwrap_or(0), filter["pref"].as_u64().unwrap());
-        let before = filters.insert(place, filter);
-        assert!(before.is_none(), "this listing is for one rule a prio");
-    }
-    filters
-}
-
 // ---------------------------------------------------------------- bytes
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap())
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())
-}
-
-/// The filters of a hook as the kernel dumps them, by prio.
-fn dumped(hook: Hook) -> BTreeMap<u16, Vec<u8>> {
-    let parent = match hook {
-        Hook::Egress(_) => 0xffff_fff3u32,
-        _ => 0xffff_fff2,
-    };
-    let (ifindex, parent) = match hook {
-        Hook::Block(block) => (u32::MAX, block.get()),
-        _ => (hook.ifindex().unwrap().get(), parent),
-    };
-    let mut request = Vec::new();
-    request.extend(36u32.to_ne_bytes());
-    request.extend(46u16.to_ne_bytes()); // RTM_GETTFILTER
-    request.extend(0x301u16.to_ne_bytes()); // NLM_F_REQUEST | NLM_F_DUMP
-    request.extend([0; 8]);
-    request.extend([0; 4]);
-    request.extend(ifindex.to_ne_bytes());
-    request.extend([0; 4]);
-    request.extend(parent.to_ne_bytes());
-    request.extend([0; 4]);
-    let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
-    socket.bind_auto().unwrap();
-    socket.connect(&SocketAddr::new(0, 0)).unwrap();
-    socket.send(&request, 0).unwrap();
-    let mut filters = BTreeMap::new();
-    loop {
-        // The kernel makes its datagrams as large as the room that it sees, and a rule that does
-        // not fit into one ends the dump.
-        let mut room = vec![0; 64 << 10];
-        let (len, _) = socket.recv_from(&mut &mut room[..], 0).unwrap();
-        let mut rest = &room[..len];
-        while rest.len() >= 16 {
-            let message = &rest[..u32_at(rest, 0) as usize];
-            rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
-            match u16_at(message, 4) {
-                2 | 3 => return filters,
-                // A handle of 0 stands for a whole prio.
-                44 if u32_at(message, 24) != 0 => {
-                    let prio = (u32_at(message, 32) >> 16) as u16;
-                    filters.insert(prio, message.to_vec());
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-fn tlvs(mut region: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
-    while region.len() >= 4 {
-        let len = usize::from(u16_at(region, 0));
-        found.push((u16_at(region, 2) & 0x3fff, &region[4..len]));
-        region = region.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
-fn find(region: &[u8], wanted: u16) -> Option<&[u8]> {
-    tlvs(region).into_iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
 
 /// An attribute, with those inside it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -314,13 +151,6 @@ fn options_of(kind: &str, options: &[u8]) -> Vec<(u16, Tree)> {
     }
     attributes.sort();
     attributes
-}
-
-fn encoded(rule: &Rule) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let op = Op::Add { rule: rule.clone(), handle: Handle(1) };
-    encode(&[op], OWNER, Mode::Fast, 1, &mut bytes);
-    bytes
 }
 
 // ---------------------------------------------------------------- every form of every action
@@ -791,10 +621,10 @@ fn compare(lists: Vec<Vec<Form>>, direction: Direction, table: &mut Table) {
             continue;
         };
         let expected = actions(their_bytes);
-        if actions(our_bytes) == expected && actions(&encoded(&rule)) == expected {
+        if actions(our_bytes) == expected && actions(&encoded(&rule, OWNER)) == expected {
             table.count(case, 1);
         } else {
-            let encoded = actions(&encoded(&rule));
+            let encoded = actions(&encoded(&rule, OWNER));
             wrong.push(format!(
                 "{rule}\nencoded: {encoded:?}\ndumped: {:?}\ntc's: {expected:?}",
                 actions(our_bytes)
@@ -855,7 +685,6 @@ fn actions_in_random_combination_are_too() {
     const RULES: usize = 150;
     let _room = room();
     let mut random = Random::seeded();
-    println!("TC_FLOWS_SEED={}", random.0);
     let mut table = Table::default();
     for direction in [Direction::Ingress, Direction::Egress] {
         let lists = combined(&mut random, &world(direction), RULES);
@@ -870,10 +699,6 @@ fn rule(hook: Hook, at: u16, list: &[Action]) -> Rule {
     Rule::new(hook, ChainId::ZERO, prio(at), Match::any(), list).unwrap()
 }
 
-fn add(rule: &Rule) -> Op {
-    Op::Add { rule: rule.clone(), handle: Handle(1) }
-}
-
 #[test]
 fn rules_share_a_policer_and_know_it_again_and_none_is_made_by_naming_it() {
     let _room = room();
@@ -883,12 +708,12 @@ fn rules_share_a_policer_and_know_it_again_and_none_is_made_by_naming_it() {
     let index = PoliceIndex::new(PoliceIndex::FIRST + 7).unwrap();
     let named = |at| rule(hook, at, &[Action::Pipe, Action::SharedPolice(index), Action::Drop]);
     let (one, other) = (named(1), named(2));
-    let refused = kernel.apply(&[add(&one)], Mode::Fast);
+    let refused = kernel.apply(&[add(one.clone(), 1)], Mode::Fast);
     assert!(matches!(refused[..], [Outcome::Refused { errno: 22, .. }]), "{refused:?}");
 
     let slow = Police::bytes(125_000, 10_000).unwrap();
     kernel.set_shared_police(index, slow, Offload::Auto).unwrap();
-    for outcome in kernel.apply(&[add(&one), add(&other)], Mode::Told) {
+    for outcome in kernel.apply(&[add(one.clone(), 1), add(other.clone(), 1)], Mode::Told) {
         assert!(outcome.is_done(), "{outcome:?}");
     }
     let own = |kernel: &mut NetlinkKernel| -> Vec<Rule> {
@@ -944,7 +769,7 @@ fn rules_of_a_shared_block_stand_once_for_all_its_interfaces() {
     let drop = rule(hook, 1, &[Action::Mirror(ifindex("out2")), Action::Drop]);
     assert_eq!(drop.to_string().split(' ').take(2).collect::<Vec<_>>(), ["block", "22"]);
     kernel.ensure_hook(hook).unwrap();
-    assert!(kernel.apply(&[add(&drop)], Mode::Told)[0].is_done());
+    assert!(kernel.apply(&[add(drop.clone(), 1)], Mode::Told)[0].is_done());
     let own: Vec<Rule> = kernel.dump(hook).unwrap().own.into_iter().map(|own| own.rule).collect();
     assert_eq!(own, std::slice::from_ref(&drop));
     assert_eq!(decode(&dumped(hook)[&1]).unwrap().rule, drop);
@@ -984,7 +809,7 @@ fn only_the_qdisc_that_was_made_is_taken_away() {
     let own = kernel.add_qdisc(ifindex("ours"), HookQdisc::Ingress { block: None }).unwrap();
     let hook = Hook::ingress(ifindex("ours"));
     let drop = rule(hook, 1, &[Action::Drop]);
-    assert!(kernel.apply(&[add(&drop)], Mode::Fast)[0].is_done());
+    assert!(kernel.apply(&[add(drop.clone(), 1)], Mode::Fast)[0].is_done());
     assert_eq!(decode(&dumped(hook)[&1]).unwrap().rule, drop);
     kernel.delete_qdisc(own).unwrap();
     assert!(!kernel.dump(hook).unwrap().hook_present);
@@ -1024,11 +849,11 @@ fn a_chain_with_a_template_takes_what_is_within_it_and_goes_when_it_is_empty() {
     let at = |matching| Rule::new(hook, chain(7), prio(1), matching, [Action::Drop]).unwrap();
     let within = at(Match::any().dst_masked(mac(1), Mac([1, 0, 0, 0, 0, 1])));
     let beyond = at(Match::any().src(mac(1)));
-    assert!(kernel.apply(&[add(&within)], Mode::Fast)[0].is_done());
+    assert!(kernel.apply(&[add(within.clone(), 1)], Mode::Fast)[0].is_done());
     let gone = Op::Delete { id: within.id().clone(), handle: Handle(1) };
     assert!(!kernel.delete_chain(hook, chain(7)).unwrap());
     assert_eq!(kernel.apply(&[gone], Mode::Fast), [Outcome::Deleted]);
-    let refused = kernel.apply(&[add(&beyond)], Mode::Fast);
+    let refused = kernel.apply(&[add(beyond.clone(), 1)], Mode::Fast);
     assert!(matches!(refused[..], [Outcome::Refused { errno: 22, .. }]), "{refused:?}");
     assert!(kernel.delete_chain(hook, chain(7)).unwrap());
     assert!(kernel.delete_chain(hook, chain(8)).unwrap());

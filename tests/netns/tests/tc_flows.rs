@@ -4,57 +4,25 @@
 //! iproute2's `tc` is the authority on what a rule means: a rule of ours and the same rule given
 //! to `tc` in its own syntax must look alike to it. Each test has network namespaces of its own.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use eswitchd_netns_tests::{
+    AD, PATIENCE, Q, add, chain, ifindex, mac, prio, shown_by_tc, veth, vid,
+};
 use lab::net::{self, Netdevsim, Netns};
-use serde_json::Value;
 use tc_flows::conformance::{self, Place};
 use tc_flows::{
-    Action, ArpMatch, ChainId, EtherType, Handle, Hook, HwState, Ifindex, Installed, Ipv4Match,
-    Ipv4Prefix, Ipv6Match, Ipv6Prefix, Kernel, Mac, Match, Mode, NetlinkKernel, Notice, Offload,
-    Op, Outcome, OwnChanges, Owner, Ports, Prio, Rule, RuleSet, VlanId, VlanTpid, Watch, diff,
+    Action, ArpMatch, EtherType, Handle, Hook, HwState, Ifindex, Installed, Ipv4Match, Ipv4Prefix,
+    Ipv6Match, Ipv6Prefix, Kernel, Mac, Match, Mode, NetlinkKernel, Notice, Offload, Op, Outcome,
+    OwnChanges, Owner, Ports, Rule, RuleSet, Watch, diff,
 };
 
 const OWNER: Owner = Owner(*b"test");
-const Q: VlanTpid = VlanTpid::Dot1Q;
-const AD: VlanTpid = VlanTpid::Dot1Ad;
-
-/// Software emulation is slow, and the suites run side by side.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 // ---------------------------------------------------------------- the rooms
-
-fn ifindex(link: &str) -> Ifindex {
-    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).expect(link);
-    Ifindex::new(index.trim().parse().unwrap()).unwrap()
-}
-
-/// A veth pair, both ends up, IPv6 autoconfiguration off.
-fn veth(link: &str, peer: &str) {
-    net::ip(&format!("link add {link} type veth peer name {peer}")).unwrap();
-    for end in [link, peer] {
-        net::ip(&format!("link set {end} addrgenmode none up")).unwrap();
-    }
-}
-
-fn chain(number: u32) -> ChainId {
-    ChainId::new(number).unwrap()
-}
-
-fn prio(number: u16) -> Prio {
-    Prio::new(number).unwrap()
-}
-
-fn vid(number: u16) -> VlanId {
-    VlanId::new(number).unwrap()
-}
-
-const fn mac(last: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, last])
-}
 
 fn kernel_at(hook: Hook) -> NetlinkKernel {
     let mut kernel = NetlinkKernel::open(OWNER).unwrap();
@@ -66,34 +34,6 @@ fn kernel_at(hook: Hook) -> NetlinkKernel {
 fn own(kernel: &mut NetlinkKernel, hook: Hook) -> Vec<(Rule, Handle, HwState)> {
     let own = kernel.dump(hook).unwrap().own;
     own.into_iter().map(|own| (own.rule, own.handle, own.hw)).collect()
-}
-
-fn add(rule: Rule, handle: u32) -> Op {
-    Op::Add { rule, handle: Handle(handle) }
-}
-
-/// The filters of a link's ingress hook as `tc` shows them, without what the kernel or `tc` adds
-/// to a rule, by chain and prio.
-fn shown_by_tc(link: &str, direction: &str) -> BTreeMap<(u64, u64), Value> {
-    let shown = net::tc_json(&format!("filter show dev {link} {direction}")).unwrap();
-    let mut filters = BTreeMap::new();
-    for mut filter in shown.as_array().cloned().unwrap_or_default() {
-        let Some(options) = filter["options"].as_object_mut().filter(|o| o.contains_key("handle"))
-        else {
-            continue;
-        };
-        options.remove("handle");
-        for action in options["actions"].as_array_mut().into_iter().flatten() {
-            let action = action.as_object_mut().unwrap();
-            for added in ["index", "ref", "bind", "cookie", "installed", "last_used", "stats"] {
-                action.remove(added);
-            }
-        }
-        let place = (filter["chain"].as_u64().unwrap_or(0), filter["pref"].as_u64().unwrap());
-        let before = filters.insert(place, filter);
-        assert!(before.is_none(), "this listing is for one rule a prio");
-    }
-    filters
 }
 
 // ---------------------------------------------------------------- every key, every action
@@ -204,14 +144,14 @@ fn tc_sees_every_key_and_action_as_if_it_had_installed_them_itself() {
         for rule in &rules {
             net::tc(&format!("filter add dev tcs {rule}")).unwrap();
         }
-        let theirs = shown_by_tc("tcs", direction);
+        let theirs = shown_by_tc(&format!("dev tcs {direction}"));
         let mut kernel = kernel_at(hook);
         for mode in [Mode::Fast, Mode::Told] {
             let ops: Vec<Op> = rules.iter().map(|rule| add(rule.clone(), 1)).collect();
             for (op, outcome) in ops.iter().zip(kernel.apply(&ops, mode)) {
                 assert!(outcome.is_done(), "{op:?}: {outcome:?}");
             }
-            let ours = shown_by_tc("ours", direction);
+            let ours = shown_by_tc(&format!("dev ours {direction}"));
             assert_eq!(ours.len(), rules.len());
             for rule in &rules {
                 let place = (rule.chain().get().into(), rule.prio().get().into());
@@ -223,7 +163,7 @@ fn tc_sees_every_key_and_action_as_if_it_had_installed_them_itself() {
                 .collect();
             let gone = kernel.apply(&ops, mode);
             assert!(gone.iter().all(|outcome| *outcome == Outcome::Deleted), "{gone:?}");
-            assert_eq!(shown_by_tc("ours", direction), BTreeMap::new());
+            assert_eq!(shown_by_tc(&format!("dev ours {direction}")), BTreeMap::new());
         }
     }
 }

@@ -3,39 +3,24 @@
 //!
 //! iproute2's `tc` is the other owner and the judge. Each test has network namespaces of its own.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use eswitchd_netns_tests::{PATIENCE, add, ifindex, prio, veth};
 use lab::net::{self, Netdevsim, Netns};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use tc_flows::{
     Action, AsyncKernel, ChainId, Change, Counters, CtFlags, CtState, Dump, EtherType, Handle,
-    Hook, HwState, Ifindex, Kernel, Mac, Match, Mode, NetlinkKernel, Notice, Offload, Op, Outcome,
+    Hook, HwState, Kernel, Mac, Match, Mode, NetlinkKernel, Notice, Offload, Op, Outcome,
     OwnChanges, OwnRule, Owner, Place, Prio, Rule, RuleId, SeenAction, SeenFilter, Sender,
     TerseDump, Watch, encode, outcomes,
 };
 
 const OWNER: Owner = Owner(*b"test");
-
-/// Software emulation is slow, and the suites run side by side.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn ifindex(link: &str) -> Ifindex {
-    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).expect(link);
-    Ifindex::new(index.trim().parse().unwrap()).unwrap()
-}
-
-/// A veth pair, both ends up, IPv6 autoconfiguration off.
-fn veth(link: &str, peer: &str) {
-    net::ip(&format!("link add {link} type veth peer name {peer}")).unwrap();
-    for end in [link, peer] {
-        net::ip(&format!("link set {end} addrgenmode none up")).unwrap();
-    }
-}
 
 /// The ingress hook of a new veth, with a qdisc, and a kernel.
 fn room() -> (Netns, Hook, NetlinkKernel) {
@@ -47,10 +32,6 @@ fn room() -> (Netns, Hook, NetlinkKernel) {
     (room, hook, kernel)
 }
 
-fn prio(number: u16) -> Prio {
-    Prio::new(number).unwrap()
-}
-
 fn source(n: u32) -> Mac {
     let [a, b, c, d] = n.to_be_bytes();
     Mac([2, 1, a, b, c, d])
@@ -59,10 +40,6 @@ fn source(n: u32) -> Mac {
 fn drop_source(hook: Hook, chain: u32, prio: Prio, n: u32) -> Rule {
     let chain = ChainId::new(chain).unwrap();
     Rule::new(hook, chain, prio, Match::any().src(source(n)), [Action::Drop]).unwrap()
-}
-
-fn add(rule: Rule, handle: u32) -> Op {
-    Op::Add { rule, handle: Handle(handle) }
 }
 
 fn delete(rule: &Rule, handle: u32) -> Op {

@@ -3,87 +3,27 @@
 //!
 //! The seed is printed; `TC_FLOWS_SEED` sets it.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::time::Duration;
 
+use eswitchd_netns_tests::{AD, PATIENCE, Q, Random, chain, ifindex, mac, prio, veth, vid};
 use lab::net::{self, Capture, Netns};
 use tc_flows::{
-    Action, ArpMatch, Body, CfmLevel, CfmMatch, ChainId, Checksums, Control, Ct, CtFlags, CtState,
+    Action, ArpMatch, Body, CfmLevel, CfmMatch, Checksums, Control, Ct, CtFlags, CtState,
     Direction, EtherType, Fragment, Frame, Handle, Hook, Ifindex, Ipv4Match, Ipv4Prefix, Ipv6Match,
     Kernel, Layer4, LinkName, Mac, Match, Mode, MplsDepth, MplsEntry, MplsLabel, MplsMatch,
     MplsStack, MplsTc, Munge, Nat, NetlinkKernel, Op, Owner, Payload, Pedit, PeditField, Police,
-    PortRange, Ports, PppoeMatch, Prio, Rule, RuleSet, Sample, SkbEdit, SkbField, Spi, Step, Tag,
+    PortRange, Ports, PppoeMatch, Rule, RuleSet, Sample, SkbEdit, SkbField, Spi, Step, Tag,
     TagMatch, Tcp, Tunnel, Unmodelled, VlanId, VlanPrio, VlanTpid, walk,
 };
 
 const OWNER: Owner = Owner(*b"test");
-const Q: VlanTpid = VlanTpid::Dot1Q;
-const AD: VlanTpid = VlanTpid::Dot1Ad;
-
-/// Software emulation is slow, and the suites run side by side.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 // ---------------------------------------------------------------- the rooms
 
-fn ifindex(link: &str) -> Ifindex {
-    let index = std::fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).expect(link);
-    Ifindex::new(index.trim().parse().unwrap()).unwrap()
-}
-
-/// A veth pair, both ends up, IPv6 autoconfiguration off.
-fn veth(link: &str, peer: &str) {
-    net::ip(&format!("link add {link} type veth peer name {peer}")).unwrap();
-    for end in [link, peer] {
-        net::ip(&format!("link set {end} addrgenmode none up")).unwrap();
-    }
-}
-
-fn chain(number: u32) -> ChainId {
-    ChainId::new(number).unwrap()
-}
-
-fn prio(number: u16) -> Prio {
-    Prio::new(number).unwrap()
-}
-
-fn vid(number: u16) -> VlanId {
-    VlanId::new(number).unwrap()
-}
-
-const fn mac(last: u8) -> Mac {
-    Mac([2, 0, 0, 0, 0, last])
-}
-
 // ---------------------------------------------------------------- random rules and frames
-
-/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere for one seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 up to, not including, `below`.
-    fn below(&mut self, below: usize) -> usize {
-        (self.next() % below as u64) as usize
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn chance(&mut self, of: usize) -> bool {
-        self.below(of) == 0
-    }
-}
 
 const OPAQUE: EtherType = match EtherType::new(0x88b5) {
     Some(ethertype) => ethertype,
@@ -561,15 +501,7 @@ fn the_walk_delivers_what_the_kernel_delivers() {
     const FRAMES: usize = 50;
     // Which frame leaves through which of them.
     const OUT: [&str; 3] = ["out0", "out1", "out2"];
-    let seed = std::env::var("TC_FLOWS_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            u64::from(now.subsec_nanos())
-        });
-    println!("TC_FLOWS_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random::seeded();
 
     let _room = Netns::enter().unwrap();
     veth("in", "source");
@@ -693,7 +625,7 @@ fn the_walk_delivers_what_the_kernel_delivers() {
             assert_eq!(
                 got[number],
                 expected[number],
-                "seed {seed}, {frame:?}\nwalk: {:#?}\nrules: {:#?}",
+                "{frame:?}\nwalk: {:#?}\nrules: {:#?}",
                 told.trace,
                 rules.iter().map(ToString::to_string).collect::<Vec<_>>(),
             );
