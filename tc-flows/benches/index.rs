@@ -9,10 +9,9 @@
     reason = "a benchmark, of known good rules"
 )]
 
-use tc_flows::{
-    Action, ChainId, Handle, Hook, HwState, Ifindex, Installed, Mac, Match, Prio, Rule, VlanId,
-    VlanTpid,
-};
+mod admission;
+
+use tc_flows::{Handle, HwState, Installed, Rule};
 
 #[global_allocator]
 static COUNTING: dhat::Alloc = dhat::Alloc;
@@ -21,16 +20,8 @@ fn main() {
     const RULES: u32 = 100_000;
     let _profiler = dhat::Profiler::builder().testing().build();
     let held = || dhat::HeapStats::get().curr_bytes;
-    let rules: Vec<Rule> = (1..=RULES)
-        .map(|at| {
-            let hook = Hook::ingress(Ifindex::new(1 + at % 100).unwrap());
-            let [_, b, c, d] = at.to_be_bytes();
-            let matching = Match::vlan(VlanTpid::Dot1Q, VlanId::new(100).unwrap())
-                .src(Mac([2, 0, 0, b, c, d]));
-            let actions = [Action::Goto(ChainId::new(5).unwrap())];
-            Rule::new(hook, ChainId::ZERO, Prio::new(10).unwrap(), matching, actions).unwrap()
-        })
-        .collect();
+    let rules: Vec<Rule> =
+        (1..=RULES).map(|at| admission::admission(1 + at % 100, at).unwrap()).collect();
     let before = held();
     let mut installed = Installed::new();
     for (at, rule) in (0..).zip(&rules) {

@@ -56,6 +56,35 @@ enum Pcp {
     Of(usize),
 }
 
+/// What a key looks at in a tag.
+#[derive(Clone, Copy)]
+enum TagPart {
+    /// What stands where the tag begins: its ethertype, or that of the payload behind all tags.
+    EtherType,
+    Vid,
+    Pcp,
+}
+
+impl TagPart {
+    fn of_original(self, tag: usize) -> Seen {
+        match self {
+            Self::EtherType => Seen::EtherType(tag),
+            Self::Vid => Seen::Vid(tag),
+            Self::Pcp => Seen::Pcp(tag),
+        }
+    }
+
+    /// The value, or the original tag that has it.
+    fn of_written(self, tag: Written) -> Result<u16, usize> {
+        match (self, tag.pcp) {
+            (Self::EtherType, _) => Ok(tag.tpid),
+            (Self::Vid, _) => Ok(tag.vid),
+            (Self::Pcp, Pcp::Is(pcp)) => Ok(pcp.into()),
+            (Self::Pcp, Pcp::Of(original)) => Err(original),
+        }
+    }
+}
+
 /// Tags and their past.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Tags {
@@ -282,19 +311,26 @@ impl<'p, 'r> Space<'p, 'r> {
         let matching = self.program.entries[at].id().matching();
         let mut cube = Cube::new();
         if matching.protocol() != ETH_P_ALL {
-            self.ask_ethertype(0, tags, u128::from(matching.protocol()), 0xffff, &mut cube)?;
+            self.ask_tag(
+                tags,
+                0,
+                TagPart::EtherType,
+                (matching.protocol().into(), 0xffff),
+                &mut cube,
+            )?;
         }
         for field in matching.fields().iter() {
-            let (value, mask) = (number(field.value), number(field.mask));
+            let bits = (number(field.value), number(field.mask));
+            let mut ask_tag = |depth, part| self.ask_tag(tags, depth, part, bits, &mut cube);
             match field.id {
                 // What unknown actions leave of the tags is not known.
                 _ if !tags.unknown.is_empty() => self.ask(&field, tags, &mut cube),
-                KeyId::VlanEthType => self.ask_ethertype(1, tags, value, mask, &mut cube)?,
-                KeyId::CvlanEthType => self.ask_ethertype(2, tags, value, mask, &mut cube)?,
-                KeyId::VlanId => self.ask_vid(0, tags, value, mask, &mut cube)?,
-                KeyId::CvlanId => self.ask_vid(1, tags, value, mask, &mut cube)?,
-                KeyId::VlanPrio => self.ask_pcp(0, tags, value, mask, &mut cube)?,
-                KeyId::CvlanPrio => self.ask_pcp(1, tags, value, mask, &mut cube)?,
+                KeyId::VlanEthType => ask_tag(1, TagPart::EtherType)?,
+                KeyId::CvlanEthType => ask_tag(2, TagPart::EtherType)?,
+                KeyId::VlanId => ask_tag(0, TagPart::Vid)?,
+                KeyId::CvlanId => ask_tag(1, TagPart::Vid)?,
+                KeyId::VlanPrio => ask_tag(0, TagPart::Pcp)?,
+                KeyId::CvlanPrio => ask_tag(1, TagPart::Pcp)?,
                 _ => self.ask(&field, tags, &mut cube),
             }
         }
@@ -325,56 +361,24 @@ impl<'p, 'r> Space<'p, 'r> {
         }
     }
 
-    /// Asks for the ethertype behind this many tags.
-    fn ask_ethertype(
+    /// Asks for something of the tag behind this many others: of one that was written it is known,
+    /// of an original one it is to be seen.
+    fn ask_tag(
         &mut self,
-        depth: usize,
         tags: &Tags,
-        value: u128,
-        mask: u128,
+        depth: usize,
+        part: TagPart,
+        (value, mask): (u128, u128),
         cube: &mut Cube,
     ) -> Option<()> {
-        match tags.at(depth) {
-            Ok(tag) => agrees(tag.tpid.into(), value, mask),
-            Err(original) => {
-                push(cube, self.place(Seen::EtherType(original)), value, mask);
-                Some(())
-            }
-        }
-    }
-
-    /// Asks for the identifier of the tag behind this many others.
-    fn ask_vid(
-        &mut self,
-        depth: usize,
-        tags: &Tags,
-        value: u128,
-        mask: u128,
-        cube: &mut Cube,
-    ) -> Option<()> {
-        match tags.at(depth) {
-            Ok(tag) => agrees(tag.vid.into(), value, mask),
-            Err(original) => {
-                push(cube, self.place(Seen::Vid(original)), value, mask);
-                Some(())
-            }
-        }
-    }
-
-    /// Asks for its priority.
-    fn ask_pcp(
-        &mut self,
-        depth: usize,
-        tags: &Tags,
-        value: u128,
-        mask: u128,
-        cube: &mut Cube,
-    ) -> Option<()> {
-        let original = match tags.at(depth) {
-            Ok(Written { pcp: Pcp::Is(pcp), .. }) => return agrees(pcp.into(), value, mask),
-            Ok(Written { pcp: Pcp::Of(original), .. }) | Err(original) => original,
+        let seen = match tags.at(depth) {
+            Err(original) => part.of_original(original),
+            Ok(tag) => match part.of_written(tag) {
+                Ok(known) => return agrees(known.into(), value, mask),
+                Err(original) => part.of_original(original),
+            },
         };
-        push(cube, self.place(Seen::Pcp(original)), value, mask);
+        push(cube, self.place(seen), value, mask);
         Some(())
     }
 

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 
+use super::tests::{compatible, installed};
 use super::*;
 use crate::action::Action;
 use crate::arbitrary::{chain, hook, ifindex, mac, prio, vid};
@@ -52,22 +53,6 @@ fn met(rules: &Rules) -> Vec<Rule> {
 
 fn of_set(set: &RuleSet) -> Rules {
     set.iter().map(|rule| (rule.id().clone(), rule.clone())).collect()
-}
-
-fn compatible(rules: impl IntoIterator<Item = Rule>) -> RuleSet {
-    let mut set = RuleSet::new();
-    for rule in rules {
-        let _ = set.insert(rule);
-    }
-    set
-}
-
-fn installed(set: &RuleSet) -> Installed {
-    let mut installed = Installed::new();
-    for op in diff(&Installed::new(), set).ops {
-        installed.record(&op, &Outcome::InHw);
-    }
-    installed
 }
 
 /// Carries out a change as the kernel would, or says what it would refuse.

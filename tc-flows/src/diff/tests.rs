@@ -24,7 +24,7 @@ fn set(rules: impl IntoIterator<Item = Rule>) -> RuleSet {
 }
 
 /// Whatever of these can stand together.
-fn compatible(rules: Vec<Rule>) -> RuleSet {
+pub(super) fn compatible(rules: impl IntoIterator<Item = Rule>) -> RuleSet {
     let mut set = RuleSet::new();
     for rule in rules {
         let _ = set.insert(rule);
@@ -32,7 +32,8 @@ fn compatible(rules: Vec<Rule>) -> RuleSet {
     set
 }
 
-fn installed(set: &RuleSet) -> Installed {
+/// All of a set, installed.
+pub(super) fn installed(set: &RuleSet) -> Installed {
     let mut installed = Installed::new();
     for op in diff(&Installed::new(), set).ops {
         installed.record(&op, &Outcome::InHw);
@@ -159,18 +160,14 @@ fn well_ended() -> impl Strategy<Value = RuleSet> {
         let plain =
             set.iter().filter(|rule| rule.id().matching().protocol() == crate::ident::ETH_P_ALL);
         let ends = (0..CHAINS).map(|at| rule(at, 9, Match::any(), Action::Drop));
-        let mut out: RuleSet = compatible(plain.cloned().collect());
+        let mut out: RuleSet = compatible(plain.cloned());
         for end in ends {
             out.insert(end).unwrap();
         }
         // A chain that nothing leads to goes as a whole, so that chains come and go.
         let led_to: BTreeSet<ChainId> = out.iter().filter_map(Rule::goto_target).collect();
-        compatible(
-            out.iter()
-                .filter(|rule| rule.chain() == ChainId::ZERO || led_to.contains(&rule.chain()))
-                .cloned()
-                .collect(),
-        )
+        let met = |rule: &&Rule| rule.chain() == ChainId::ZERO || led_to.contains(&rule.chain());
+        compatible(out.iter().filter(met).cloned())
     })
 }
 

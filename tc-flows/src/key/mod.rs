@@ -19,10 +19,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-pub(crate) use payload::ETH_P_PPP_SES;
 pub use payload::{
     ArpMatch, CfmMatch, Ipv4Match, Ipv6Match, MplsEntry, MplsMatch, Payload, Ports, PppoeMatch, Tcp,
 };
+pub(crate) use payload::{ETH_P_MPLS_MC, ETH_P_MPLS_UC, ETH_P_PPP_SES, IPPROTO_TCP, IPPROTO_UDP};
 pub(crate) use text::geneve_options;
 pub(crate) use tunnel::{ERSPAN, GENEVE, GTP, OPTIONS_MAX, PFCP, VXLAN};
 pub use tunnel::{GeneveOption, Tunnel, TunnelFlags, TunnelOptions};

@@ -13,8 +13,8 @@ use super::{Fields, KeyId};
 use crate::ident::{EtherType, Mac};
 
 pub(super) const IPPROTO_ICMP: u8 = 1;
-pub(super) const IPPROTO_TCP: u8 = 6;
-pub(super) const IPPROTO_UDP: u8 = 17;
+pub(crate) const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_UDP: u8 = 17;
 pub(super) const IPPROTO_ESP: u8 = 50;
 pub(super) const IPPROTO_AH: u8 = 51;
 pub(super) const IPPROTO_ICMPV6: u8 = 58;
@@ -23,8 +23,8 @@ pub(super) const IPPROTO_SCTP: u8 = 132;
 
 /// `ETH_P_PPP_SES` in include/uapi/linux/if_ether.h.
 pub(crate) const ETH_P_PPP_SES: u16 = 0x8864;
-const ETH_P_MPLS_UC: u16 = 0x8847;
-const ETH_P_MPLS_MC: u16 = 0x8848;
+pub(crate) const ETH_P_MPLS_UC: u16 = 0x8847;
+pub(crate) const ETH_P_MPLS_MC: u16 = 0x8848;
 const ETH_P_CFM: u16 = 0x8902;
 
 /// Protocol numbers of include/uapi/linux/ppp_defs.h behind which flower looks further.

@@ -92,27 +92,19 @@ impl NetlinkKernel {
     /// # Errors
     /// Where the kernel refuses or does not answer.
     pub fn chains(&mut self, hook: Hook) -> Result<Vec<Chain>> {
-        let request = "dump chains";
         let seq = self.take_seqs(1);
         self.out.clear();
         Writer::new(&mut self.out).dump_chains(hook, seq);
         let mut chains = Vec::new();
-        self.ask(request, seq, |message| {
-            if let Some(chain) = message.chain() {
-                let template = match chain.template {
-                    None => Template::None,
-                    Some(None) => Template::Unreadable,
-                    Some(Some(keys)) => Template::Keys(keys),
-                };
-                chains.push(Chain { id: chain.chain, template });
-                return Ok(Asked::More);
-            }
-            match message.read() {
-                Reply::Done { errno: 0 } => Ok(Asked::Answered),
-                Reply::Done { errno } => Err(Error::Refused { request, errno, message: None }),
-                Reply::Ack { errno, message } => Err(Error::Refused { request, errno, message }),
-                Reply::Qdisc { .. } | Reply::Other => Ok(Asked::More),
-            }
+        self.ask_for_all("dump chains", seq, |message| {
+            let Some(chain) = message.chain() else { return false };
+            let template = match chain.template {
+                None => Template::None,
+                Some(None) => Template::Unreadable,
+                Some(Some(keys)) => Template::Keys(keys),
+            };
+            chains.push(Chain { id: chain.chain, template });
+            true
         })?;
         Ok(chains)
     }

@@ -281,10 +281,23 @@ impl NetlinkKernel {
         self.out.clear();
         Writer::new(&mut self.out).dump(hook, asked, seq);
         let mut interrupted = false;
-        self.ask(request, seq, |message| {
+        self.ask_for_all(request, seq, |message| {
             interrupted |= message.dump_was_interrupted();
-            if let Some(filter) = message.filter(owner, hook, read) {
-                each(filter);
+            message.filter(owner, hook, read).map(&mut each).is_some()
+        })?;
+        if interrupted { Err(Error::Interrupted { request }) } else { Ok(()) }
+    }
+
+    /// Sends the request for a dump in `self.out` and hands every message of it to `item`, which
+    /// says whether it was one of the dumped things, up to the end of the dump.
+    fn ask_for_all(
+        &mut self,
+        request: &'static str,
+        seq: u32,
+        mut item: impl FnMut(&Message<'_>) -> bool,
+    ) -> Result<()> {
+        self.ask(request, seq, |message| {
+            if item(&message) {
                 return Ok(Asked::More);
             }
             match message.read() {
@@ -293,8 +306,7 @@ impl NetlinkKernel {
                 Reply::Ack { errno, message } => Err(Error::Refused { request, errno, message }),
                 Reply::Qdisc { .. } | Reply::Other => Ok(Asked::More),
             }
-        })?;
-        if interrupted { Err(Error::Interrupted { request }) } else { Ok(()) }
+        })
     }
 }
 

@@ -18,7 +18,9 @@ use crate::action::{
     Sample, SkbEdit, SkbField, TunnelData, TunnelEnds, TunnelKey, VxlanGbp,
 };
 use crate::ident::{BlockId, ChainId, Direction, EtherType, Ifindex, Mac, VlanId, VlanTpid};
-use crate::key::{MplsLabel, MplsTc, VlanPrio};
+use crate::key::{
+    ETH_P_MPLS_MC, ETH_P_MPLS_UC, IPPROTO_TCP, IPPROTO_UDP, MplsLabel, MplsTc, VlanPrio,
+};
 use crate::rule::{ActionExtra, HwStats, Offload, UserCookie};
 
 pub(super) const TCA_ACT_KIND: u16 = 1;
@@ -107,8 +109,6 @@ const TCA_CT_ACT_NAT_DST: u16 = 1 << 5;
 const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
 
 const TCA_POLICE_RATE: u16 = 2;
 const TCA_POLICE_PEAKRATE: u16 = 3;
@@ -168,8 +168,6 @@ const TCA_MPLS_ACT_PUSH: u32 = 2;
 const TCA_MPLS_ACT_MODIFY: u32 = 3;
 const TCA_MPLS_ACT_DEC_TTL: u32 = 4;
 const TCA_MPLS_ACT_MAC_PUSH: u32 = 5;
-const ETH_P_MPLS_UC: u16 = 0x8847;
-const ETH_P_MPLS_MC: u16 = 0x8848;
 
 const TCA_NAT_FLAG_EGRESS: u32 = 1;
 

@@ -7,23 +7,19 @@
 //! net/sched/cls_flower.c; `TCA_INGRESS_BLOCK` in include/uapi/linux/rtnetlink.h and
 //! `qdisc_block_indexes_set` in net/sched/sch_api.c.
 
-use super::key::{FoundKeys, Hidden};
+use super::key::{FoundKeys, Hidden, TCA_FLOWER_KEY_ETH_TYPE};
 use super::{
     CLSACT_HANDLE, FLOWER, Message, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST,
-    RTM_NEWQDISC, TC_H_CLSACT, TCA_CHAIN, TCA_KIND, TCA_OPTIONS, TCMSG, Writer, attrs, find, place,
-    u16_at, u32_at,
+    RTM_DELCHAIN, RTM_DELQDISC, RTM_NEWCHAIN, RTM_NEWQDISC, TC_H_CLSACT, TCA_CHAIN, TCA_KIND,
+    TCA_OPTIONS, TCMSG, Writer, attrs, find, place, u16_at, u32_at,
 };
 use crate::ident::{BlockId, ChainId, ETH_P_ALL, Hook, Ifindex};
 use crate::key::Match;
 
-const RTM_DELQDISC: u16 = 37;
-const RTM_NEWCHAIN: u16 = 100;
-const RTM_DELCHAIN: u16 = 101;
 const RTM_GETCHAIN: u16 = 102;
 
 const TCA_INGRESS_BLOCK: u16 = 13;
 const TCA_EGRESS_BLOCK: u16 = 14;
-const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
 
 impl Writer<'_> {
     fn chain(&mut self, kind: u16, flags: u16, hook: Hook, chain: ChainId, seq: u32) {

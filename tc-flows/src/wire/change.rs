@@ -13,11 +13,8 @@ use super::*;
 use crate::ident::BlockId;
 use crate::watch::{Change, Place, SeenAction, SeenFilter};
 
-const RTM_DELQDISC: u16 = 37;
 const RTM_NEWACTION: u16 = 48;
 const RTM_DELACTION: u16 = 49;
-const RTM_NEWCHAIN: u16 = 100;
-const RTM_DELCHAIN: u16 = 101;
 
 /// `struct tcamsg`.
 const TCAMSG: usize = 4;

@@ -15,7 +15,7 @@ use crate::key::{
     LinkName, Match, OPTIONS_MAX, PFCP, VXLAN, exact_mask, geneve_options,
 };
 
-const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
+pub(super) const TCA_FLOWER_KEY_ETH_TYPE: u16 = 8;
 const TCA_FLOWER_KEY_MPLS_TTL: u16 = 67;
 const TCA_FLOWER_KEY_MPLS_BOS: u16 = 68;
 const TCA_FLOWER_KEY_MPLS_TC: u16 = 69;
