@@ -29,7 +29,7 @@ pub fn run(name: &str) -> Result<Line> {
 }
 
 /// Standard output of a program that must succeed.
-fn output(command: &mut Command) -> Result<String> {
+pub(super) fn output(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())
@@ -43,7 +43,7 @@ fn output(command: &mut Command) -> Result<String> {
     Err(Error::Command { program, status: output.status.to_string(), tail: text })
 }
 
-fn not_understood(what: &str, text: impl ToString) -> Error {
+pub(super) fn not_understood(what: &str, text: impl ToString) -> Error {
     Error::Format { what: what.to_owned(), text: text.to_string() }
 }
 

@@ -4,12 +4,11 @@
 //! In: the controller's `cargo bench` target `guests`. Out: [`Line`]s. The doubles live in a process
 //! of their own, so that what is measured is the observer.
 
-use std::process::Stdio;
-
 use serde_json::Value;
 
+use super::native::{not_understood, output};
 use super::{Line, Run};
-use crate::{At, Error, Result, cargo};
+use crate::{Result, cargo};
 
 const EVENT_TO_DIRTY: [(&str, usize); 3] = [
     ("guest/event_to_dirty/1", 1),
@@ -23,6 +22,9 @@ const FLOOD: &str = "guest/flood/1000x1000";
 /// Names of all benchmarks here.
 pub const NAMES: [&str; 6] =
     [EVENT_TO_DIRTY[0].0, EVENT_TO_DIRTY[1].0, EVENT_TO_DIRTY[2].0, IDLE_CPU, MEMORY, FLOOD];
+
+/// What is not understood where its figures are not.
+const WHAT: &str = "the benchmark of guests";
 
 /// How long idleness is measured, in seconds: all that a quiet guest causes now and then is in it.
 const IDLE: usize = 120;
@@ -89,27 +91,14 @@ fn event_to_dirty(name: &str, guests: usize, runs: usize) -> Result<Line> {
 fn figures(arguments: &[&str]) -> Result<Vec<Value>> {
     let mut command = cargo::cargo();
     command.args(["bench", "--package", "eswitchd", "--bench", "guests", "--"]).args(arguments);
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .at(format!("starting {program}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        return Err(Error::Command { program, status: output.status.to_string(), tail: text });
-    }
+    let text = output(&mut command)?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 fn last(arguments: &[&str]) -> Result<Value> {
-    figures(arguments)?.pop().ok_or_else(|| not_understood(&Value::Null))
+    figures(arguments)?.pop().ok_or_else(|| not_understood(WHAT, "nothing"))
 }
 
 fn number(figures: &Value, name: &str) -> Result<f64> {
-    figures[name].as_f64().ok_or_else(|| not_understood(figures))
-}
-
-fn not_understood(figures: &Value) -> Error {
-    Error::Format { what: "the benchmark of guests".into(), text: figures.to_string() }
+    figures[name].as_f64().ok_or_else(|| not_understood(WHAT, figures))
 }

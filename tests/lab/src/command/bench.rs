@@ -27,15 +27,21 @@ pub(crate) struct Arguments {
     runs: Option<usize>,
 }
 
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    }
+}
+
 /// On the machine: runs what needs no VM, boots the VM and has the others run in it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let wanted =
-        |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     let in_vm = flows::names();
     let in_vm = in_vm.iter().map(String::as_str).chain([guest::EVENT_TO_FLOW]);
-    let in_vm: Vec<&str> = in_vm.filter(|name| wanted(name)).collect();
-    let native: Vec<&str> = native::NAMES.into_iter().filter(|name| wanted(name)).collect();
-    let observer: Vec<&str> = observer::NAMES.into_iter().filter(|name| wanted(name)).collect();
+    let in_vm: Vec<&str> = in_vm.filter(|name| arguments.wants(name)).collect();
+    let native: Vec<&str> =
+        native::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
+    let observer: Vec<&str> =
+        observer::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
     if in_vm.is_empty() && native.is_empty() && observer.is_empty() {
         let mut all = flows::names();
         all.extend(native::NAMES.into_iter().chain(observer::NAMES).map(str::to_owned));
@@ -72,18 +78,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// In the VM: runs the benchmarks.
 pub(crate) fn inside(arguments: &Arguments) -> Result<ExitCode> {
-    let wanted =
-        |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
     let mut say = |line: &str| vm::to_stderr(format!("{line}\n").as_bytes());
-    if wanted(guest::EVENT_TO_FLOW) {
+    if arguments.wants(guest::EVENT_TO_FLOW) {
         let folder = std::env::temp_dir().join("eswitchd-bench");
         std::fs::create_dir_all(&folder).at("creating the benchmark's folder")?;
         let line = guest::event_to_flow(&folder, arguments.runs.unwrap_or(20), &mut say)?;
         tell(&line, arguments.json);
     }
-    flows::run(&wanted, arguments.runs.unwrap_or(5), &mut say, &mut |line| {
-        tell(&line, arguments.json);
-    })?;
+    flows::run(
+        &|name| arguments.wants(name),
+        arguments.runs.unwrap_or(5),
+        &mut say,
+        &mut |line| {
+            tell(&line, arguments.json);
+        },
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
