@@ -17,6 +17,7 @@ use crate::{
     eswitch::{EswitchError, EswitchHandle},
     metrics::Metrics,
     observe::{
+        self,
         guest::{GuestWatch, GuestWatchError},
         host::HostWatch,
     },
@@ -87,6 +88,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let (guest_sink, guests) = mpsc::channel(QUEUE);
     let (calls, called) = mpsc::channel(QUEUE);
     let kernel = NetlinkKernel::open(FLOW_OWNER)?;
+    let (flow_sink, flow_news) = mpsc::channel(QUEUE);
+    observe::flows::start(FLOW_OWNER, vec![kernel.port()], flow_sink)?;
     let outlets = Outlets {
         flows: apply::flows::start(kernel, flows_done, adapters.len())
             .map_err(DaemonError::Runtime)?,
@@ -100,7 +103,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
         )?,
     };
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
-    let inbox = Inbox { host, guests, flows };
+    let inbox = Inbox { host, guests, flows, flow_news };
     let handle = DaemonHandle::new(calls, metrics);
 
     let working = owner.run(inbox, called, cancel.clone());

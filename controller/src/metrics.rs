@@ -50,6 +50,8 @@ pub struct Metrics {
     pub flows: IntGaugeVec,
     /// Filters of other owners on our hooks, by adapter.
     pub foreign_filters: IntGaugeVec,
+    /// Own flows that somebody else deleted, changed or added, by adapter and kind.
+    pub drift: IntCounterVec,
     /// From a guest's event read to its last flow acknowledged.
     pub event_to_programmed: Histogram,
     /// Kernel operations by kind and result.
@@ -134,6 +136,12 @@ impl Metrics {
                 "eswitchd_foreign_filters",
                 "Filters of other owners on the hooks of an adapter.",
                 &["adapter"],
+            )?,
+            drift: counters(
+                "eswitchd_drift_repaired_total",
+                "Flows of the daemon that somebody else deleted or changed, or added under its \
+                 name, by adapter and kind; each was repaired.",
+                &["adapter", "kind"],
             )?,
             event_to_programmed,
             kernel_operations: counters(

@@ -61,7 +61,8 @@ pub fn start(
     Ok(jobs)
 }
 
-fn run(kernel: &mut dyn Kernel, job: FlowJob) -> FlowDone {
+/// Carries out a job.
+pub(crate) fn run(kernel: &mut dyn Kernel, job: FlowJob) -> FlowDone {
     let adopted = job
         .adopt
         .into_iter()

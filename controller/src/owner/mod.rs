@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 pub(crate) use self::serve::DaemonHandle;
-use self::{conditions::ConditionLog, flows::AdapterFlows};
+use self::{
+    conditions::ConditionLog,
+    flows::{AdapterFlows, Drift},
+};
 use crate::{
     apply::{
         flows::{FlowDone, FlowJob},
@@ -38,6 +41,7 @@ use crate::{
     intent::{Change, Claims, Effect, Intent},
     metrics::Metrics,
     observe::{
+        flows::FlowNews,
         guest::{GuestMessage, GuestUpdate, GuestWatch},
         host::{HostMessage, HostWatch},
     },
@@ -86,6 +90,8 @@ pub(crate) struct Inbox {
     pub(crate) guests: mpsc::Receiver<GuestMessage>,
     /// What became of flows.
     pub(crate) flows: mpsc::UnboundedReceiver<FlowDone>,
+    /// Where somebody else changed flows.
+    pub(crate) flow_news: mpsc::Receiver<FlowNews>,
 }
 
 /// What the owner asks for work.
@@ -272,6 +278,7 @@ impl Owner {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 Some(done) = inbox.flows.recv() => self.flows_done(done),
+                Some(news) = inbox.flow_news.recv() => self.flow_news(&news),
                 Some(message) = inbox.guests.recv() => self.guest_news(message),
                 Some(message) = inbox.host.recv() => self.host_news(message),
                 Some(done) = self.finished.recv() => self.task_finished(done),
@@ -315,6 +322,17 @@ impl Owner {
         self.world.adapters = message.adapters;
         self.host_seen = true;
         self.dirty = true;
+    }
+
+    fn flow_news(&mut self, news: &FlowNews) {
+        for state in self.adapters.values_mut() {
+            if news.everywhere {
+                state.flows.suspect_all();
+            }
+            for (hook, by) in &news.hooks {
+                state.flows.suspect(*hook, *by);
+            }
+        }
     }
 
     fn guest_news(&mut self, message: GuestMessage) {
@@ -411,6 +429,9 @@ impl Owner {
     fn replan(&mut self) {
         let new = plan::plan(&self.world, &self.intent, &self.plan.claims, &self.policies);
         let old = std::mem::replace(&mut self.plan, new);
+        for state in self.adapters.values_mut() {
+            state.flows.reconsider();
+        }
         for (id, port) in &self.plan.ports {
             let before = old.ports.get(id);
             if before == Some(port) {
@@ -473,7 +494,7 @@ impl Owner {
             .filter(|(_, readiness)| **readiness == Readiness::OffloadAsked)
             .map(|(ifindex, _)| *ifindex)
             .collect();
-        if let Some(job) = state.flows.next_job(id, program, &held) {
+        if let Some(job) = state.flows.next_job(id, program, &held, Instant::now()) {
             for gap in &job.gaps {
                 warn!(adapter = %id, %gap, "flows change with a gap");
             }
@@ -530,6 +551,15 @@ impl Owner {
         }
         for problem in &tally.unusable {
             warn!(adapter = %id, problem, "a hook cannot be used");
+        }
+        for (hook, drift, by) in &tally.drift {
+            let Drift { deleted, changed, added } = drift;
+            let ifindex = hook.ifindex().map(Ifindex::get);
+            warn!(adapter = %id, ifindex, deleted, changed, added, netlink_port = by,
+                "flows were changed by somebody else; repairing");
+            for (kind, count) in drift.by_kind() {
+                self.metrics.drift.with_label_values(&[id.as_str(), kind]).inc_by(count);
+            }
         }
         if tally.unknown > 0 {
             warn!(adapter = %id, flows = tally.unknown, "outcome unknown, reading again");
@@ -616,6 +646,7 @@ impl Owner {
         let Some(readiness) = state.readiness.get_mut(&netdev.ifindex) else { return };
         // A representor that could not be made ready is used all the same, and says what it lacks.
         *readiness = reached;
+        state.flows.reconsider();
         self.metrics.tally("representor", result.is_ok());
         if let Err(refusal) = result {
             warn!(adapter = %id, netdev = netdev.name, %refusal, "representor");
@@ -632,8 +663,9 @@ impl Owner {
                 self.dirty |= self.world.guests.remove(&guest).is_some();
             }
         }
-        if tick.is_multiple_of(RETRY_EVERY) {
-            for state in self.adapters.values_mut() {
+        for state in self.adapters.values_mut() {
+            state.flows.audit(Instant::now(), HOUSEKEEPING);
+            if tick.is_multiple_of(RETRY_EVERY) {
                 state.flows.retry();
             }
         }

@@ -418,6 +418,15 @@ impl Owner {
         let mut problems = view.problems.clone();
         if let Some(state) = self.adapters.get(id) {
             problems.extend(state.problems.values().cloned());
+            problems.extend(state.flows.fights().map(|(hook, repairs)| {
+                let netdev = hook.ifindex().and_then(|ifindex| netdev_name(view, ifindex));
+                format!(
+                    "{}: somebody else changes the daemon's flows again and again ({repairs} \
+                     repairs within a minute), they are repaired less often now; `tc monitor` \
+                     shows what is changed, the log by which netlink port",
+                    netdev.unwrap_or("?")
+                )
+            }));
             for (index, refused) in &state.vf_refused {
                 problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
             }
@@ -534,6 +543,13 @@ impl Owner {
 
 fn gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The name of the uplink or representor with this index.
+fn netdev_name(view: &AdapterView, ifindex: Ifindex) -> Option<&str> {
+    let vfs = view.vfs.values().filter_map(|vf| vf.representor.as_ref());
+    let mut all = view.uplink.iter().chain(view.representors.values()).chain(vfs);
+    all.find(|netdev| netdev.ifindex == ifindex).map(|netdev| netdev.name.as_str())
 }
 
 fn netdev(view: &NetdevView) -> Netdev {

@@ -96,9 +96,17 @@ impl Installed {
 
     /// Forgets everything at a hook: its qdisc or interface is gone, or a new dump follows.
     pub fn remove_hook(&mut self, hook: Hook) {
-        self.rules.retain(|ById(held)| held.rule.id().hook() != hook);
+        let ids: Vec<RuleId> = self.of_hook(hook).map(|held| held.rule.id().clone()).collect();
+        for id in &ids {
+            self.rules.remove(id);
+        }
         self.unreadable.retain(|(slot, _), _| slot.hook != hook);
-        self.handles.retain(|slot, _| slot.hook != hook);
+        let first = Slot { hook, chain: ChainId::ZERO, prio: Prio::FIRST };
+        let of_hook = self.handles.range(first..).take_while(|(slot, _)| slot.hook == hook);
+        let slots: Vec<Slot> = of_hook.map(|(slot, _)| *slot).collect();
+        for slot in slots {
+            self.handles.remove(&slot);
+        }
     }
 
     /// Notes a rule, in the place of one with the same identity.
@@ -148,6 +156,12 @@ impl Installed {
     /// All installed rules, in order of identity.
     pub fn iter(&self) -> impl Iterator<Item = &InstalledRule> {
         self.rules.iter().map(|ById(held)| held)
+    }
+
+    /// The installed rules of a hook, in order of identity.
+    pub fn of_hook(&self, hook: Hook) -> impl Iterator<Item = &InstalledRule> {
+        let all = self.rules.range::<RuleId, _>(RuleId::first_of(hook)..);
+        all.map(|ById(held)| held).take_while(move |held| held.rule.id().hook() == hook)
     }
 
     /// How many rules.
