@@ -450,7 +450,8 @@ pub enum RxMode {
 pub enum MacSource {
     /// The receive filter, as the guest's driver sets it.
     RxFilter,
-    /// The vDPA device's configuration: what the device was given, not what the guest changed.
+    /// The vDPA device's configuration, looked at every few seconds: what the device was given, or
+    /// what the guest changed on devices that show it there.
     VdpaConfig,
     /// Nothing.
     #[default]

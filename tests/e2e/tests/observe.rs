@@ -153,6 +153,43 @@ fn more_macs_than_the_device_holds_are_an_overflow_and_not_a_list_cut_short() {
 }
 
 #[test]
+fn tcpdump_in_the_guest_is_promiscuous_as_long_as_it_runs_and_not_with_its_option_against_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut observer = Observer::of(folder.path());
+    let guest = Guest::named("c")
+        .vf(0, Backing::Tap("tcpdump0".into()))
+        .qmp_socket(folder.path().join("c.sock"))
+        .cold_with_tcpdump()
+        .start()
+        .unwrap();
+    create_vfs(&guest, 1);
+    guest.run("ip link set eth1 up").unwrap();
+    let promiscuous = |vf: &GuestFunction| vf.filter.as_ref().map(|filter| filter.promiscuous);
+    observer.until_vf0("link up", |vf| promiscuous(vf) == Some(false));
+
+    // Its own word that it listens comes after it has asked for the mode.
+    let start = |options: &str| {
+        guest
+            .run(&format!(
+                "/usr/bin/tcpdump {options} -i eth1 -w /dev/null > /tmp/log 2>&1 &\n\
+                 for i in $(seq 60); do grep -q listening /tmp/log && exit 0; sleep 1; done\n\
+                 cat /tmp/log; exit 1"
+            ))
+            .unwrap();
+    };
+    start("-p");
+    guest.run("ip link set eth1 address 02:aa:bb:cc:00:0b").unwrap();
+    let update = observer.until_vf0("a change meanwhile", |vf| main_mac(vf) == "02:aa:bb:cc:00:0b");
+    assert_eq!(promiscuous(vf0(&update)), Some(false));
+    guest.run("killall tcpdump; rm /tmp/log").unwrap();
+
+    start("");
+    observer.until_vf0("tcpdump", |vf| promiscuous(vf) == Some(true));
+    guest.run("killall tcpdump").unwrap();
+    observer.until_vf0("its end", |vf| promiscuous(vf) == Some(false));
+}
+
+#[test]
 fn vfs_that_come_and_go_fast_are_seen_as_they_are_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let mut observer = Observer::of(folder.path());

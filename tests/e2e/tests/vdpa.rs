@@ -1,8 +1,8 @@
 //! vDPA devices of a real kernel: made, read and removed over generic netlink, and found again
 //! behind a real QEMU's backends, however it was given them.
 //!
-//! Needs vdpa_sim_net and the initial network namespace, which is where the vDPA family is; judged
-//! with `vdpa` of iproute2 where it can be.
+//! Needs vdpa_sim_net and the initial network namespace, which is where the vDPA family is, and for
+//! VFs the lab's virtio PF behind an IOMMU; judged with `vdpa` of iproute2 where it can be.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -10,18 +10,23 @@ use std::{
     fs,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use api::{
-    resources::{BackingSource, ControlQueue},
+    resources::{BackingSource, ControlQueue, MacSource, RxMode},
     types::MacAddr,
 };
 use controller::{
     eswitch::vdpa::{ManagementName, NewVdpaDevice, Vdpa, VdpaConfig},
     world::{BackingView, Connection},
 };
-use eswitchd_e2e_tests::{DEADLINE, Observer};
-use lab::net;
+use eswitchd_e2e_tests::{DEADLINE, Observer, create_vfs, main_mac, vf0};
+use lab::{
+    guest::{Backing, Guest},
+    net,
+    vm::{VIRTIO_PF_ADDRESS, VIRTIO_VFS},
+};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -29,29 +34,32 @@ fn simulator() -> ManagementName {
     ManagementName { bus: None, device: "vdpasim_net".into() }
 }
 
-/// The kernel's vDPA side, with simulated devices that go when this does.
-struct Simulated {
+/// The kernel's vDPA side, with devices that go when this does.
+struct Devices {
     runtime: Runtime,
     vdpa: Vdpa,
     made: Vec<&'static str>,
 }
 
-impl Simulated {
-    fn new() -> Self {
-        for module in ["vdpa_sim_net", "vhost_vdpa"] {
+impl Devices {
+    fn simulated() -> Self {
+        Self::with_module("vdpa_sim_net")
+    }
+
+    fn with_module(module: &str) -> Self {
+        for module in [module, "vhost_vdpa"] {
             net::modprobe(module).unwrap();
         }
         let runtime = Runtime::new().unwrap();
-        Simulated { runtime, vdpa: Vdpa::open().unwrap(), made: Vec::new() }
+        Devices { runtime, vdpa: Vdpa::open().unwrap(), made: Vec::new() }
     }
 
     fn make(&mut self, name: &'static str, mac: [u8; 6]) {
-        let device = NewVdpaDevice {
-            name: name.into(),
-            management: simulator(),
-            mac: Some(MacAddr(mac)),
-            mtu: None,
-        };
+        self.make_on(name, simulator(), Some(MacAddr(mac)));
+    }
+
+    fn make_on(&mut self, name: &'static str, management: ManagementName, mac: Option<MacAddr>) {
+        let device = NewVdpaDevice { name: name.into(), management, mac, mtu: None };
         self.runtime.block_on(self.vdpa.create(&device)).unwrap();
         self.made.push(name);
     }
@@ -82,7 +90,7 @@ impl Simulated {
     }
 }
 
-impl Drop for Simulated {
+impl Drop for Devices {
     fn drop(&mut self) {
         for name in &self.made {
             let _ = self.runtime.block_on(self.vdpa.delete(name));
@@ -97,33 +105,33 @@ fn shown(command: &str) -> Value {
 
 #[test]
 fn devices_are_made_read_and_removed_as_the_vdpa_tool_shows_them() {
-    let mut simulated = Simulated::new();
-    let managements = simulated.runtime.block_on(simulated.vdpa.managements()).unwrap();
+    let mut devices = Devices::simulated();
+    let managements = devices.runtime.block_on(devices.vdpa.managements()).unwrap();
     let management = managements.iter().find(|m| m.name == simulator()).unwrap();
     assert!(management.network && management.features != 0);
-    simulated.make("made", [2, 0xaa, 0, 0, 0, 7]);
+    devices.make("made", [2, 0xaa, 0, 0, 0, 7]);
 
-    let devices = simulated.runtime.block_on(simulated.vdpa.devices()).unwrap();
-    let device = devices.iter().find(|device| device.name == "made").unwrap();
+    let listed = devices.runtime.block_on(devices.vdpa.devices()).unwrap();
+    let device = listed.iter().find(|device| device.name == "made").unwrap();
     assert!(device.network && device.management == simulator());
     let listed = shown("-j dev show made");
     assert_eq!(listed["dev"]["made"]["mgmtdev"], "vdpasim_net");
     assert_eq!(listed["dev"]["made"]["max_vqs"].as_u64().map(|n| n as u32), device.max_vqs);
 
-    let config = simulated.config("made");
+    let config = devices.config("made");
     let listed = shown("-j dev config show made");
     assert_eq!(listed["config"]["made"]["mac"], "02:aa:00:00:00:07");
     assert_eq!(config.mac.unwrap().to_string(), "02:aa:00:00:00:07");
     assert_eq!(listed["config"]["made"]["mtu"].as_u64(), config.mtu.map(u64::from));
 
-    let absent = simulated.runtime.block_on(simulated.vdpa.config("absent")).unwrap_err();
+    let absent = devices.runtime.block_on(devices.vdpa.config("absent")).unwrap_err();
     assert_eq!(absent.errno, nix::errno::Errno::ENODEV as i32);
     let twice =
         NewVdpaDevice { name: "made".into(), management: simulator(), mac: None, mtu: None };
-    let twice = simulated.runtime.block_on(simulated.vdpa.create(&twice)).unwrap_err();
+    let twice = devices.runtime.block_on(devices.vdpa.create(&twice)).unwrap_err();
     assert_eq!(twice.errno, nix::errno::Errno::EEXIST as i32);
-    simulated.runtime.block_on(simulated.vdpa.delete("made")).unwrap();
-    simulated.made.clear();
+    devices.runtime.block_on(devices.vdpa.delete("made")).unwrap();
+    devices.made.clear();
     assert!(net::command("vdpa", ["dev", "show", "made"]).is_err());
 }
 
@@ -139,12 +147,12 @@ impl Drop for Qemu {
 
 #[test]
 fn devices_are_found_behind_qemu_by_path_by_descriptor_and_by_set() {
-    let mut simulated = Simulated::new();
+    let mut devices = Devices::simulated();
     let names = ["by-path", "by-fd", "by-set-1", "by-set-2"];
     for (number, name) in (1..).zip(names) {
-        simulated.make(name, [2, 0xaa, 0, 0, 1, number]);
+        devices.make(name, [2, 0xaa, 0, 0, 1, number]);
     }
-    let [path, fd, set1, set2] = names.map(|name| simulated.character_device(name));
+    let [path, fd, set1, set2] = names.map(|name| devices.character_device(name));
     let folder = tempfile::tempdir().unwrap();
     let mut observer = Observer::of(folder.path());
     // The sets are added in another order than their descriptors are opened and used.
@@ -185,4 +193,145 @@ fn devices_are_found_behind_qemu_by_path_by_descriptor_and_by_set() {
     }
     let other = &functions["pf0"].backing;
     assert!(matches!(other, BackingView::Unsupported { .. }), "{other:?}");
+}
+
+/// The lab's virtio PF with all its VFs, each given to vp_vdpa. One test at a time has it.
+struct VirtioPf {
+    devices: Devices,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl VirtioPf {
+    fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let pf = Path::new("/sys/bus/pci/devices").join(VIRTIO_PF_ADDRESS);
+        assert!(pf.exists(), "this test needs the lab's virtio PF: `cargo lab test --vm`");
+        net::modprobe("virtio_net").unwrap();
+        let devices = Devices::with_module("vp_vdpa");
+        fs::write(pf.join("sriov_numvfs"), "0").unwrap();
+        fs::write(pf.join("sriov_drivers_autoprobe"), "0").unwrap();
+        fs::write(pf.join("sriov_numvfs"), VIRTIO_VFS.to_string()).unwrap();
+        for index in 0..VIRTIO_VFS {
+            let address = Self::address(index);
+            let vf = Path::new("/sys/bus/pci/devices").join(&address);
+            fs::write(vf.join("driver_override"), "vp-vdpa").unwrap();
+            fs::write("/sys/bus/pci/drivers_probe", &address).unwrap();
+            assert!(vf.join("driver").exists(), "vp_vdpa does not take {address}");
+        }
+        VirtioPf { devices, _alone: alone }
+    }
+
+    /// PCI address of the VF of this index.
+    fn address(index: usize) -> String {
+        let link = format!("/sys/bus/pci/devices/{VIRTIO_PF_ADDRESS}/virtfn{index}");
+        fs::canonicalize(link).unwrap().file_name().unwrap().to_string_lossy().into_owned()
+    }
+
+    /// Makes a vDPA device on the VF of this index; its character device.
+    fn make(&mut self, name: &'static str, index: usize) -> String {
+        let device = Self::address(index);
+        // It takes no address: the VF has one.
+        self.devices.make_on(name, ManagementName { bus: Some("pci".into()), device }, None);
+        self.devices.character_device(name)
+    }
+}
+
+impl Drop for VirtioPf {
+    fn drop(&mut self) {
+        for name in self.devices.made.drain(..) {
+            let _ = self.devices.runtime.block_on(self.devices.vdpa.delete(name));
+        }
+        let pf = Path::new("/sys/bus/pci/devices").join(VIRTIO_PF_ADDRESS);
+        let _ = fs::write(pf.join("sriov_numvfs"), "0");
+        let _ = fs::write(pf.join("sriov_drivers_autoprobe"), "1");
+    }
+}
+
+/// The VF of this index of the lab's virtio PF.
+fn virtio_vf(index: u16) -> BackingView {
+    BackingView::Vf { handle: format!("pci/{VIRTIO_PF_ADDRESS}"), index }
+}
+
+#[test]
+fn devices_on_vfs_of_a_pf_are_resolved_to_that_pf_and_their_index() {
+    let mut pf = VirtioPf::new();
+    // Made in another order than that of the VFs, and of the guest's functions.
+    let shadowed = pf.make("on-vf2", 2);
+    let by_path = pf.make("on-vf1", 1);
+    let by_fd = pf.make("on-vf0", 0);
+    let folder = tempfile::tempdir().unwrap();
+    let mut observer = Observer::of(folder.path());
+    let script = format!(
+        "exec 5<>{by_fd}\n\
+         exec \"$LAB_QEMU\" -nodefaults -machine q35 -accel tcg -m 64 -display none -S \\\n\
+         -device pcie-root-port,id=b \\\n\
+         -netdev vhost-vdpa,id=n1,vhostdev={by_path} \\\n\
+         -netdev vhost-vdpa,id=n2,vhostfd=5 \\\n\
+         -netdev vhost-vdpa,id=n3,vhostdev={shadowed},x-svq=on \\\n\
+         -netdev hubport,id=n0,hubid=0 \\\n\
+         -device virtio-net-pci,id=vf2,bus=b,addr=0x0.0x3,netdev=n3,sriov-pf=pf0,romfile= \\\n\
+         -device virtio-net-pci,id=vf1,bus=b,addr=0x0.0x2,netdev=n2,sriov-pf=pf0,romfile= \\\n\
+         -device virtio-net-pci,id=vf0,bus=b,addr=0x0.0x1,netdev=n1,sriov-pf=pf0,romfile= \\\n\
+         -device virtio-net-pci,id=pf0,bus=b,addr=0x0.0x0,netdev=n0,romfile= \\\n\
+         -qmp unix:{}/vm1.sock,server=on,wait=off",
+        folder.path().display()
+    );
+    let qemu = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
+    let _qemu = Qemu(qemu);
+    let update = observer.until("the guest", |u| u.view.connection == Connection::Connected);
+    let functions = &update.view.functions;
+    let expected = [
+        ("vf0", 1, BackingSource::VdpaPath, ControlQueue::Hidden),
+        ("vf1", 0, BackingSource::VdpaDescriptor, ControlQueue::Hidden),
+        ("vf2", 2, BackingSource::VdpaPath, ControlQueue::Seen),
+    ];
+    for (device, index, source, control_queue) in expected {
+        let function = &functions[device];
+        assert_eq!(function.backing, virtio_vf(index), "{device}");
+        assert_eq!(function.source, Some(source), "{device}");
+        assert_eq!(function.visibility.control_queue, control_queue, "{device}");
+    }
+}
+
+#[test]
+fn where_the_control_queue_is_hidden_the_address_comes_from_the_vdpa_device() {
+    let mut pf = VirtioPf::new();
+    let hidden = Backing::VhostVdpa { node: pf.make("hidden", 2).into(), shadowed: false };
+    let shadowed = Backing::VhostVdpa { node: pf.make("shadowed", 0).into(), shadowed: true };
+    let given = pf.devices.config("hidden").mac.unwrap().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let mut observer = Observer::of(folder.path());
+    let guest = Guest::named("a")
+        .vf(0, hidden)
+        .vf(1, shadowed)
+        .qmp_socket(folder.path().join("a.sock"))
+        .start()
+        .unwrap();
+    observer.until_running(&["a"]);
+    create_vfs(&guest, 2);
+    guest.run("ip link set eth1 up; ip link set eth2 up").unwrap();
+    let update = observer.until("both links", |u| {
+        ["vf0", "vf1"].map(|vf| &u.view.functions[vf]).into_iter().all(|vf| vf.filter.is_some())
+            && u.view.functions["vf1"].visibility.rx_mode == RxMode::Negotiated
+    });
+    let [hidden, shadowed] = ["vf0", "vf1"].map(|vf| &update.view.functions[vf]);
+    assert_eq!((&hidden.backing, &shadowed.backing), (&virtio_vf(2), &virtio_vf(0)));
+    assert_eq!(hidden.visibility.control_queue, ControlQueue::Hidden);
+    assert_eq!(hidden.visibility.mac, MacSource::VdpaConfig);
+    assert_eq!(main_mac(hidden), given);
+    assert_eq!(shadowed.visibility.control_queue, ControlQueue::Seen);
+    assert_eq!(shadowed.visibility.mac, MacSource::RxFilter);
+
+    guest.run("ip link set eth2 address 02:aa:bb:cc:00:02").unwrap();
+    observer.until("the shadowed function's change", |u| {
+        main_mac(&u.view.functions["vf1"]) == "02:aa:bb:cc:00:02"
+    });
+    // Nothing tells of this one. This device's configuration shows it to whoever looks, and that a
+    // driver is there which can set receive modes, though not what it sets.
+    guest.run("ip link set eth1 address 02:aa:bb:cc:00:01").unwrap();
+    let update = observer.until_vf0("the hidden function's change", |vf| {
+        main_mac(vf) == "02:aa:bb:cc:00:01" && vf.visibility.rx_mode == RxMode::Negotiated
+    });
+    assert_eq!(vf0(&update).visibility.mac, MacSource::VdpaConfig);
 }

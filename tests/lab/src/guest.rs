@@ -36,9 +36,18 @@ pub const VFS: usize = 4;
 /// PCI address of the emulated PF, as the guest sees it.
 pub const PF_ADDRESS: &str = "0000:01:00.0";
 
+/// The guests' initramfs, and the one that holds tcpdump as well. Only the first has saved states:
+/// what is in an initramfs is in the guest's memory, which takes time to load inside the lab.
+pub(crate) const INITRAMFS: &str = "initramfs";
+pub(crate) const INITRAMFS_WITH_TCPDUMP: &str = "initramfs-tcpdump";
+
 const MEMORY_MIB: u32 = 128;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog \
                                 audit=0 apparmor=0 random.trust_cpu=on";
+/// MSI-X vectors of a function: of two data queues, the control queue and the configuration. QEMU
+/// counts a vDPA backend's control queue as a pair of data queues, and a state does not load with
+/// another number.
+const VECTORS: u8 = 4;
 /// For a command in a guest; generous, because guests run in an emulation inside another.
 const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 /// For QEMU to start and load a state.
@@ -84,8 +93,13 @@ pub enum Backing {
     Unconnected,
     /// A tap of this name, created by QEMU if there is none.
     Tap(String),
-    /// A vhost-vdpa device node, for instance `/dev/vhost-vdpa-0`.
-    VhostVdpa(PathBuf),
+    /// A vDPA device.
+    VhostVdpa {
+        /// Its node, for instance `/dev/vhost-vdpa-0`.
+        node: PathBuf,
+        /// Whether QEMU shadows its queues, and so sees the control queue.
+        shadowed: bool,
+    },
 }
 
 /// MAC that QEMU gives to a function of a guest: `52:54:00:0a:GUEST:FUNCTION`.
@@ -100,18 +114,46 @@ pub fn mac(guest: &str, function: Function) -> Result<String> {
     Ok(format!("52:54:00:0a:{index:02x}:{:02x}", function.number()))
 }
 
+/// How a guest comes to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Start {
+    /// From its saved state.
+    #[default]
+    Saved,
+    /// By booting.
+    Cold,
+    /// By booting an image that has tcpdump, too.
+    ColdWithTcpdump,
+    /// From another QEMU that migrates it here.
+    Arriving,
+}
+
+impl Start {
+    fn initramfs(self) -> &'static str {
+        match self {
+            Self::ColdWithTcpdump => INITRAMFS_WITH_TCPDUMP,
+            Self::Saved | Self::Cold | Self::Arriving => INITRAMFS,
+        }
+    }
+}
+
 /// What the saved states depend on, for the cache key.
 pub(crate) fn recipe() -> Vec<String> {
     let functions: [Backing; VFS + 1] = Default::default();
     let mut recipe = vec![KERNEL_ARGUMENTS.to_owned(), format!("{SETTLE:?}")];
     for name in GUESTS {
-        recipe.extend(machine(name, Path::new(""), &functions).unwrap_or_default());
+        recipe.extend(machine(name, Path::new(""), INITRAMFS, &functions).unwrap_or_default());
     }
     recipe
 }
 
 /// QEMU's arguments for a guest, the same when its state is saved and when it is started.
-fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<Vec<String>> {
+fn machine(
+    name: &str,
+    images: &Path,
+    initramfs: &str,
+    backings: &[Backing; VFS + 1],
+) -> Result<Vec<String>> {
     let image = |file: &str| images.join(file).display().to_string();
     let memory = MEMORY_MIB.to_string();
     let mut arguments: Vec<String> = [
@@ -139,7 +181,7 @@ fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<V
         "-kernel",
         &image("vmlinuz"),
         "-initrd",
-        &image("initramfs"),
+        &image(initramfs),
         "-append",
         KERNEL_ARGUMENTS,
         "-device",
@@ -154,8 +196,9 @@ fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<V
         let netdev = match &backings[number] {
             Backing::Unconnected => format!("hubport,id=n{number},hubid={number}"),
             Backing::Tap(tap) => format!("tap,id=n{number},ifname={tap},script=no,downscript=no"),
-            Backing::VhostVdpa(node) => {
-                format!("vhost-vdpa,id=n{number},vhostdev={},x-svq=on", node.display())
+            Backing::VhostVdpa { node, shadowed } => {
+                let shadow = if *shadowed { ",x-svq=on" } else { "" };
+                format!("vhost-vdpa,id=n{number},vhostdev={}{shadow}", node.display())
             }
         };
         let pf = if function == Function::Pf { "" } else { ",sriov-pf=pf0" };
@@ -166,7 +209,7 @@ fn machine(name: &str, images: &Path, backings: &[Backing; VFS + 1]) -> Result<V
             "-device".into(),
             format!(
                 "virtio-net-pci,id={id},bus=b,addr=0x0.0x{number},netdev=n{number},\
-                 mac={mac},romfile={pf}"
+                 mac={mac},vectors={VECTORS},romfile={pf}"
             ),
         ]);
     }
@@ -209,7 +252,7 @@ pub struct Builder {
     name: String,
     backings: [Backing; VFS + 1],
     qmp: Option<PathBuf>,
-    cold: bool,
+    start: Start,
     qemu: Option<PathBuf>,
     images: Option<PathBuf>,
     arguments: Vec<String>,
@@ -243,7 +286,23 @@ impl Builder {
     /// Boots instead of resuming the saved state: about a minute inside the lab.
     #[must_use]
     pub fn cold(mut self) -> Self {
-        self.cold = true;
+        self.start = Start::Cold;
+        self
+    }
+
+    /// Boots as with [`cold`](Self::cold), with tcpdump in the guest.
+    #[must_use]
+    pub fn cold_with_tcpdump(mut self) -> Self {
+        self.start = Start::ColdWithTcpdump;
+        self
+    }
+
+    /// Waits for the guest to be migrated here, from a guest of the same name:
+    /// [`start`](Self::start) returns when QEMU takes `migrate-incoming`, and commands can be
+    /// executed once the guest runs here.
+    #[must_use]
+    pub fn arriving(mut self) -> Self {
+        self.start = Start::Arriving;
         self
     }
 
@@ -254,7 +313,8 @@ impl Builder {
         self
     }
 
-    /// Starts the guest; it executes commands when this returns.
+    /// Starts the guest; it executes commands when this returns, unless it is
+    /// [`arriving`](Self::arriving).
     ///
     /// # Errors
     /// The environment names no guest images, QEMU refuses or ends, or the guest does not answer in
@@ -277,16 +337,22 @@ impl Builder {
 
         let mut command = Command::new(&qemu);
         command
-            .args(machine(&self.name, &images, &self.backings)?)
+            .args(machine(&self.name, &images, self.start.initramfs(), &self.backings)?)
             .args(["-run-with", "exit-with-parent=on"])
             // QEMU waits for the console, so that nothing the guest says is lost.
             .args(["-serial", &format!("unix:{},server=on,wait=on", option(&path("console")))])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", option(&qmp))])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", option(&path("lab")))])
             .args(&self.arguments);
-        if !self.cold {
-            let state = images.join(format!("{}.state", self.name));
-            command.arg("-incoming").arg(format!("file:{}", state.display()));
+        match self.start {
+            Start::Saved => {
+                let state = images.join(format!("{}.state", self.name));
+                command.arg("-incoming").arg(format!("file:{}", state.display()));
+            }
+            Start::Arriving => {
+                command.args(["-incoming", "defer"]);
+            }
+            Start::Cold | Start::ColdWithTcpdump => {}
         }
         command
             .stdin(Stdio::null())
@@ -301,7 +367,7 @@ impl Builder {
             log,
             folder,
         };
-        guest.connect(self.cold)?;
+        guest.connect(self.start)?;
         Ok(guest)
     }
 }
@@ -354,7 +420,7 @@ impl Guest {
             name: name.into(),
             backings: Default::default(),
             qmp: None,
-            cold: false,
+            start: Start::default(),
             qemu: None,
             images: None,
             arguments: Vec::new(),
@@ -450,7 +516,7 @@ impl Guest {
         self.process.child.try_wait().at("asking for QEMU's status")
     }
 
-    fn connect(&mut self, cold: bool) -> Result<()> {
+    fn connect(&mut self, start: Start) -> Result<()> {
         let place = self.folder.path.join("console");
         let deadline = Instant::now() + START_LIMIT;
         let mut console = loop {
@@ -465,12 +531,16 @@ impl Guest {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        if cold {
-            console.ready(BOOT_LIMIT).map_err(|reason| self.failure(&reason))?;
-        } else {
-            self.resumed()?;
+        match start {
+            Start::Saved => self.resumed()?,
+            Start::Cold | Start::ColdWithTcpdump => {
+                console.ready(BOOT_LIMIT).map_err(|reason| self.failure(&reason))?;
+            }
+            Start::Arriving => {}
         }
-        console.exec("true", START_LIMIT).map_err(|reason| self.failure(&reason))?;
+        if start != Start::Arriving {
+            console.exec("true", START_LIMIT).map_err(|reason| self.failure(&reason))?;
+        }
         self.console = Mutex::new(Some(console));
         Ok(())
     }
@@ -480,7 +550,11 @@ impl Guest {
     fn resumed(&self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         let mut qmp = self.qmp()?;
-        while qmp.execute("query-status", json!({}))?["status"] != "running" {
+        let mut status = || {
+            let status = qmp.execute("query-status", json!({}));
+            status.map_err(|error| self.failure(&error.to_string()))
+        };
+        while status()?["status"] != "running" {
             if Instant::now() > deadline {
                 return Err(self.failure("its saved state is not loaded in time"));
             }
@@ -563,8 +637,8 @@ mod tests {
     fn backings_change_nothing_but_the_netdevs() {
         let images = Path::new("/images");
         let taps = std::array::from_fn(|number| Backing::Tap(format!("tap{number}")));
-        let saved = machine("a", images, &Default::default()).unwrap();
-        let started = machine("a", images, &taps).unwrap();
+        let saved = machine("a", images, INITRAMFS, &Default::default()).unwrap();
+        let started = machine("a", images, INITRAMFS, &taps).unwrap();
         assert_eq!(saved.len(), started.len());
         for (index, (saved, started)) in saved.iter().zip(&started).enumerate() {
             if started.starts_with("tap,") {
@@ -577,7 +651,7 @@ mod tests {
 
     #[test]
     fn the_pf_comes_after_its_vfs() {
-        let arguments = machine("a", Path::new("/"), &Default::default()).unwrap();
+        let arguments = machine("a", Path::new("/"), INITRAMFS, &Default::default()).unwrap();
         let devices: Vec<&String> =
             arguments.iter().filter(|argument| argument.starts_with("virtio-net-pci")).collect();
         assert_eq!(devices.len(), VFS + 1);

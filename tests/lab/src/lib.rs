@@ -1,5 +1,5 @@
 //! The lab: a virtual machine whose kernel has what eswitchd programs (netdevsim, flower, devlink,
-//! vDPA, an igb PF), and real QEMU guests with emulated PFs inside it.
+//! vDPA, an igb PF, a virtio PF behind an IOMMU), and real QEMU guests with emulated PFs inside it.
 //!
 //! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
 //! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],

@@ -19,14 +19,17 @@ use crate::{At, Error, Result};
 
 /// What the lab's root file system holds, beyond Debian's minimal variant.
 pub const PACKAGES: &[&str] = &[
-    "busybox-static",  // the guests' userland, and the VM's first process
-    "ethtool",         // hw-tc-offload
-    "iproute2",        // ip, tc, devlink, vdpa, bridge
-    "iputils-ping",    // ping
-    "kmod",            // modprobe, also for the kernel's own requests
-    "procps",          // ps, pgrep
-    "qemu-system-x86", // the VM itself, and the guests in it
-    "tcpdump",         // captures with VLAN tags put back
+    "busybox-static",             // the guests' userland, and the VM's first process
+    "ethtool",                    // hw-tc-offload
+    "iproute2",                   // ip, tc, devlink, vdpa, bridge
+    "iputils-ping",               // ping
+    "kmod",                       // modprobe, also for the kernel's own requests
+    "libvirt-clients",            // virsh
+    "libvirt-daemon",             // libvirtd, which manages a guest beside the daemon
+    "libvirt-daemon-driver-qemu", // its QEMU driver
+    "procps",                     // ps, pgrep
+    "qemu-system-x86",            // the VM itself, and the guests in it
+    "tcpdump",                    // captures with VLAN tags put back
 ];
 
 /// What building the modules needs. Packages of the kernel itself are resolved by the recipe.
@@ -51,6 +54,11 @@ const GUEST_INIT: &str = include_str!("recipe/guest-init.sh");
 
 /// Modules that the VM's initramfs loads: for its disk, and for its shares with the machine.
 const VM_BOOT_MODULES: &[&str] = &["ext4", "virtio_blk", "9p", "9pnet_virtio"];
+/// A program for guests, with all the libraries that it needs.
+const GUEST_TCPDUMP: &str = "/usr/bin/tcpdump";
+/// The user that tcpdump becomes.
+const GUEST_USERS: &str = "root:x:0:0::/:/bin/sh\ntcpdump:x:100:100::/:/bin/false\n";
+
 /// Modules that a guest loads at boot.
 const GUEST_MODULES: &[&str] = &["virtio_net", "8021q", "macvlan", "dummy", "veth"];
 
@@ -99,6 +107,8 @@ impl Steps {
                 &kernel.id(),
                 GUEST_INIT,
                 &GUEST_MODULES.join(" "),
+                GUEST_TCPDUMP,
+                GUEST_USERS,
                 &guest::recipe().join(" "),
             ],
         );
@@ -427,10 +437,17 @@ fn kernel(work: &Work<'_>, source: &Source, place: &Path) -> Result<()> {
 }
 
 fn guest_image(work: &Work<'_>, root: &Path, kernel: &Path, place: &Path) -> Result<()> {
-    let mut archive = Archive::default();
-    archive.folder("dev");
-    initramfs(&mut archive, root, kernel, GUEST_MODULES, GUEST_INIT)?;
-    fs::write(place.join("initramfs"), archive.finish()).at("writing the guest's initramfs")?;
+    for (file, with_tcpdump) in [(guest::INITRAMFS, false), (guest::INITRAMFS_WITH_TCPDUMP, true)] {
+        let mut archive = Archive::default();
+        archive.folder("dev");
+        initramfs(&mut archive, root, kernel, GUEST_MODULES, GUEST_INIT)?;
+        if with_tcpdump {
+            program(&mut archive, &root.join("root"), GUEST_TCPDUMP)?;
+            archive.folder("etc");
+            archive.file("etc/passwd", GUEST_USERS.as_bytes());
+        }
+        fs::write(place.join(file), archive.finish()).at("writing the guest's initramfs")?;
+    }
     fs::copy(kernel.join("vmlinuz"), place.join("vmlinuz")).at("copying the kernel")?;
     let save = |name: &'static str| {
         work.progress.say("guest", &format!("boots guest {name} and saves its state"));
@@ -499,6 +516,37 @@ fn initramfs(
     Ok(())
 }
 
+/// Adds a program of a root file system, and its loader and libraries at the places that it names.
+fn program(archive: &mut Archive, root: &Path, program: &str) -> Result<()> {
+    let mut ldd = contained("chroot");
+    let output = ldd.arg(root).args(["ldd", program]).output().at("starting ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let program = line(&ldd);
+        return Err(Error::Command { program, status: output.status.to_string(), tail: text });
+    }
+    let mut folders = std::collections::BTreeSet::new();
+    for path in libraries(&text).into_iter().chain([program]) {
+        let content = fs::read(root.join(path.trim_start_matches('/')));
+        let mut above: Vec<_> = Path::new(path).ancestors().skip(1).collect();
+        above.pop();
+        for folder in above.into_iter().rev() {
+            let name = folder.display().to_string();
+            if folders.insert(name.clone()) {
+                archive.folder(name.trim_start_matches('/'));
+            }
+        }
+        let content = content.at(format!("reading {path}"))?;
+        archive.file(path.trim_start_matches('/'), &content);
+    }
+    Ok(())
+}
+
+/// Paths in the output of ldd(1): the words that begin with a slash.
+fn libraries(text: &str) -> Vec<&str> {
+    text.split_whitespace().filter(|word| word.starts_with('/')).collect()
+}
+
 /// A module without the signature at its end, which takes long to verify under emulation
 /// (include/linux/module_signature.h: the length of the signature, big-endian, ends the header that
 /// stands before the mark).
@@ -557,6 +605,17 @@ mod tests {
             ]
         );
         assert!(load_order(table, &["btrfs"]).is_err());
+    }
+
+    #[test]
+    fn libraries_are_told_from_what_the_kernel_gives() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007fd3)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007fd4)\n";
+        assert_eq!(
+            libraries(text),
+            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
+        );
     }
 
     #[test]

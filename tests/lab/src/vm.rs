@@ -24,9 +24,14 @@ use crate::{At, Error, Result};
 const MEMORY_MIB: u32 = 4096;
 /// MAC of the card to the machine, by which the VM's init finds it.
 const MACHINE_MAC: &str = "52:54:00:0b:00:01";
+/// PCI address, in the VM, of a virtio PF whose VFs vp_vdpa makes into vDPA devices.
+pub const VIRTIO_PF_ADDRESS: &str = "0000:02:00.0";
+/// VFs that the virtio PF can create; index 0 is function 1.
+pub const VIRTIO_VFS: usize = 3;
+// The IOMMU is for vhost_vdpa, which takes only devices behind one; other devices pass through it.
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog audit=0 \
     apparmor=0 init_on_alloc=0 kfence.sample_interval=0 random.trust_cpu=on net.ifnames=0 \
-    tsc=reliable no_timer_check";
+    tsc=reliable no_timer_check intel_iommu=on iommu=pt";
 
 /// What runs in the VM.
 #[derive(Debug)]
@@ -209,6 +214,7 @@ impl Job {
                 "user,id=igb0,restrict=on",
             ])
             .args(["-device", "igb,id=igb0,bus=igb,netdev=igb0,romfile=,mac=52:54:00:0b:00:02"])
+            .args(virtio_pf())
             .stderr(Stdio::piped());
         if let Some(folder) = &self.share {
             command.args(["-virtfs", &share(&quote_comma(folder), "share", "")]);
@@ -248,6 +254,32 @@ impl Job {
             }
         }
     }
+}
+
+/// A virtio PF with VFs behind an IOMMU, connected to nothing. QEMU takes the VFs first.
+fn virtio_pf() -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "-device",
+        "intel-iommu,intremap=off,snoop-control=on",
+        "-device",
+        "pcie-root-port,id=virtio,chassis=2",
+    ]
+    .map(str::to_owned)
+    .into();
+    for function in (0..=VIRTIO_VFS).rev() {
+        let pf = if function == 0 { "" } else { ",sriov-pf=vpf" };
+        let id = if function == 0 { "vpf".to_owned() } else { format!("vvf{function}") };
+        arguments.extend([
+            "-netdev".into(),
+            format!("user,id={id},restrict=on"),
+            "-device".into(),
+            format!(
+                "virtio-net-pci,id={id},bus=virtio,addr=0x0.0x{function},netdev={id},\
+                 mac=52:54:00:0b:01:{function:02x},guest_announce=off,queue_reset=off,iommu_platform=on,romfile={pf}"
+            ),
+        ]);
+    }
+    arguments
 }
 
 /// The process; killed when dropped.

@@ -66,9 +66,8 @@ const NAME_IT: &str = "name it in the guest's spec.backings";
 /// none and do too.
 const ISOLATED_CONTROL_QUEUE: [&str; 1] = ["mlx5_core"];
 
-/// Drivers whose vDPA devices have none.
-const SHARED_CONTROL_QUEUE: [&str; 5] =
-    ["vp_vdpa", "virtio-pci", "ifcvf", "pds_vdpa", "octep_vdpa"];
+/// Drivers whose vDPA devices have none, as sysfs names them.
+const SHARED_CONTROL_QUEUE: [&str; 4] = ["vp-vdpa", "ifcvf", "pds_vdpa.vDPA", "octep_vdpa"];
 
 fn claims_of(host: &Host, pid: u32) -> io::Result<Claims> {
     let mut bytes = Vec::new();
@@ -435,7 +434,7 @@ mod tests {
     fn found(options: &str, held: &Held, census: &Census) -> Result<Found, BackingView> {
         let line = format!("qemu\0{options}\0-device\0virtio-net-pci,id=vf0,netdev=n1");
         let claims = command_line::claims(line.as_bytes());
-        let all = [(VDPA0, vf_of(3, "vp_vdpa")), (VDPA2, vf_of(5, "mlx5_core"))];
+        let all = [(VDPA0, vf_of(3, "vp-vdpa")), (VDPA2, vf_of(5, "mlx5_core"))];
         let vdpa =
             all.into_iter().filter(|(rdev, _)| held.devices.values().any(|d| d == rdev)).collect();
         let path_rdev = |path: &Path| match path.to_str() {

@@ -320,7 +320,7 @@ mod tests {
         let vf = sys.path().join("devices/pci0000:00/0000:03:00.5");
         let char_device = vf.join("vdpa4/vhost-vdpa-2");
         let lone = sys.path().join("devices/vdpasim_net/vdpa5/vhost-vdpa-3");
-        let driver = sys.path().join("bus/pci/drivers/vp_vdpa");
+        let driver = sys.path().join("bus/pci/drivers/vp-vdpa");
         for folder in [&pf, &char_device, &lone, &driver, &sys.path().join("dev/char")] {
             fs::create_dir_all(folder).unwrap();
         }
@@ -338,7 +338,7 @@ mod tests {
             VdpaParent::Vdpa {
                 name: "vdpa4".into(),
                 vf: Some(("pci/0000:03:00.0".into(), 3)),
-                driver: Some("vp_vdpa".into()),
+                driver: Some("vp-vdpa".into()),
             }
         );
         assert_eq!(

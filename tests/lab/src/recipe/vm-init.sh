@@ -23,6 +23,8 @@ ln -sf /proc/self/fd/2 /dev/stderr
 # Without udev, the nodes that make the kernel load their module are made here.
 [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200
 [ -e /dev/vhost-net ] || mknod /dev/vhost-net c 10 238
+# vhost_vdpa pins all memory of a guest.
+ulimit -l unlimited
 hostname lab
 ip link set lo up
 
