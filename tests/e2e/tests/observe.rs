@@ -10,8 +10,11 @@ use std::{path::Path, time::Duration};
 use api::resources::BackingSource;
 use controller::observe::guest::GuestUpdate;
 use controller::world::{BackingView, Connection, GuestFunction};
-use eswitchd_e2e_tests::{Observer, create_vfs, main_mac, vf0};
-use lab::guest::{Backing, Function, Guest, PF_ADDRESS};
+use eswitchd_e2e_tests::{DEADLINE, Observer, create_vfs, main_mac, vf0};
+use lab::{
+    guest::{Backing, Function, Guest, PF_ADDRESS},
+    net,
+};
 use serde_json::json;
 
 #[test]
@@ -167,15 +170,14 @@ fn tcpdump_in_the_guest_is_promiscuous_as_long_as_it_runs_and_not_with_its_optio
     let promiscuous = |vf: &GuestFunction| vf.filter.as_ref().map(|filter| filter.promiscuous);
     observer.until_vf0("link up", |vf| promiscuous(vf) == Some(false));
 
-    // Its own word that it listens comes after it has asked for the mode.
     let start = |options: &str| {
-        guest
-            .run(&format!(
-                "/usr/bin/tcpdump {options} -i eth1 -w /dev/null > /tmp/log 2>&1 &\n\
-                 for i in $(seq 60); do grep -q listening /tmp/log && exit 0; sleep 1; done\n\
-                 cat /tmp/log; exit 1"
-            ))
-            .unwrap();
+        let tcpdump = format!("/usr/bin/tcpdump {options} -i eth1 -w /dev/null");
+        guest.run(&format!("setsid {tcpdump} > /tmp/log 2>&1 &")).unwrap();
+        // Its own word that it listens comes after it has asked for the mode.
+        net::wait_for("tcpdump to listen", DEADLINE, || {
+            guest.run("cat /tmp/log").unwrap().contains("listening").then_some(())
+        })
+        .unwrap();
     };
     start("-p");
     guest.run("ip link set eth1 address 02:aa:bb:cc:00:0b").unwrap();

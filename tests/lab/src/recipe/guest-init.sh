@@ -20,19 +20,23 @@ done
 ip link set lo up
 stty -F /dev/ttyS0 raw -echo
 exec < /dev/ttyS0 > /dev/ttyS0 2>&1
-printf '\036lab-ready\n'
-while read -r id limit command; do
-    [ -n "$command" ] || continue
-    printf '\036lab-begin %s\n' "$id"
-    if [ "$limit" = 0 ]; then
-        (eval "eval $command") < /dev/null
-        status=$?
-    else
-        eval "setsid timeout -s KILL $limit sh -c $command" < /dev/null &
-        wait "$!"
-        status=$?
-        # What the command started goes too.
-        [ "$status" = 137 ] && kill -9 "-$!"
-    fi
-    printf '\036lab-end %s %s\n' "$id" "$status"
-done
+# In a process of its own: what a command leaves running becomes a child of init, and busybox's
+# `read` forgets what it has of a line when a child ends.
+(
+    printf '\036lab-ready\n'
+    while read -r id limit command; do
+        [ -n "$command" ] || continue
+        printf '\036lab-begin %s\n' "$id"
+        if [ "$limit" = 0 ]; then
+            (eval "eval $command") < /dev/null
+            status=$?
+        else
+            eval "setsid timeout -s KILL $limit sh -c $command" < /dev/null &
+            wait "$!"
+            status=$?
+            # What the command started goes too.
+            [ "$status" = 137 ] && kill -9 "-$!"
+        fi
+        printf '\036lab-end %s %s\n' "$id" "$status"
+    done
+)
