@@ -64,6 +64,9 @@ pub enum DaemonError {
     /// A metric cannot be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// Flows could not be taken away.
+    #[error("{0} flows or netdevs are left, see above; try again")]
+    Teardown(usize),
     /// The system refuses threads or signals.
     #[error("runtime: {0}")]
     Runtime(#[source] std::io::Error),

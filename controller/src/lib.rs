@@ -13,4 +13,5 @@ pub mod observe;
 mod owner;
 pub mod plan;
 pub mod store;
+pub mod teardown;
 pub mod world;

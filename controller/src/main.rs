@@ -1,16 +1,24 @@
 //! The daemon `eswitchd`: reads its configuration, starts the observers, the owner and the API, and
-//! ends with SIGTERM or SIGINT.
+//! ends with SIGTERM or SIGINT. SIGHUP: it reads its configuration again, and starts anew with it.
 //!
 //! Flows and VF settings stay when it ends: a restart or an upgrade must not cut guests off.
+//! `--teardown` takes the flows away.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
-use controller::{config::Config, daemon};
-use tokio::signal::unix::{SignalKind, signal};
+use controller::{config::Config, daemon, teardown::teardown};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
+
+/// What fails within this time of a start with a new configuration is held against that.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// Keeps an SR-IOV NIC's embedded switch in step with what virtual machines do to their virtual
 /// functions.
@@ -23,6 +31,10 @@ struct Arguments {
     /// Only check the configuration file, and say whether it can be used.
     #[arg(long)]
     check: bool,
+    /// Take away every flow of eswitchd in this network namespace, and nothing else, while no
+    /// daemon runs. Qdiscs, VF settings and what was asked for over the API stay.
+    #[arg(long, conflicts_with = "check")]
+    teardown: bool,
     /// Log lines as JSON.
     #[arg(long)]
     log_json: bool,
@@ -52,23 +64,72 @@ fn run(arguments: &Arguments) -> Result<(), daemon::DaemonError> {
         info!(path = %arguments.config.display(), "the configuration can be used");
         return Ok(());
     }
+    if arguments.teardown {
+        let done = teardown(&config)?;
+        info!(flows = done.removed, netdevs = done.netdevs, foreign = done.foreign, "torn down");
+        for left in &done.left {
+            error!(left, "not taken away");
+        }
+        return match done.left.is_empty() {
+            true => Ok(()),
+            false => Err(daemon::DaemonError::Teardown(done.left.len())),
+        };
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(daemon::DaemonError::Runtime)?;
-    runtime.block_on(async {
+    runtime.block_on(work(&arguments.config, config))
+}
+
+/// Works with one configuration after the other until it is told to stop. One that cannot be read
+/// or worked with changes nothing.
+async fn work(path: &Path, mut config: Config) -> Result<(), daemon::DaemonError> {
+    let listen = |kind| signal(kind).map_err(daemon::DaemonError::Runtime);
+    let mut stops = [listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?];
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut before = None;
+    loop {
         let cancel = CancellationToken::new();
-        let mut terminate =
-            signal(SignalKind::terminate()).map_err(daemon::DaemonError::Runtime)?;
-        let stop = cancel.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            info!("stopping");
-            stop.cancel();
-        });
-        daemon::run(config, cancel).await
-    })
+        let running = daemon::run(config.clone(), cancel.clone());
+        tokio::pin!(running);
+        let began = Instant::now();
+        let next = tokio::select! {
+            ended = &mut running => match (ended, before.take()) {
+                (Err(error), Some(last)) if began.elapsed() < STARTED => {
+                    error!(%error, "the new configuration does not work; going on with the last");
+                    config = last;
+                    continue;
+                }
+                (ended, _) => return ended,
+            },
+            () = stopped(&mut stops) => None,
+            new = reread(&mut hangup, path, &config) => Some(new),
+        };
+        info!("stopping");
+        cancel.cancel();
+        running.await?;
+        let Some(new) = next else { return Ok(()) };
+        info!("starting with the new configuration");
+        before = Some(std::mem::replace(&mut config, new));
+    }
+}
+
+async fn stopped([terminate, interrupt]: &mut [Signal; 2]) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Returns when SIGHUP came and the file says something new that can be used.
+async fn reread(hangup: &mut Signal, path: &Path, config: &Config) -> Config {
+    loop {
+        hangup.recv().await;
+        match Config::load(path) {
+            Ok(new) if new == *config => info!("the configuration is as it was"),
+            Ok(new) => return new,
+            Err(error) => error!(%error, "going on with the configuration in force"),
+        }
+    }
 }

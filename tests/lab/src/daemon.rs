@@ -124,7 +124,8 @@ impl Daemon {
         self.folder.join("api.sock")
     }
 
-    fn configuration(&self) -> PathBuf {
+    /// Its configuration file.
+    pub fn configuration(&self) -> PathBuf {
         self.folder.join("eswitchd.toml")
     }
 

@@ -368,6 +368,93 @@ fn a_foreign_filter_is_reported_and_still_there_at_the_end() {
     assert_eq!(foreign(), Some(before));
 }
 
+// ---------------------------------------------------------------- teardown and configuration
+
+/// Runs eswitchd itself with one more argument: whether it succeeded, and what it said.
+fn eswitchd(daemon: &Daemon, argument: &str) -> (bool, String) {
+    let output = Command::new(daemon::program().expect("eswitchd"))
+        .arg("--config")
+        .arg(daemon.configuration())
+        .arg(argument)
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("run");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_teardown_takes_our_flows_and_nothing_else_and_a_start_brings_them_back() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(1);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let mut daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    let (one, uplink) = (device.representor(0).expect("r0"), device.uplink().expect("uplink"));
+    let ours = (outline(&one), outline(&uplink));
+    net::tc(&format!(
+        "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
+    ))
+    .expect("a foreign filter");
+
+    let (done, said) = eswitchd(&daemon, "--teardown");
+    assert!(!done && said.contains("state.redb"), "while a daemon runs: {said}");
+    assert_eq!(outline(&uplink), ours.1);
+
+    daemon.end(Signal::SIGTERM).expect("stopped");
+    let (done, said) = eswitchd(&daemon, "--teardown");
+    assert!(done, "{said}");
+    assert_eq!(outline(&uplink), [""; 0]);
+    let left = filters(&one);
+    assert_eq!(left.len(), 1, "{left:#?}");
+    assert_eq!(left[0]["options"]["keys"]["dst_ip"], "192.0.2.1");
+
+    daemon.restart().expect("started again");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed again");
+    net::tc(&format!("filter del dev {one} ingress prio 50000")).expect("deleted");
+    assert_eq!((outline(&one), outline(&uplink)), ours);
+}
+
+#[test]
+fn sighup_brings_a_new_configuration_and_a_wrong_one_changes_nothing() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(1);
+    device.switchdev().expect("switchdev");
+    net::ip("link add up0 type veth peer name wire").expect("veth");
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
+    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p0", port).expect("a port");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    let one = device.representor(0).expect("r0");
+    let before = filters(&one);
+    let hangup = |text: &str, until: &str| {
+        std::fs::write(daemon.configuration(), text).expect("written");
+        let pid = daemon.pid().and_then(|pid| pid.try_into().ok()).expect("it runs");
+        kill(Pid::from_raw(pid), Signal::SIGHUP).expect("signalled");
+        net::wait_for(until, ARRIVAL, || daemon.log().contains(until).then_some(())).expect(until);
+    };
+    let adapters = || daemon.get("/v1/adapters").expect("adapters")["items"].clone();
+    let old = std::fs::read_to_string(daemon.configuration()).expect("the configuration");
+
+    hangup("[[adapter]]\nhandle = 7\n", "going on with the configuration in force");
+    assert_eq!(adapters().as_array().map(Vec::len), Some(1));
+
+    let software = "[[adapter]]\nsoftware = \"lab\"\nuplink = \"up0\"\nrepresentors = [\"rep*\"]\n";
+    hangup(&format!("{old}\n{software}"), "starting with the new configuration");
+    net::wait_for("the second adapter", ARRIVAL, || {
+        let answer = daemon.request("GET", "/v1/adapters", None).ok()?;
+        (answer.body["items"].as_array()?.len() == 2).then_some(())
+    })
+    .expect("it is there");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed still");
+    assert_eq!(filters(&one), before);
+}
+
 // ---------------------------------------------------------------- packets
 
 /// A host whose representors are veths: `rep1`…`rep4` on the host's side, `vm1`…`vm4` where the
