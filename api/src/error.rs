@@ -134,6 +134,17 @@ pub enum ApiError {
         /// What to do about it.
         remedy: String,
     },
+    /// The resource is not in the state that the request's `If-Match` or `If-None-Match` names.
+    #[error("{resource} {}", match .revision {
+        Some(revision) => format!("has revision {revision} now"),
+        None => "is not there".to_owned(),
+    })]
+    Precondition {
+        /// Which.
+        resource: ResourceRef,
+        /// The revision that it has, where it is there.
+        revision: Option<u64>,
+    },
     /// The request's body is too large.
     #[error("the body is larger than {limit_bytes} bytes")]
     TooLarge {
@@ -280,6 +291,13 @@ impl ApiError {
                 blockers: blockers.iter().map(ToString::to_string).collect(),
                 ..problem(409, "conflict", "Contradicts what there is", remedy)
             },
+            Self::Precondition { .. } => problem(
+                412,
+                "precondition-failed",
+                "Changed by somebody else meanwhile",
+                "read it, see whether the change is still wanted, and send it with its ETag; \
+                 nothing was changed",
+            ),
             Self::TooLarge { .. } => problem(
                 413,
                 "too-large",

@@ -83,6 +83,22 @@ pub enum Effect {
 }
 
 impl Intent {
+    /// Whether what this change wants to be there is there already, as it wants it.
+    pub fn has(&self, change: &Change) -> bool {
+        fn there<Spec: PartialEq>(
+            table: &BTreeMap<Id, Stored<Spec>>,
+            id: &Id,
+            spec: &Option<Spec>,
+        ) -> bool {
+            spec.is_some() && table.get(id).map(|stored| &stored.spec) == spec.as_ref()
+        }
+        match change {
+            Change::Network(id, spec) => there(&self.networks, id, spec),
+            Change::Port(id, spec) => there(&self.ports, id, spec),
+            Change::Guest(id, spec) => there(&self.guests, id, spec),
+        }
+    }
+
     /// Makes a change. A resource keeps what it got at creation; the revision moves only when
     /// something changed.
     pub fn apply(&mut self, change: Change) -> Effect {

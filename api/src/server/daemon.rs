@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use crate::{
-    error::{ApiError, NotReady},
+    error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
     types::Id,
 };
@@ -54,6 +54,45 @@ pub struct FlowFilter {
     pub network: Option<Id>,
 }
 
+/// In which state a resource must be to be changed (RFC 9110, 13.1.1 and 13.1.2): so that nobody
+/// overwrites what he has not seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Precondition {
+    /// In any.
+    #[default]
+    None,
+    /// It is there: `If-Match: *`.
+    Exists,
+    /// It is there in one of these revisions: `If-Match: "7"`.
+    Revision(Vec<u64>),
+    /// It is not there: `If-None-Match: *`.
+    Absent,
+}
+
+impl Precondition {
+    /// Whether it holds for a resource that has this revision, or is not there.
+    ///
+    /// # Errors
+    /// [`ApiError::Precondition`].
+    pub fn check(
+        &self,
+        kind: ResourceKind,
+        id: &Id,
+        revision: Option<u64>,
+    ) -> Result<(), ApiError> {
+        let holds = match self {
+            Self::None => true,
+            Self::Exists => revision.is_some(),
+            Self::Revision(wanted) => revision.is_some_and(|has| wanted.contains(&has)),
+            Self::Absent => revision.is_none(),
+        };
+        if holds {
+            return Ok(());
+        }
+        Err(ApiError::Precondition { resource: ResourceRef { kind, id: id.clone() }, revision })
+    }
+}
+
 /// What stands behind the REST API. Lists are in order of id.
 pub trait Daemon: Send + Sync + 'static {
     /// Creates or changes a network.
@@ -61,6 +100,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: Id,
         spec: NetworkSpec,
+        only_if: Precondition,
     ) -> impl Future<Output = Result<Put<Network>, ApiError>> + Send;
 
     /// A network.
@@ -70,13 +110,18 @@ pub trait Daemon: Send + Sync + 'static {
     fn networks(&self) -> impl Future<Output = Result<Vec<Network>, ApiError>> + Send;
 
     /// Removes a network; [`ApiError::Conflict`] while ports are attached to it.
-    fn delete_network(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn delete_network(
+        &self,
+        id: &Id,
+        only_if: Precondition,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Creates or changes a port.
     fn put_port(
         &self,
         id: Id,
         spec: PortSpec,
+        only_if: Precondition,
     ) -> impl Future<Output = Result<Put<Port>, ApiError>> + Send;
 
     /// A port.
@@ -86,13 +131,18 @@ pub trait Daemon: Send + Sync + 'static {
     fn ports(&self) -> impl Future<Output = Result<Vec<Port>, ApiError>> + Send;
 
     /// Removes a port, and with it all that its VF may do.
-    fn delete_port(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn delete_port(
+        &self,
+        id: &Id,
+        only_if: Precondition,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Creates or changes a guest.
     fn put_guest(
         &self,
         id: Id,
         spec: GuestSpec,
+        only_if: Precondition,
     ) -> impl Future<Output = Result<Put<Guest>, ApiError>> + Send;
 
     /// A guest, whether it was PUT or found in the socket folder.
@@ -102,7 +152,11 @@ pub trait Daemon: Send + Sync + 'static {
     fn guests(&self) -> impl Future<Output = Result<Vec<Guest>, ApiError>> + Send;
 
     /// Forgets what was PUT for a guest. One whose socket is in the folder stays, as found.
-    fn delete_guest(&self, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn delete_guest(
+        &self,
+        id: &Id,
+        only_if: Precondition,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// All adapters.
     fn adapters(&self) -> impl Future<Output = Result<Vec<Adapter>, ApiError>> + Send;

@@ -8,7 +8,7 @@ use std::future::Future;
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
-use super::{Daemon, Put};
+use super::{Daemon, Precondition, Put};
 use crate::{
     error::{ApiError, InvalidField, ResourceKind},
     resources::{
@@ -31,6 +31,7 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
         self,
         daemon: &D,
         id: Id,
+        only_if: Precondition,
     ) -> impl Future<Output = Result<Put<Resource<Self, Self::Status>>, ApiError>> + Send;
 
     fn get<D: Daemon>(
@@ -42,7 +43,11 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
         daemon: &D,
     ) -> impl Future<Output = Result<Vec<Resource<Self, Self::Status>>, ApiError>> + Send;
 
-    fn delete<D: Daemon>(daemon: &D, id: &Id) -> impl Future<Output = Result<(), ApiError>> + Send;
+    fn delete<D: Daemon>(
+        daemon: &D,
+        id: &Id,
+        only_if: Precondition,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
 macro_rules! declared {
@@ -60,8 +65,9 @@ macro_rules! declared {
                 self,
                 daemon: &D,
                 id: Id,
+                only_if: Precondition,
             ) -> Result<Put<Resource<$spec, $status>>, ApiError> {
-                daemon.$put(id, self).await
+                daemon.$put(id, self, only_if).await
             }
 
             async fn get<D: Daemon>(
@@ -77,8 +83,12 @@ macro_rules! declared {
                 daemon.$list().await
             }
 
-            async fn delete<D: Daemon>(daemon: &D, id: &Id) -> Result<(), ApiError> {
-                daemon.$delete(id).await
+            async fn delete<D: Daemon>(
+                daemon: &D,
+                id: &Id,
+                only_if: Precondition,
+            ) -> Result<(), ApiError> {
+                daemon.$delete(id, only_if).await
             }
         }
     };

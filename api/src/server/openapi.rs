@@ -145,6 +145,26 @@ fn resource_name(kind: ResourceKind) -> &'static str {
     }
 }
 
+/// The header that says in which state a resource must be to be changed.
+fn precondition(name: &str, description: &str, example: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
+        .example(Some(example.into()))
+        .build()
+}
+
+fn if_match() -> Parameter {
+    precondition("If-Match", "Only in one of these revisions (`ETag`), or `*`: in any.", "\"7\"")
+}
+
+fn if_none_match() -> Parameter {
+    precondition("If-None-Match", "`*`: only where it is not there yet.", "*")
+}
+
 fn component(name: &str) -> Ref {
     Ref::from_schema_name(name)
 }
@@ -186,6 +206,8 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
             "Idempotent: with the spec that is there already, nothing is stored and the revision \
              stays. Answers when the change is durable.",
         ))
+        .parameter(if_match())
+        .parameter(if_none_match())
         .request_body(Some(
             RequestBodyBuilder::new()
                 .description(Some("What is wanted."))
@@ -203,6 +225,7 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
         .response("201", resource("It is new.", &["created"]));
     let delete = named("delete")
         .summary(Some(format!("Remove a {kind}")))
+        .parameter(if_match())
         .response("204", ResponseBuilder::new().description("It is gone."));
 
     PathItemBuilder::new()
@@ -214,15 +237,20 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
             HttpMethod::Put,
             with_problems(
                 put,
-                [reading(vec![]), writing(), body_problems(), vec![contradiction(kind)]].concat(),
+                [reading(vec![]), writing(kind), body_problems(), vec![contradiction(kind)]]
+                    .concat(),
             ),
         )
         .operation(
             HttpMethod::Delete,
             with_problems(
                 delete,
-                [reading(vec![not_found(kind, "no-such-id")]), writing(), vec![still_needed(kind)]]
-                    .concat(),
+                [
+                    reading(vec![not_found(kind, "no-such-id")]),
+                    writing(kind),
+                    vec![still_needed(kind)],
+                ]
+                .concat(),
             ),
         )
         .build()
@@ -429,8 +457,14 @@ fn reading(more: Vec<Problem>) -> Vec<Problem> {
 }
 
 /// What any request that changes something can meet.
-fn writing() -> Vec<Problem> {
-    vec![ApiError::Store(cause()).problem(), ApiError::StoreFull(cause()).problem()]
+fn writing(kind: ResourceKind) -> Vec<Problem> {
+    let resource = ResourceRef { kind, id: example_id(example::id(kind)) };
+    let changed = ApiError::Precondition { resource, revision: Some(8) };
+    vec![
+        changed.problem(),
+        ApiError::Store(cause()).problem(),
+        ApiError::StoreFull(cause()).problem(),
+    ]
 }
 
 /// What any request with a body can meet.

@@ -6,12 +6,16 @@
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{HeaderMap, header::CONTENT_TYPE, request::Parts},
+    http::{
+        HeaderMap, HeaderName,
+        header::{CONTENT_TYPE, IF_MATCH, IF_NONE_MATCH},
+        request::Parts,
+    },
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use super::{App, Daemon, FlowFilter, Limits, declared::Declared};
+use super::{App, Daemon, FlowFilter, Limits, Precondition, declared::Declared};
 use crate::{
     error::{ApiError, InvalidField},
     resources::Desired,
@@ -80,6 +84,43 @@ impl<S: Send + Sync> FromRequestParts<S> for FlowFilter {
         }
         Ok(filter)
     }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Precondition {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let values = |name: HeaderName| {
+            let all = parts.headers.get_all(name).iter();
+            all.flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+                .map(<[u8]>::trim_ascii)
+        };
+        let (wanted, unwanted): (Vec<&[u8]>, Vec<&[u8]>) =
+            (values(IF_MATCH).collect(), values(IF_NONE_MATCH).collect());
+        match (&wanted[..], &unwanted[..]) {
+            ([], []) => Ok(Precondition::None),
+            ([b"*"], []) => Ok(Precondition::Exists),
+            ([], [b"*"]) => Ok(Precondition::Absent),
+            (tags, []) => {
+                let revisions: Result<_, _> = tags.iter().map(|tag| revision(tag)).collect();
+                revisions.map(Precondition::Revision)
+            }
+            _ => {
+                let remedy = "use If-Match with ETags, or If-None-Match: *";
+                Err(parameter("If-None-Match", "cannot be fulfilled by a change", remedy))
+            }
+        }
+    }
+}
+
+/// The revision that an entity tag names.
+fn revision(tag: &[u8]) -> Result<u64, ApiError> {
+    let text = std::str::from_utf8(tag).unwrap_or_default();
+    let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
+    quoted.and_then(|number| number.parse().ok()).ok_or_else(|| {
+        let detail = format!("`{}` is no ETag of this API", String::from_utf8_lossy(tag));
+        parameter("If-Match", detail, "send what a GET said in its header ETag, quotes included")
+    })
 }
 
 fn query(parts: &Parts) -> Result<Vec<(String, String)>, ApiError> {

@@ -13,7 +13,7 @@ use axum::{
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, Daemon, FlowFilter,
+    App, Daemon, FlowFilter, Precondition,
     declared::Declared,
     openapi, reply,
     request::{NoQuery, PathId, SpecBody},
@@ -81,17 +81,19 @@ async fn put<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
     _: NoQuery,
+    only_if: Precondition,
     SpecBody(spec): SpecBody<Spec>,
 ) -> Result<Response, ApiError> {
-    spec.put(&*app.daemon, id).await.map(|put| reply::put(&put))
+    spec.put(&*app.daemon, id, only_if).await.map(|put| reply::put(&put))
 }
 
 async fn delete<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
     _: NoQuery,
+    only_if: Precondition,
 ) -> Result<StatusCode, ApiError> {
-    Spec::delete(&*app.daemon, &id).await.map(|()| StatusCode::NO_CONTENT)
+    Spec::delete(&*app.daemon, &id, only_if).await.map(|()| StatusCode::NO_CONTENT)
 }
 
 async fn adapters<D: Daemon>(

@@ -12,7 +12,7 @@ use std::{
 use eswitchd_api::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::*,
-    server::{Daemon, FlowFilter, Put, PutOutcome},
+    server::{Daemon, FlowFilter, Precondition, Put, PutOutcome},
     types::Id,
 };
 
@@ -72,11 +72,17 @@ impl Double {
     async fn put<Spec: Clone + PartialEq, Status: Clone + Default>(
         &self,
         table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
+        kind: ResourceKind,
         id: Id,
         spec: Spec,
+        only_if: Precondition,
     ) -> Result<Put<Resource<Spec, Status>>, ApiError> {
         self.trouble().await?;
         self.change(|state| {
+            let found = table(state).get(&id);
+            if found.is_none_or(|found| found.spec != spec) {
+                only_if.check(kind, &id, found.map(|found| found.revision))?;
+            }
             let outcome = match table(state).get(&id) {
                 None => PutOutcome::Created,
                 Some(found) if found.spec == spec => PutOutcome::Unchanged,
@@ -117,10 +123,14 @@ impl Double {
         kind: ResourceKind,
         table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
         id: &Id,
+        only_if: Precondition,
     ) -> Result<(), ApiError> {
         self.trouble().await?;
-        self.change(|state| table(state).remove(id).map(|_| ()))
-            .ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+        self.change(|state| {
+            only_if.check(kind, id, table(state).get(id).map(|found| found.revision))?;
+            let gone = table(state).remove(id);
+            gone.map(|_| ()).ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+        })
     }
 }
 
@@ -137,8 +147,13 @@ fn guests(state: &mut State) -> &mut Table<GuestSpec, GuestStatus> {
 }
 
 impl Daemon for Double {
-    async fn put_network(&self, id: Id, spec: NetworkSpec) -> Result<Put<Network>, ApiError> {
-        self.put(networks, id, spec).await
+    async fn put_network(
+        &self,
+        id: Id,
+        spec: NetworkSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Network>, ApiError> {
+        self.put(networks, ResourceKind::Network, id, spec, only_if).await
     }
 
     async fn network(&self, id: &Id) -> Result<Network, ApiError> {
@@ -149,7 +164,7 @@ impl Daemon for Double {
         self.list(networks).await
     }
 
-    async fn delete_network(&self, id: &Id) -> Result<(), ApiError> {
+    async fn delete_network(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
         let blockers: Vec<_> = self.change(|state| {
             let attached = |port: &&Port| port.spec.attachments.iter().any(|at| at.network == *id);
             let reference =
@@ -161,11 +176,16 @@ impl Daemon for Double {
             let remedy = "detach or delete these ports first".into();
             return Err(ApiError::Conflict { detail, blockers, remedy });
         }
-        self.delete(ResourceKind::Network, networks, id).await
+        self.delete(ResourceKind::Network, networks, id, only_if).await
     }
 
-    async fn put_port(&self, id: Id, spec: PortSpec) -> Result<Put<Port>, ApiError> {
-        self.put(ports, id, spec).await
+    async fn put_port(
+        &self,
+        id: Id,
+        spec: PortSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Port>, ApiError> {
+        self.put(ports, ResourceKind::Port, id, spec, only_if).await
     }
 
     async fn port(&self, id: &Id) -> Result<Port, ApiError> {
@@ -176,12 +196,17 @@ impl Daemon for Double {
         self.list(ports).await
     }
 
-    async fn delete_port(&self, id: &Id) -> Result<(), ApiError> {
-        self.delete(ResourceKind::Port, ports, id).await
+    async fn delete_port(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Port, ports, id, only_if).await
     }
 
-    async fn put_guest(&self, id: Id, spec: GuestSpec) -> Result<Put<Guest>, ApiError> {
-        self.put(guests, id, spec).await
+    async fn put_guest(
+        &self,
+        id: Id,
+        spec: GuestSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Guest>, ApiError> {
+        self.put(guests, ResourceKind::Guest, id, spec, only_if).await
     }
 
     async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
@@ -192,8 +217,8 @@ impl Daemon for Double {
         self.list(guests).await
     }
 
-    async fn delete_guest(&self, id: &Id) -> Result<(), ApiError> {
-        self.delete(ResourceKind::Guest, guests, id).await
+    async fn delete_guest(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Guest, guests, id, only_if).await
     }
 
     async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {

@@ -419,3 +419,65 @@ async fn what_is_too_much_at_a_time_is_shed_and_probes_still_answer() {
     }
     assert_eq!(get(&api, "/v1/ports").await.status, 200, "and there is room again");
 }
+
+// ---------------------------------------------------------------- preconditions
+
+/// A PUT or DELETE with a precondition.
+async fn only_if(
+    router: &Router,
+    method: Method,
+    path: &str,
+    header: (&str, &str),
+    body: &Value,
+) -> crate::ask::Answer {
+    let request = Request::builder().method(method).uri(path).header(header.0, header.1);
+    send(router, request.body(body.to_string().into()).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_change_with_an_etag_is_made_only_to_what_its_client_has_seen() {
+    for (path, one, other) in kinds() {
+        let (api, path) = (api(), format!("{path}/x"));
+        let change = |header, body| only_if(&api, Method::PUT, &path, header, body);
+        let none = change(("if-match", "*"), &one).await;
+        assert_eq!(none.problem().kind, "/problems/precondition-failed");
+        assert_eq!(none.status, 412);
+
+        let created = change(("if-none-match", "*"), &one).await;
+        assert_eq!(created.status, 201);
+        let first = created.header("etag").to_owned();
+        assert_eq!(change(("if-none-match", "*"), &other).await.status, 412);
+        assert_eq!(change(("if-none-match", "*"), &one).await.status, 200, "sent once more");
+
+        let updated = change(("if-match", &first), &other).await;
+        assert_eq!(updated.status, 200);
+        let second = updated.header("etag").to_owned();
+        assert_ne!(first, second);
+        // Somebody who saw the first revision only.
+        let late = change(("if-match", &first), &one).await;
+        assert_eq!(late.status, 412);
+        assert!(late.problem().detail.contains(second.trim_matches('"')), "{late:?}");
+        let both = format!("{first}, {second}");
+        assert_eq!(change(("if-match", &both), &one).await.status, 200);
+
+        let delete = |header| only_if(&api, Method::DELETE, &path, header, &Value::Null);
+        assert_eq!(delete(("if-match", &second)).await.status, 412);
+        assert_eq!(delete(("if-match", "*")).await.status, 204);
+        assert_eq!(delete(("if-match", "*")).await.status, 412);
+    }
+}
+
+#[tokio::test]
+async fn a_precondition_that_cannot_be_is_refused() {
+    let (api, body) = (api(), json!({"spec": {"kind": "flat"}}));
+    for header in [
+        ("if-match", "7"),
+        ("if-match", "W/\"7\""),
+        ("if-match", "\"x\""),
+        ("if-match", "*, \"7\""),
+        ("if-none-match", "\"7\""),
+    ] {
+        let answer = only_if(&api, Method::PUT, "/v1/networks/x", header, &body).await;
+        assert_eq!(answer.problem().kind, "/problems/bad-parameter", "{header:?}");
+    }
+}

@@ -20,6 +20,7 @@ use std::{
 use api::{
     error::{ApiError, ResourceKind, ResourceRef},
     resources::{EswitchMode, PortFunction},
+    server::Precondition,
     types::Id,
 };
 use tc_flows::{Ifindex, Op};
@@ -77,8 +78,19 @@ const WRITES: usize = 64;
 pub(crate) enum Call {
     /// Reads the owner's state.
     Read(Box<dyn FnOnce(&mut Owner) + Send>),
-    /// Changes the intent; answered when the change is durable.
-    Write(Change, oneshot::Sender<Result<Effect, ApiError>>),
+    /// Changes the intent.
+    Write(Write),
+}
+
+/// A change of the intent that a client asks for; answered when it is durable.
+#[derive(Debug)]
+pub(crate) struct Write {
+    /// What.
+    pub(crate) change: Change,
+    /// In which state what it is about must be.
+    pub(crate) only_if: Precondition,
+    /// What became of it.
+    pub(crate) answer: oneshot::Sender<Result<Effect, ApiError>>,
 }
 
 /// Where the owner's news comes from.
@@ -164,7 +176,7 @@ enum Readiness {
 /// The store, which one blocking task at a time may hold.
 struct StoreSlot {
     store: Option<Box<dyn Store>>,
-    writes: VecDeque<(Change, oneshot::Sender<Result<Effect, ApiError>>)>,
+    writes: VecDeque<Write>,
     returned_to: mpsc::UnboundedSender<StoreDone>,
     returned: mpsc::UnboundedReceiver<StoreDone>,
     /// What was remembered last, to write only changes.
@@ -388,8 +400,8 @@ impl Owner {
                 self.converge();
                 read(self);
             }
-            Call::Write(change, answer) => {
-                self.store.writes.push_back((change, answer));
+            Call::Write(write) => {
+                self.store.writes.push_back(write);
                 self.next_write();
             }
         }
@@ -679,8 +691,14 @@ impl Owner {
     /// Starts the next change of intent, if the store is free.
     fn next_write(&mut self) {
         while self.store.store.is_some() {
-            let Some((change, answer)) = self.store.writes.pop_front() else { return };
-            if let Err(error) = self.permitted(&change) {
+            let Some(Write { change, only_if, answer }) = self.store.writes.pop_front() else {
+                return;
+            };
+            let permitted = match self.intent.has(&change) {
+                true => Ok(()),
+                false => self.as_expected(&change, &only_if).and_then(|()| self.permitted(&change)),
+            };
+            if let Err(error) = permitted {
                 answer.send(Err(error)).ok();
                 continue;
             }
@@ -694,6 +712,22 @@ impl Owner {
                     .ok();
             });
         }
+    }
+
+    /// Whether what a change is about is in the state that its client expects.
+    fn as_expected(&self, change: &Change, only_if: &Precondition) -> Result<(), ApiError> {
+        let (kind, id, revision) = match change {
+            Change::Network(id, _) => {
+                (ResourceKind::Network, id, self.intent.networks.get(id).map(|n| n.revision))
+            }
+            Change::Port(id, _) => {
+                (ResourceKind::Port, id, self.intent.ports.get(id).map(|p| p.revision))
+            }
+            Change::Guest(id, _) => {
+                (ResourceKind::Guest, id, self.intent.guests.get(id).map(|g| g.revision))
+            }
+        };
+        only_if.check(kind, id, revision)
     }
 
     /// Whether a change may be made as things stand.

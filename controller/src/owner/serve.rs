@@ -5,12 +5,12 @@ use std::sync::Arc;
 use api::{
     error::{ApiError, NotReady, ResourceKind},
     resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
-    server::{Daemon, FlowFilter, Put, PutOutcome},
+    server::{Daemon, FlowFilter, Precondition, Put, PutOutcome},
     types::Id,
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Call, Owner};
+use super::{Call, Owner, Write};
 use crate::{
     intent::{Change, Effect},
     metrics::Metrics,
@@ -53,20 +53,24 @@ impl DaemonHandle {
             .ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
     }
 
-    async fn write(&self, change: Change) -> Result<Effect, ApiError> {
+    async fn write(&self, change: Change, only_if: Precondition) -> Result<Effect, ApiError> {
         let (answer, answered) = oneshot::channel();
-        self.calls.send(Call::Write(change, answer)).await.map_err(|_| stopping())?;
+        self.calls
+            .send(Call::Write(Write { change, only_if, answer }))
+            .await
+            .map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?
     }
 
     async fn put<T: Send + 'static>(
         &self,
         change: Change,
+        only_if: Precondition,
         kind: ResourceKind,
         id: Id,
         find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
     ) -> Result<Put<T>, ApiError> {
-        let outcome = match self.write(change).await? {
+        let outcome = match self.write(change, only_if).await? {
             Effect::Created => PutOutcome::Created,
             Effect::Updated => PutOutcome::Updated,
             Effect::Unchanged | Effect::Deleted | Effect::Absent => PutOutcome::Unchanged,
@@ -74,8 +78,14 @@ impl DaemonHandle {
         Ok(Put { outcome, resource: self.find(kind, &id, find).await? })
     }
 
-    async fn delete(&self, change: Change, kind: ResourceKind, id: &Id) -> Result<(), ApiError> {
-        match self.write(change).await? {
+    async fn delete(
+        &self,
+        change: Change,
+        only_if: Precondition,
+        kind: ResourceKind,
+        id: &Id,
+    ) -> Result<(), ApiError> {
+        match self.write(change, only_if).await? {
             Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
             _ => Ok(()),
         }
@@ -88,9 +98,14 @@ fn stopping() -> ApiError {
 }
 
 impl Daemon for DaemonHandle {
-    async fn put_network(&self, id: Id, spec: NetworkSpec) -> Result<Put<Network>, ApiError> {
+    async fn put_network(
+        &self,
+        id: Id,
+        spec: NetworkSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Network>, ApiError> {
         let change = Change::Network(id.clone(), Some(spec));
-        self.put(change, ResourceKind::Network, id, Owner::network).await
+        self.put(change, only_if, ResourceKind::Network, id, Owner::network).await
     }
 
     async fn network(&self, id: &Id) -> Result<Network, ApiError> {
@@ -105,13 +120,18 @@ impl Daemon for DaemonHandle {
         .await
     }
 
-    async fn delete_network(&self, id: &Id) -> Result<(), ApiError> {
-        self.delete(Change::Network(id.clone(), None), ResourceKind::Network, id).await
+    async fn delete_network(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+        self.delete(Change::Network(id.clone(), None), only_if, ResourceKind::Network, id).await
     }
 
-    async fn put_port(&self, id: Id, spec: PortSpec) -> Result<Put<Port>, ApiError> {
+    async fn put_port(
+        &self,
+        id: Id,
+        spec: PortSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Port>, ApiError> {
         let change = Change::Port(id.clone(), Some(spec));
-        self.put(change, ResourceKind::Port, id, Owner::port).await
+        self.put(change, only_if, ResourceKind::Port, id, Owner::port).await
     }
 
     async fn port(&self, id: &Id) -> Result<Port, ApiError> {
@@ -122,13 +142,18 @@ impl Daemon for DaemonHandle {
         self.read(Owner::ports).await
     }
 
-    async fn delete_port(&self, id: &Id) -> Result<(), ApiError> {
-        self.delete(Change::Port(id.clone(), None), ResourceKind::Port, id).await
+    async fn delete_port(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+        self.delete(Change::Port(id.clone(), None), only_if, ResourceKind::Port, id).await
     }
 
-    async fn put_guest(&self, id: Id, spec: GuestSpec) -> Result<Put<Guest>, ApiError> {
+    async fn put_guest(
+        &self,
+        id: Id,
+        spec: GuestSpec,
+        only_if: Precondition,
+    ) -> Result<Put<Guest>, ApiError> {
         let change = Change::Guest(id.clone(), Some(spec));
-        self.put(change, ResourceKind::Guest, id, Owner::guest).await
+        self.put(change, only_if, ResourceKind::Guest, id, Owner::guest).await
     }
 
     async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
@@ -139,8 +164,8 @@ impl Daemon for DaemonHandle {
         self.read(Owner::guests).await
     }
 
-    async fn delete_guest(&self, id: &Id) -> Result<(), ApiError> {
-        self.delete(Change::Guest(id.clone(), None), ResourceKind::Guest, id).await
+    async fn delete_guest(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+        self.delete(Change::Guest(id.clone(), None), only_if, ResourceKind::Guest, id).await
     }
 
     async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {

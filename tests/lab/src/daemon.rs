@@ -139,11 +139,25 @@ impl Daemon {
     /// # Errors
     /// The daemon does not answer, or not in HTTP.
     pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer> {
+        self.request_with(method, path, "", body)
+    }
+
+    /// Sends one request with more header fields, each of which ends in CR LF.
+    ///
+    /// # Errors
+    /// As [`Self::request`].
+    pub fn request_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer> {
         let mut stream = UnixStream::connect(self.socket()).at("connecting to the API")?;
         stream.set_read_timeout(Some(PATIENCE)).at("setting a time limit")?;
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: eswitchd\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: eswitchd\r\nconnection: close\r\n{headers}\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );

@@ -9,6 +9,7 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixListener,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -871,6 +872,46 @@ fn a_qmp_socket_that_speaks_rubbish_marks_its_guest_and_the_rest_goes_on() {
     assert_eq!(arrivals(&rig.send("vm1", &test_frame(MAC_2, MAC_1, &[]), 1)), [("vm2", vec![])]);
     drop(silent);
     std::fs::remove_file(&socket).expect("removed");
+}
+
+#[test]
+fn of_clients_that_change_one_resource_at_once_none_loses_what_it_wrote() {
+    const CLIENTS: u8 = 4;
+    const CHANGES: u8 = 8;
+    let _netns = Netns::enter().expect("a namespace");
+    let folder = folder();
+    let daemon = Daemon::start(folder.path(), "").expect("eswitchd");
+    daemon.put("/v1/networks/x", json!({"kind": "flat"})).expect("a network");
+    let refused = AtomicUsize::new(0);
+    // Each adds an address to what it has read.
+    let add = |mac: String| loop {
+        let seen = daemon.get("/v1/networks/x").expect("the network");
+        let mut body = json!({"spec": seen["spec"]});
+        let macs = &mut body["spec"]["reserved_macs"];
+        let mut list = macs.as_array().cloned().unwrap_or_default();
+        list.push(mac.clone().into());
+        *macs = list.into();
+        let if_match = format!("if-match: \"{}\"\r\n", seen["revision"]);
+        let answer = daemon.request_with("PUT", "/v1/networks/x", &if_match, Some(&body));
+        match answer.expect("an answer").status {
+            200 => break,
+            status => assert_eq!(status, 412),
+        }
+        refused.fetch_add(1, Ordering::Relaxed);
+    };
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let add = &add;
+            scope.spawn(move || {
+                (0..CHANGES)
+                    .for_each(|change| add(format!("02:00:00:00:{client:02x}:{change:02x}")));
+            });
+        }
+    });
+    let network = daemon.get("/v1/networks/x").expect("the network");
+    let written = network["spec"]["reserved_macs"].as_array().map(Vec::len);
+    assert_eq!(written, Some(usize::from(CLIENTS * CHANGES)));
+    println!("{} changes were refused and made anew", refused.load(Ordering::Relaxed));
 }
 
 #[test]
