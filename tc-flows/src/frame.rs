@@ -4,7 +4,9 @@
 //! real packets here.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
+use crate::action::TunnelKey;
 use crate::ident::{EtherType, Mac, VlanId, VlanTpid};
 use crate::key::LinkName;
 
@@ -42,6 +44,10 @@ pub struct Frame {
     /// The interface that received it, where that is known: only then a walk can tell whether a
     /// rule that names one takes it.
     pub indev: Option<LinkName>,
+    /// The tunnel that it came out of, or how the tunnel interface through which it leaves shall
+    /// wrap it: the kernel keeps both in one place, and keys see either (`skb_tunnel_info`,
+    /// include/net/dst_metadata.h). Other interfaces let it fall.
+    pub tunnel: Option<Arc<TunnelKey>>,
 }
 
 impl Frame {
@@ -54,6 +60,7 @@ impl Frame {
             ethertype: ethertype.get(),
             body: Body::Opaque,
             indev: None,
+            tunnel: None,
         }
     }
 
@@ -67,6 +74,13 @@ impl Frame {
     #[must_use]
     pub fn within(mut self, tag: Tag) -> Frame {
         self.tags.insert(0, tag);
+        self
+    }
+
+    /// The same frame out of, or bound for, this tunnel.
+    #[must_use]
+    pub fn in_tunnel(mut self, tunnel: TunnelKey) -> Frame {
+        self.tunnel = Some(Arc::new(tunnel));
         self
     }
 

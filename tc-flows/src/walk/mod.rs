@@ -278,12 +278,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::action::{Ct, Munge, Nat, Pedit, PeditField, Police};
+    use crate::action::{Ct, Munge, Nat, Pedit, PeditField, Police, TunnelKey};
     use crate::arbitrary::{chain, frames, hook, ifindex, mac, prio, rules, vid};
     use crate::frame::{Body, Fragment, Frame, Layer4, Tag};
     use crate::ident::{Direction, EtherType, Mac, VlanId, VlanTpid};
     use crate::key::{
-        ArpMatch, Ipv4Match, Ipv6Match, LinkName, Match, PortRange, Ports, TagMatch, VlanPrio,
+        ArpMatch, Ipv4Match, Ipv4Prefix, Ipv6Match, Ipv6Prefix, LinkName, Match, PortRange, Ports,
+        TagMatch, Tunnel, VlanPrio,
     };
     use crate::set::RuleSet;
 
@@ -660,7 +661,26 @@ mod tests {
     }
 
     #[test]
-    fn connection_tracking_and_tunnels_end_the_walk_by_name() {
+    fn a_tunnel_that_is_set_is_seen_and_goes_along_until_it_is_released() {
+        let key = TunnelKey::v4([192, 0, 2, 1].into(), [192, 0, 2, 2].into()).id(7);
+        let out = |of: &Tunnel, to| rule(1, 1, Match::any().tunnel(of), &[Action::Redirect(to)]);
+        let mine = Tunnel::any().key_id(7).dst(Ipv4Prefix::new([192, 0, 2, 2].into(), 32).unwrap());
+        let steps = [key.clone().into(), Action::Mirror(ifindex(2)), Action::Goto(chain(1))];
+        let set = [rule(0, 1, Match::any(), &steps), out(&mine, ifindex(3))];
+        let walk = meet(&set, &frame());
+        let wrapped = frame().in_tunnel(key.clone());
+        assert_eq!(walk.deliveries, [(ifindex(2), wrapped.clone()), (ifindex(3), wrapped)]);
+
+        let release = [&steps[..2], &[Action::TunnelRelease, Action::Goto(chain(1))]].concat();
+        let released = [rule(0, 1, Match::any(), &release), out(&mine, ifindex(3))];
+        assert_eq!(meet(&released, &frame()).deliveries.len(), 1);
+        let v6 = Tunnel::any().dst(Ipv6Prefix::new(std::net::Ipv6Addr::LOCALHOST, 128).unwrap());
+        let other = [rule(0, 1, Match::any(), &steps), out(&v6, ifindex(3))];
+        assert_eq!(meet(&other, &frame()).deliveries.len(), 1);
+    }
+
+    #[test]
+    fn connection_tracking_ends_the_walk_by_name() {
         let track: Action = Ct::Track { zone: 1, nat: false }.into();
         let rules =
             [rule(0, 1, Match::any(), &[Action::Mirror(ifindex(2)), track.clone(), Action::Pass])];

@@ -4,6 +4,7 @@
 //! goes on. What leads frames elsewhere or ends a rule is not decided here.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use super::Unmodelled;
 use crate::action::{Action, Ct, MungeKind, Nat, Pedit, PeditField, PeditHeader};
@@ -68,10 +69,12 @@ impl Passing {
             Action::Pedit(pedit) if !edit(pedit, frame) => return unknown(),
             // `nf_reset_ct` and no other trace; what looks a connection up is another matter.
             Action::Ct(ct) if **ct != Ct::Clear => return unknown(),
-            // How the frame is wrapped is decided by the interface that it leaves through.
-            Action::TunnelSet(_) | Action::Mpls(_) => return unknown(),
-            // No frame here came out of a tunnel; checksums and what the kernel notes beside a
-            // frame are nothing that a key or a receiver sees.
+            // `tunnel_key_act` in net/sched/act_tunnel_key.c.
+            Action::TunnelSet(key) => frame.tunnel = Some(Arc::clone(key)),
+            Action::TunnelRelease => frame.tunnel = None,
+            Action::Mpls(_) => return unknown(),
+            // Checksums and what the kernel notes beside a frame are nothing that a key or a
+            // receiver sees.
             _ => {}
         }
         Rewritten::On

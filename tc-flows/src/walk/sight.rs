@@ -9,13 +9,14 @@
 //! | `indev` | where [`Frame::indev`] names it (`skb_flow_dissect_meta`), else it cannot be told |
 //! | `l2_miss` | never: at ingress no bridge has looked yet |
 //! | Ethernet, tags, IP, ports, ICMP, ARP, MPLS, PPPoE, CFM, SPI, L2TPv3 | as the frame has it |
-//! | `enc_*` | never: no frame here comes out of a tunnel |
+//! | `enc_*` | as [`Frame::tunnel`] has it (`skb_flow_dissect_tunnel_info`); where that has options, they cannot be told |
 //! | `ct_*` | never: no frame here has passed connection tracking (a walk ends where one would) |
 //! | `hash` | cannot be told: `skb->hash` is whatever a driver or `skb_get_hash` left there |
 
+use crate::action::{TunnelData, TunnelEnds};
 use crate::frame::{Body, Fragment, Frame, Layer4};
 use crate::ident::ETH_P_ALL;
-use crate::key::{Field, KEY_MAX, KeyId, Match};
+use crate::key::{Field, KEY_MAX, KeyId, Match, TunnelFlags};
 
 /// Whether a rule takes a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +54,20 @@ fn field_sight(field: &Field<'_>, frame: &Frame) -> Sight {
             };
         }
         KeyId::Hash => return Sight::Unknown("the hash that the kernel noted of the frame"),
-        // The family of the outer addresses is compared too (`enc_control.addr_type`), and the
-        // kind of options.
-        KeyId::EncIpv4Src
-        | KeyId::EncIpv4Dst
-        | KeyId::EncIpv6Src
-        | KeyId::EncIpv6Dst
-        | KeyId::EncOpts => return Sight::Passes,
+        // The family of the outer addresses is compared too (`enc_control.addr_type`).
+        KeyId::EncIpv4Src | KeyId::EncIpv4Dst | KeyId::EncIpv6Src | KeyId::EncIpv6Dst
+            if look_outside(field.id, frame).is_none() =>
+        {
+            return Sight::Passes;
+        }
+        // And the kind of options.
+        KeyId::EncOpts => {
+            let options = frame.tunnel.as_ref().map(|tunnel| &tunnel.options);
+            return match options {
+                None | Some(TunnelData::None) => Sight::Passes,
+                Some(_) => Sight::Unknown("the options of the tunnel"),
+            };
+        }
         _ => {}
     }
     if let Some((min, max)) = field.range() {
@@ -96,7 +104,29 @@ fn look(id: KeyId, frame: &Frame) -> Option<[u8; KEY_MAX]> {
         KeyId::CvlanId => bytes(tag(1)?.vid.get().to_be_bytes()),
         KeyId::CvlanPrio => bytes([tag(1)?.pcp]),
         KeyId::CvlanEthType => behind(1)?,
-        _ => look_inside(id, &frame.body)?,
+        _ => return look_outside(id, frame).or_else(|| look_inside(id, &frame.body)),
+    })
+}
+
+/// What is seen of the tunnel that a frame is in.
+fn look_outside(id: KeyId, frame: &Frame) -> Option<[u8; KEY_MAX]> {
+    let tunnel = frame.tunnel.as_ref()?;
+    Some(match (id, tunnel.ends) {
+        (KeyId::EncIpv4Src, TunnelEnds::V4 { src, .. }) => bytes(src.octets()),
+        (KeyId::EncIpv4Dst, TunnelEnds::V4 { dst, .. }) => bytes(dst.octets()),
+        (KeyId::EncIpv6Src, TunnelEnds::V6 { src, .. }) => bytes(src.octets()),
+        (KeyId::EncIpv6Dst, TunnelEnds::V6 { dst, .. }) => bytes(dst.octets()),
+        (KeyId::EncKey, _) => bytes(tunnel.id.unwrap_or(0).to_be_bytes()),
+        (KeyId::EncUdpDst, _) => bytes(tunnel.dst_port.to_be_bytes()),
+        (KeyId::EncTos, _) => bytes([tunnel.tos]),
+        (KeyId::EncTtl, _) => bytes([tunnel.ttl]),
+        (KeyId::EncFlags, _) => {
+            let flag = |is_set, flag: TunnelFlags| if is_set { flag } else { TunnelFlags::NONE };
+            let csum = flag(tunnel.csum, TunnelFlags::CSUM);
+            let flags = csum.and(flag(tunnel.no_frag, TunnelFlags::DONT_FRAGMENT));
+            bytes(flags.bits().to_be_bytes())
+        }
+        _ => return None,
     })
 }
 

@@ -8,15 +8,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
-use eswitchd_netns_tests::{AD, PATIENCE, Q, Random, chain, ifindex, mac, prio, veth, vid};
+use eswitchd_netns_tests::{AD, PATIENCE, Q, Random, chain, ifindex, mac, prio, v4, v6, veth, vid};
 use lab::net::{self, Capture, Netns};
 use tc_flows::{
     Action, ArpMatch, Body, CfmLevel, CfmMatch, Checksums, Control, Ct, CtFlags, CtState,
     Direction, EtherType, Fragment, Frame, Handle, Hook, Ifindex, Ipv4Match, Ipv4Prefix, Ipv6Match,
-    Kernel, Layer4, LinkName, Mac, Match, Mode, MplsDepth, MplsEntry, MplsLabel, MplsMatch,
-    MplsStack, MplsTc, Munge, Nat, NetlinkKernel, Op, Owner, Payload, Pedit, PeditField, Police,
-    PortRange, Ports, PppoeMatch, Rule, RuleSet, Sample, SkbEdit, SkbField, Spi, Step, Tag,
-    TagMatch, Tcp, Tunnel, Unmodelled, VlanId, VlanPrio, VlanTpid, walk,
+    Ipv6Prefix, Kernel, Layer4, LinkName, Mac, Match, Mode, MplsDepth, MplsEntry, MplsLabel,
+    MplsMatch, MplsStack, MplsTc, Munge, Nat, NetlinkKernel, Op, Owner, Payload, Pedit, PeditField,
+    Police, PortRange, Ports, PppoeMatch, Rule, RuleSet, Sample, SkbEdit, SkbField, Spi, Step, Tag,
+    TagMatch, Tcp, Tunnel, TunnelFlags, TunnelKey, Unmodelled, VlanId, VlanPrio, VlanTpid, walk,
 };
 
 const OWNER: Owner = Owner(*b"test");
@@ -255,13 +255,50 @@ fn some_match(random: &mut Random) -> Match {
         1 => matching.ct_state(CtState::new(CtFlags::NONE, CtFlags::TRACKED).unwrap()),
         2 => matching.ct_state(CtState::new(CtFlags::TRACKED, CtFlags::NONE).unwrap()),
         3 => matching.ct_mark(1, 3),
-        4 => matching.tunnel(&Tunnel::any().key_id(5)),
+        4 | 7 | 8 => matching.tunnel(&some_tunnel(random)),
         5 | 6 => matching.indev(LinkName::new(random.pick(&["in", "source"])).unwrap()),
         _ => matching,
     }
 }
 
 /// A field that a frame with this match has where it is looked for.
+/// What a match can ask of a tunnel, about the ends and numbers of [`some_tunnel_key`].
+fn some_tunnel(random: &mut Random) -> Tunnel {
+    match random.below(9) {
+        0 | 1 => Tunnel::any().key_id(random.pick(&[0, 5, 6])),
+        2 => Tunnel::any().src(Ipv4Prefix::new(v4(1), 32).unwrap()),
+        3 => Tunnel::any().dst(Ipv4Prefix::new(v4(0), 24).unwrap()),
+        4 => Tunnel::any().dst(Ipv6Prefix::new(v6(2), 128).unwrap()),
+        5 => Tunnel::any().dst_port(random.pick(&[0, 4789])),
+        6 => Tunnel::any().tos(random.pick(&[0, 8]), 0xff),
+        7 => Tunnel::any().ttl(random.pick(&[0, 64]), 0xff),
+        _ => {
+            let (set, clear) = random.pick(&[
+                (TunnelFlags::CSUM, TunnelFlags::NONE),
+                (TunnelFlags::NONE, TunnelFlags::CSUM),
+            ]);
+            Tunnel::any().flags(set, clear)
+        }
+    }
+}
+
+fn some_tunnel_key(random: &mut Random) -> TunnelKey {
+    let mut key = match random.chance(3) {
+        true => TunnelKey::v6(v6(1), v6(2)),
+        false => TunnelKey::v4(v4(random.pick(&[1, 3])), v4(2)),
+    };
+    if random.chance(2) {
+        key = key.id(random.pick(&[5, 6]));
+    }
+    if random.chance(2) {
+        key = key.dst_port(4789);
+    }
+    if random.chance(3) {
+        key = key.tos(8).ttl(64);
+    }
+    if random.chance(3) { key.no_csum() } else { key }
+}
+
 fn some_munge(random: &mut Random, ethertype: u16) -> Munge {
     let field = |field, value, add| {
         if add { Munge::add(field, value).unwrap() } else { Munge::set(field, value).unwrap() }
@@ -304,11 +341,12 @@ fn some_step(random: &mut Random, ethertype: u16, to: &[Ifindex], inside: Ifinde
         }
         15 => Action::Pipe,
         16 => Police::bytes(1_000_000_000, 1_000_000).unwrap().into(),
-        17 => match random.below(4) {
+        17 => match random.below(8) {
             0 => SkbEdit::new(SkbField::Mark(7)).into(),
             1 => Action::Csum(Checksums::IPV4),
             2 => Action::TunnelRelease,
-            _ => Action::Sample(Sample::new(NonZeroU32::MAX, 1)),
+            3 => Action::Sample(Sample::new(NonZeroU32::MAX, 1)),
+            _ => some_tunnel_key(random).into(),
         },
         18 => Ct::Clear.into(),
         _ if random.chance(2) => Action::EthPop,
