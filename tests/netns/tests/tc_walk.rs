@@ -11,7 +11,7 @@ use std::num::NonZeroU32;
 use eswitchd_netns_tests::{AD, PATIENCE, Q, Random, chain, ifindex, mac, prio, v4, v6, veth, vid};
 use lab::net::{self, Capture, Netns};
 use tc_flows::{
-    Action, ArpMatch, Body, CfmLevel, CfmMatch, Checksums, Control, Ct, CtFlags, CtState,
+    Action, ArpMatch, Body, CfmLevel, CfmMatch, ChainId, Checksums, Control, Ct, CtFlags, CtState,
     Direction, EtherType, Fragment, Frame, Handle, Hook, Ifindex, Ipv4Match, Ipv4Prefix, Ipv6Match,
     Ipv6Prefix, Kernel, Layer4, LinkName, Mac, Match, Mode, MplsDepth, MplsEntry, MplsLabel,
     MplsMatch, MplsStack, MplsTc, Munge, Nat, NetlinkKernel, Op, Owner, Payload, Pedit, PeditField,
@@ -404,7 +404,34 @@ fn some_rules(random: &mut Random, hook: Hook, to: &[Ifindex], inside: Ifindex) 
         // Whatever can stand together does.
         let _ = set.insert(rule);
     }
+    if random.chance(3) {
+        put_into_tunnels(random, hook, to, &mut set);
+    }
     set
+}
+
+/// Behind all other rules: what they leave is put into tunnels, and asked for that in two chains.
+fn put_into_tunnels(random: &mut Random, hook: Hook, to: &[Ifindex], set: &mut RuleSet) {
+    for (at_prio, src) in (20..).zip(UNICAST) {
+        let actions = [some_tunnel_key(random).into(), Action::Goto(chain(1))];
+        let matching = Match::any().src(src);
+        set.insert(Rule::new(hook, ChainId::ZERO, prio(at_prio), matching, actions).unwrap())
+            .unwrap();
+    }
+    for at in 1..=2 {
+        for at_prio in 20..30 {
+            let matching = Match::any().tunnel(&some_tunnel(random));
+            let on = Action::Goto(chain(at + 1));
+            let actions = match random.below(5) {
+                0 => vec![Action::TunnelRelease, on],
+                1 => vec![some_tunnel_key(random).into(), on],
+                2 => vec![Action::Drop],
+                _ => vec![Action::Redirect(random.pick(to))],
+            };
+            set.insert(Rule::new(hook, chain(at), prio(at_prio), matching, actions).unwrap())
+                .unwrap();
+        }
+    }
 }
 
 // ---------------------------------------------------------------- bytes
