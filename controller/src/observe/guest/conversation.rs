@@ -98,9 +98,11 @@ struct Look {
     answered: bool,
 }
 
-/// Polls of a quiet guest that leave out the filters of functions whose drivers are attached, but
-/// for one in this many: what happens to them has an event, other than a reset of the function.
-const QUIET_FILTERS_EVERY: u32 = 10;
+/// Filters of functions whose drivers are attached that one poll of a quiet guest looks at, those
+/// first that were looked at longest ago. What happens to them has an event, other than a reset of
+/// the function or the end of its driver: those are seen with the next poll, or where a guest has
+/// more functions than this, after as many polls as it takes to come round.
+const QUIET_FILTERS: usize = 8;
 
 /// What a function stands on never changes while QEMU runs, hot-plugging aside, which has an event:
 /// it is looked at again with one audit in this many.
@@ -159,6 +161,9 @@ struct Function {
     filter: Option<RxFilter>,
     look: Look,
     looks: Bucket,
+    /// It is to be looked at once more when its guest has settled: a driver that goes says so
+    /// before the function is reset.
+    unsettled: bool,
 }
 
 impl Function {
@@ -170,6 +175,7 @@ impl Function {
             filter: None,
             look: Look::default(),
             looks: Bucket::new(limits.filter_looks, now),
+            unsettled: false,
         }
     }
 
@@ -259,7 +265,6 @@ pub(crate) struct Conversation {
     /// Another query-pci, a while after an event.
     settle: Look,
     poll: Option<Instant>,
-    polls: u32,
     audit: Option<Instant>,
     audits: u32,
     /// When something was heard last that was not an answer that says nothing new.
@@ -297,7 +302,6 @@ impl Conversation {
             filters: Look::default(),
             settle: Look::default(),
             poll: None,
-            polls: 0,
             audit: None,
             audits: 0,
             stirred: now,
@@ -516,6 +520,7 @@ impl Conversation {
                             *self.overruns.entry("filter_looks").or_default() += 1;
                         }
                         function.look.want(now, Some(now));
+                        function.unsettled = true;
                     }
                     // A device that is not known yet.
                     (None, Some(_)) => self.filters.want(now, Some(now)),
@@ -755,22 +760,29 @@ impl Conversation {
         }
         if self.poll.is_some_and(|at| at <= now) {
             self.poll = Some(self.limits.on_the_beat(now + self.limits.poll));
-            self.polls = self.polls.wrapping_add(1);
             self.pci.want(now, None);
             let quiet = now.saturating_duration_since(self.stirred) >= self.limits.quiet;
-            let all = !quiet || self.polls.is_multiple_of(QUIET_FILTERS_EVERY);
-            for (id, function) in &mut self.functions {
-                // A driver that attaches says nothing; one that is attached has its event armed.
-                if (all || function.filter.is_none())
-                    && self.places.get(id.as_str()).is_some_and(|place| place.enabled)
-                {
-                    function.look.want(now, None);
+            let (places, mut attached) = (&self.places, Vec::new());
+            let enabled = |id: &DeviceId| places.get(id.as_str()).is_some_and(|p| p.enabled);
+            for (_, function) in self.functions.iter_mut().filter(|(id, _)| enabled(id)) {
+                match function.filter {
+                    // A driver that attaches says nothing; one that is attached has its event armed.
+                    None => function.look.want(now, None),
+                    Some(_) => attached.push(&mut function.look),
                 }
             }
+            attached.sort_by_key(|look| look.asked);
+            let most = if quiet { QUIET_FILTERS } else { usize::MAX };
+            attached.into_iter().take(most).for_each(|look| look.want(now, None));
         }
         if self.settle.due.is_some_and(|at| at <= now) {
             let event_read = self.settle.take(now);
             self.pci.want(now, event_read);
+            for function in self.functions.values_mut() {
+                if std::mem::take(&mut function.unsettled) {
+                    function.look.want(now, None);
+                }
+            }
         }
     }
 

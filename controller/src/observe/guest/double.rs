@@ -68,6 +68,15 @@ impl Qemu {
         }
     }
 
+    /// So many VFs, all of them in use.
+    pub(crate) fn with_vfs(&mut self, count: usize) {
+        for number in 0..count {
+            let (pf, netdev, mac) = ("pf0", "n1", format!("52:54:00:00:01:{number:02x}"));
+            let nic = Nic { pf, netdev, enabled: true, driver: true, mac, armed: false };
+            self.nics.insert(Box::leak(format!("vf{number}").into_boxed_str()), nic);
+        }
+    }
+
     /// What is sent to whoever connects.
     pub(crate) fn greeting() -> String {
         json!({"QMP": {"version": {"qemu": {"micro": 3, "minor": 1, "major": 11}, "package": ""},

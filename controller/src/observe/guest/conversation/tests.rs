@@ -313,9 +313,53 @@ fn a_quiet_guest_is_asked_only_what_the_slow_poll_asks() {
     exchange.settle(Duration::from_secs(20));
     let asked = |command: &str| exchange.qemu.asked.get(command).copied().unwrap_or(0);
     assert!((18..=21).contains(&asked("query-pci")), "{:?}", exchange.qemu.asked);
-    // pf0 alone is enabled: each second until it counts as quiet, then every tenth.
-    assert!((8..=11).contains(&asked("query-rx-filter")), "{:?}", exchange.qemu.asked);
+    // pf0 alone is enabled.
+    assert!((18..=21).contains(&asked("query-rx-filter")), "{:?}", exchange.qemu.asked);
     assert!(exchange.conversation.next_ask().is_some());
+}
+
+#[test]
+fn a_reset_without_an_event_is_seen_with_the_next_look_of_a_guest_that_was_quiet_for_long() {
+    let mut exchange = Exchange::new();
+    for vf in ["vf0", "vf1"] {
+        let nic = exchange.qemu.nics.get_mut(vf).unwrap();
+        (nic.enabled, nic.driver) = (true, true);
+    }
+    exchange.settle(Duration::from_secs(30));
+    for driver in [false, true] {
+        // QEMU says nothing of this: a function-level reset, and the driver's return.
+        exchange.qemu.nics.get_mut("vf1").unwrap().driver = driver;
+        exchange.settle(Duration::from_millis(1200));
+        let vf1 = functions(&exchange.conversation).remove("vf1").unwrap();
+        assert!(vf1.enabled && vf1.filter.is_some() == driver, "{vf1:?}");
+    }
+}
+
+#[test]
+fn a_guest_with_many_functions_is_looked_at_all_round_and_never_at_all_at_once() {
+    let mut exchange = Exchange::new();
+    exchange.qemu.with_vfs(30);
+    exchange.settle(Duration::from_secs(15));
+    exchange.qemu.asked.clear();
+    exchange.settle(Duration::from_secs(10));
+    let asked = exchange.qemu.asked["query-rx-filter"];
+    assert!((64..=88).contains(&asked), "eight a second, and the list of all: {asked}");
+    exchange.qemu.nics.get_mut("vf29").unwrap().driver = false;
+    exchange.settle(Duration::from_millis(4500));
+    assert!(functions(&exchange.conversation)["vf29"].filter.is_none());
+}
+
+#[test]
+fn a_driver_that_says_something_before_it_goes_is_looked_at_again_when_it_has_gone() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_millis(300));
+    exchange.change("vf0", |nic| (nic.enabled, nic.driver) = (true, true));
+    exchange.settle(Duration::from_millis(150));
+    exchange.change("vf0", |nic| nic.mac = "02:00:00:00:00:77".into());
+    exchange.settle(Duration::from_millis(5));
+    exchange.qemu.nics.get_mut("vf0").unwrap().driver = false;
+    exchange.settle(Duration::from_millis(150));
+    assert!(functions(&exchange.conversation)["vf0"].filter.is_none());
 }
 
 #[test]
