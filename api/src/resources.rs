@@ -152,6 +152,9 @@ pub struct PortSpec {
     /// Addresses of the guest's own choosing; none where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_macs: Option<GuestMacs>,
+    /// Whether the VF may receive more than what is sent to it.
+    #[serde(default)]
+    pub promiscuous: Promiscuous,
     /// `down` passes nothing and keeps the port.
     #[serde(default)]
     pub admin_state: AdminState,
@@ -211,6 +214,20 @@ pub struct GuestMacs {
     pub allow: Vec<MacPrefix>,
 }
 
+/// Whether a VF may receive more than what is sent to it: on adapters with representors, frames to
+/// addresses that no port of its networks has, as a switch floods them (never what is sent to
+/// another port); in legacy mode, whatever the NIC gives to a VF that it trusts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Promiscuous {
+    /// It may not. A guest that asks for it keeps what it had, and its port says so.
+    #[default]
+    Deny,
+    /// It may: while the guest asks for it, and always where it cannot be seen what a guest asks
+    /// for.
+    Allow,
+}
+
 /// Whether a port passes frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -241,6 +258,9 @@ pub struct PortStatus {
     /// What the guest asked for and does not get.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedMac>,
+    /// Whether it receives more than what is sent to it.
+    #[serde(default)]
+    pub promiscuous: bool,
     /// Flows that this port is the reason for.
     pub flows: FlowCounts,
     /// Microseconds from the last guest event that changed this port to its flows' acknowledgement
@@ -554,6 +574,9 @@ pub struct VfSettings {
     /// Link state; absent where the driver does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_state: Option<VfLinkState>,
+    /// Whether the VF may ask for every frame; absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<bool>,
 }
 
 /// Administrative link state of a VF (`IFLA_VF_LINK_STATE`).

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::{
     resources::{
         AdminState, Attachment, EswitchMode, NetworkKind, NetworkSpec, PortFunction, PortSpec,
-        UnknownUnicast, VlanProto, VlanTag,
+        Promiscuous, UnknownUnicast, VlanProto, VlanTag,
     },
     types::{Id, MacAddr, Vid},
 };
@@ -80,23 +80,32 @@ fn networks() -> impl Strategy<Value = NetworkSpec> {
     (kinds(), unknown).prop_map(|(kind, unknown)| network(kind, unknown))
 }
 
-/// A port's attachments as (network number, guest tag), its addresses, and whether it is up.
-type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool);
+/// A port's attachments as (network number, guest tag), its addresses, whether it is up, and
+/// whether it is promiscuous.
+type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool, bool);
 
 fn ports(networks: usize, most: usize) -> impl Strategy<Value = Vec<PortSketch>> {
     let attachments =
         prop::collection::vec((0..networks, prop::option::weighted(0.4, 1u16..6)), 0..4);
     let macs = prop::collection::vec(1u8..40, 1..3);
-    prop::collection::vec((attachments, macs, prop::bool::weighted(0.9)), 1..=most)
+    let (up, promiscuous) = (prop::bool::weighted(0.9), prop::bool::weighted(0.2));
+    prop::collection::vec((attachments, macs, up, promiscuous), 1..=most)
 }
 
-fn port(number: usize, attachments: Vec<Attachment>, macs: Vec<MacAddr>, up: bool) -> Change {
+fn port(
+    number: usize,
+    attachments: Vec<Attachment>,
+    macs: Vec<MacAddr>,
+    up: bool,
+    promiscuous: bool,
+) -> Change {
     let name = format!("rep{}", number + 1);
     let spec = PortSpec {
         function: PortFunction::Netdev { adapter: adapter_id(), name },
         attachments,
         macs,
         guest_macs: None,
+        promiscuous: if promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
         admin_state: if up { AdminState::Up } else { AdminState::Down },
     };
     Change::Port(id(format!("port{number}")), Some(spec))
@@ -107,7 +116,7 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
     for (n, spec) in networks.into_iter().enumerate() {
         intent.apply(Change::Network(id(format!("net{n}")), Some(spec)));
     }
-    for (n, (sketch, macs, up)) in ports.into_iter().enumerate() {
+    for (n, (sketch, macs, up, promiscuous)) in ports.into_iter().enumerate() {
         let mut attachments: Vec<Attachment> = Vec::new();
         for (network, tag) in sketch {
             let network = id(format!("net{network}"));
@@ -117,7 +126,7 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
             }
         }
         let macs: BTreeSet<MacAddr> = macs.into_iter().map(mac).collect();
-        intent.apply(port(n, attachments, macs.into_iter().collect(), up));
+        intent.apply(port(n, attachments, macs.into_iter().collect(), up, promiscuous));
     }
     intent
 }
@@ -176,6 +185,10 @@ impl Reference<'_> {
 
     fn owns(&self, port: &Id, mac: Mac) -> bool {
         self.plan.ports[port].macs.contains(&MacAddr(mac.0))
+    }
+
+    fn promiscuous(&self, port: &Id) -> bool {
+        self.intent.ports[port].spec.promiscuous == Promiscuous::Allow
     }
 
     fn uplink_tag(&self, network: &Id) -> Option<Tag> {
@@ -244,13 +257,12 @@ impl Reference<'_> {
         let unknown_out =
             self.intent.networks[network].spec.unknown_unicast == UnknownUnicast::Uplink;
         let group = frame.dst.0[0] & 1 == 1;
-        let mut known = self.owns(port, frame.dst);
+        let known = self.attached(network).iter().any(|(id, _)| self.owns(id, frame.dst));
         for (other, tag) in self.attached(network).into_iter().filter(|(id, _)| *id != port) {
             let owns = self.owns(other, frame.dst);
-            if group || owns {
+            if group || owns || !known && self.promiscuous(other) {
                 fate.copies.insert((self.ifindex(other), copy(&stripped, tag)));
             }
-            known |= owns;
         }
         if let Some(tag) = self.uplink_tag(network)
             && (group || !known && unknown_out)
@@ -289,13 +301,12 @@ impl Reference<'_> {
         };
         let mut fate = Fate::default();
         let group = frame.dst.0[0] & 1 == 1;
-        let mut known = false;
+        let known = self.attached(network).iter().any(|(id, _)| self.owns(id, frame.dst));
         for (port, tag) in self.attached(network) {
             let owns = self.owns(port, frame.dst);
-            if group || owns {
+            if group || owns || !known && self.promiscuous(port) {
                 fate.copies.insert((self.ifindex(port), copy(&stripped, tag)));
             }
-            known |= owns;
         }
         if shared && self.uplink_tag(network) == Some(None) && (group || !known) {
             fate.to_host = Some(stripped);
@@ -364,6 +375,7 @@ proptest! {
     fn floods_reach_everybody_over_as_many_rules_as_they_take(
         kind in kinds(),
         tags in prop::collection::vec(prop::option::weighted(0.3, 1u16..4), 31..120),
+        promiscuous in any::<bool>(),
         uplink_use in uplink_uses(),
         frames in prop::collection::vec((0usize..120, frames()), 20),
     ) {
@@ -371,7 +383,7 @@ proptest! {
         let ports = tags
             .into_iter()
             .enumerate()
-            .map(|(n, tag)| (vec![(0, tag)], vec![n as u8 + 1], true))
+            .map(|(n, tag)| (vec![(0, tag)], vec![n as u8 + 1], true, promiscuous))
             .collect();
         let networks = vec![network(kind, UnknownUnicast::Uplink)];
         compare(&intent(networks, ports), count, uplink_use, &frames)?;
@@ -385,7 +397,7 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     for n in 0..520u32 {
         let [_, _, hi, lo] = n.to_be_bytes();
         let attachment = Attachment { network: id("net0".into()), tag: None };
-        intent.apply(port(n as usize, vec![attachment], vec![MacAddr([2, 0, 0, 1, hi, lo])], true));
+        intent.apply(port(n as usize, vec![attachment], vec![MacAddr([2, 0, 0, 1, hi, lo])], true, false));
     }
     let plan = plan(&world(520), &intent, &Claims::default(), &BTreeMap::new());
     let refused = plan.ports.values().filter(|port| !port.unmet.is_empty()).count();

@@ -50,6 +50,8 @@ fn word() -> impl Strategy<Value = String> {
         "guest_macs",
         "max",
         "allow",
+        "promiscuous",
+        "deny",
         "admin_state",
         "down",
         "qmp",
@@ -89,7 +91,7 @@ fn good_spec() -> impl Strategy<Value = Value> {
         json!({"function": {"guest_vf": {"guest": "vm1", "device": "vf0"}},
                "attachments": [{"network": "blue"}, {"network": "red", "tag": 20}],
                "macs": ["02:00:00:00:00:01"], "guest_macs": {"max": 4, "allow": ["02:aa"]},
-               "admin_state": "down"}),
+               "promiscuous": "allow", "admin_state": "down"}),
         json!({"qmp": "/run/a.sock", "backings": {"vf0": {"vf": {"adapter": "a", "index": 0}},
                                                   "vf1": {"netdev": {"name": "tap0"}}}}),
     ])

@@ -24,6 +24,9 @@ pub fn change(has: Option<&VfSettings>, wanted: &VfProgram) -> Option<VfChange> 
             .then_some(wanted.spoof_check),
         link_state: (has.and_then(|has| has.link_state) != Some(wanted.link_state))
             .then_some(wanted.link_state),
+        // Off is what a driver without it has anyway.
+        trust: (has.and_then(|has| has.trust).unwrap_or(false) != wanted.trust)
+            .then_some(wanted.trust),
     };
     (change != VfChange::default()).then_some(change)
 }
@@ -47,6 +50,7 @@ mod tests {
             vlan_proto: VlanProto::Dot1Q,
             spoof_check: true,
             link_state: VfLinkState::Auto,
+            trust: false,
         }
     }
 
@@ -57,6 +61,7 @@ mod tests {
             vlan_proto: VlanProto::Dot1Q,
             spoof_check: Some(true),
             link_state: Some(VfLinkState::Auto),
+            trust: Some(false),
         }
     }
 
@@ -80,5 +85,19 @@ mod tests {
         let has = VfSettings { link_state: None, ..has() };
         let expected = VfChange { link_state: Some(VfLinkState::Auto), ..VfChange::default() };
         assert_eq!(change(Some(&has), &wanted()), Some(expected));
+    }
+
+    #[test]
+    fn trust_is_written_where_it_is_wanted_and_taken_back_where_it_is_reported() {
+        let trusted = VfProgram { trust: true, ..wanted() };
+        let write = |trust| Some(VfChange { trust: Some(trust), ..VfChange::default() });
+        for silent in [None, Some(false)] {
+            let has = VfSettings { trust: silent, ..has() };
+            assert_eq!(change(Some(&has), &trusted), write(true));
+            assert_eq!(change(Some(&has), &wanted()), None);
+        }
+        let has = VfSettings { trust: Some(true), ..has() };
+        assert_eq!(change(Some(&has), &trusted), None);
+        assert_eq!(change(Some(&has), &wanted()), write(false));
     }
 }

@@ -22,7 +22,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressProtocol},
     link::{
         self as wire, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
-        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfVlanInfo, VlanProtocol,
+        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust, VfVlanInfo, VlanProtocol,
     },
 };
 use netlink_sys::AsyncSocket;
@@ -84,6 +84,8 @@ pub struct VfChange {
     pub spoof_check: Option<bool>,
     /// Link state (`IFLA_VF_LINK_STATE`).
     pub link_state: Option<VfLinkState>,
+    /// Whether the VF may ask for every frame (`IFLA_VF_TRUST`).
+    pub trust: Option<bool>,
 }
 
 /// The port VLAN of a VF.
@@ -108,6 +110,8 @@ pub enum VfSetting {
     SpoofCheck,
     /// Link state.
     LinkState,
+    /// Whether the VF may ask for every frame.
+    Trust,
 }
 
 impl fmt::Display for VfSetting {
@@ -117,6 +121,7 @@ impl fmt::Display for VfSetting {
             VfSetting::Vlan => "VLAN",
             VfSetting::SpoofCheck => "spoof check",
             VfSetting::LinkState => "link state",
+            VfSetting::Trust => "trust",
         })
     }
 }
@@ -174,7 +179,7 @@ impl EswitchHandle {
 
     /// Writes settings of VF number `vf` of the PF `pf`, each in a message of its own, so that one
     /// refusal does not hide the rest. Answers in the order MAC, VLAN, spoof check, link state,
-    /// for those that `change` names.
+    /// trust, for those that `change` names.
     ///
     /// A driver may accept a setting and ignore it: what is in force is what the next snapshot of
     /// `observe::host` shows.
@@ -272,11 +277,13 @@ fn vf_infos(vf: u16, change: &VfChange) -> Vec<(VfSetting, VfInfo)> {
         };
         VfInfo::LinkState(VfInfoLinkState::new(id, state))
     });
+    let trust = change.trust.map(|on| VfInfo::Trust(VfInfoTrust::new(id, on)));
     [
         (VfSetting::Mac, mac),
         (VfSetting::Vlan, vlan),
         (VfSetting::SpoofCheck, spoof_check),
         (VfSetting::LinkState, link_state),
+        (VfSetting::Trust, trust),
     ]
     .into_iter()
     .filter_map(|(setting, info)| Some((setting, info?)))
@@ -335,6 +342,7 @@ mod tests {
             vlan: Some(VfVlan { vid: 200, qos: 3, proto: VlanProto::Dot1Ad }),
             spoof_check: Some(true),
             link_state: Some(VfLinkState::Disable),
+            trust: Some(true),
         };
         let mac = format!("2c000100280001000100000002aa00000001{}", "00".repeat(26));
         let vlan = "1c00010018000c001400010001000000c80000000300000088a80000";
@@ -345,6 +353,7 @@ mod tests {
                 (VfSetting::Vlan, recorded(vlan)),
                 (VfSetting::SpoofCheck, recorded("100001000c0004000100000001000000")),
                 (VfSetting::LinkState, recorded("100001000c0005000100000002000000")),
+                (VfSetting::Trust, recorded("100001000c0009000100000001000000")),
             ]
         );
     }

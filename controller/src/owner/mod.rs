@@ -841,6 +841,7 @@ fn withhold(change: &mut VfChange, refused: &BTreeMap<VfSetting, KernelRefusal>)
             VfSetting::Vlan => change.vlan = None,
             VfSetting::SpoofCheck => change.spoof_check = None,
             VfSetting::LinkState => change.link_state = None,
+            VfSetting::Trust => change.trust = None,
         }
     }
 }

@@ -12,10 +12,10 @@ use api::{
     resources::{
         Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode, Flow,
         FlowCounts, FlowState, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus,
-        Port, PortFunction, PortStatus, Resource,
+        Port, PortFunction, PortStatus, RefusedMac, Resource,
     },
     server::FlowFilter,
-    types::{Id, MacAddr},
+    types::Id,
 };
 
 use tc_flows::Ifindex;
@@ -106,6 +106,7 @@ impl Owner {
             representor: place.and_then(|place| place.representor.as_ref()).map(netdev),
             macs: plan.map(|plan| plan.macs.clone()).unwrap_or_default(),
             refused: plan.map(|plan| plan.refused.clone()).unwrap_or_default(),
+            promiscuous: plan.is_some_and(|plan| plan.promiscuous),
             flows: summary.counts,
             event_to_programmed_us: timing
                 .last
@@ -585,15 +586,24 @@ fn conflict_statement(finding: Option<&Finding>) -> Statement {
 }
 
 fn quarantined(plan: &PortPlan) -> Statement {
-    if plan.refused.is_empty() {
-        let message = "the guest asks for nothing that it may not have";
-        return Statement::new("Quarantined", ConditionStatus::False, "NothingRefused", message);
+    let refused = |refused: &RefusedMac| format!("{}: {}", refused.mac, refused.reason);
+    let mut refusals: Vec<String> = plan.refused.iter().map(refused).collect();
+    let reason = match (refusals.is_empty(), plan.promiscuous_refused) {
+        (false, _) => "AddressRefused",
+        (true, true) => "PromiscuousRefused",
+        (true, false) => {
+            let message = "the guest asks for nothing that it may not have";
+            return Statement::new("Quarantined", ConditionStatus::False, "NothingRefused", message);
+        }
+    };
+    if plan.promiscuous_refused {
+        refusals.push(
+            "promiscuous mode: the port does not allow it (promiscuous: allow); the guest receives \
+             what is sent to it, as before"
+                .into(),
+        );
     }
-    let macs: Vec<(MacAddr, &str)> =
-        plan.refused.iter().map(|refused| (refused.mac, refused.reason.as_str())).collect();
-    let message =
-        macs.iter().map(|(mac, why)| format!("{mac}: {why}")).collect::<Vec<_>>().join("; ");
-    Statement::new("Quarantined", ConditionStatus::True, "AddressRefused", message)
+    Statement::new("Quarantined", ConditionStatus::True, reason, refusals.join("; "))
 }
 
 fn connected(view: Option<&GuestView>) -> Statement {

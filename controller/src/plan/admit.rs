@@ -1,14 +1,17 @@
-//! Second stage, the policy: which addresses each port may send from.
+//! Second stage, the policy: which addresses each port may send from, and which may be promiscuous.
 //!
 //! A guest only asks. An address is admitted when it is fixed in the port's spec, or within what
 //! the spec lets the guest choose; never when it is no station address, the adapter's own,
 //! reserved in one of the port's networks, or held there by another port. First come keeps it. A
 //! refused request takes nothing away that was admitted before.
+//!
+//! Promiscuous mode is had where the spec allows it: by a guest that is seen to ask for it, and by
+//! whatever cannot be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
-    resources::{PortFunction, PortSpec, RefusedMac},
+    resources::{ControlQueue, PortFunction, PortSpec, Promiscuous, RefusedMac, RxMode},
     types::{Id, MacAddr},
 };
 
@@ -18,7 +21,7 @@ use super::{
 };
 use crate::{
     intent::{Claims, Intent},
-    world::{RxFilter, World},
+    world::{GuestFunction, RxFilter, World},
 };
 
 /// The outcome of this stage.
@@ -39,6 +42,10 @@ pub struct Admission {
     pub refused: Vec<RefusedMac>,
     /// Another port holds an address that this one needs.
     pub conflict: Option<Finding>,
+    /// Whether it receives frames that nobody here is known to want.
+    pub promiscuous: bool,
+    /// The guest asks for every frame and may not have them.
+    pub promiscuous_refused: bool,
 }
 
 /// Decides for every port. A port that stands nowhere keeps what it held only while that is its
@@ -51,7 +58,9 @@ pub fn admit(world: &World, intent: &Intent, bindings: &Bindings, held: &Claims)
         .into_iter()
         .map(|(id, port)| {
             let place = bindings.ports.get(id).and_then(|place| place.as_ref().ok());
-            Wish { id, spec: &port.spec, place, filter: filter_of(world, &port.spec, place) }
+            let function = function_of(world, &port.spec, place);
+            let filter = function.and_then(|function| function.filter.as_ref());
+            Wish { id, spec: &port.spec, place, function, filter }
         })
         .collect();
 
@@ -72,11 +81,34 @@ pub fn admit(world: &World, intent: &Intent, bindings: &Bindings, held: &Claims)
     admissions
 }
 
-/// What the guest's driver asks for, where the port is a guest's and the guest may choose.
-fn filter_of<'w>(world: &'w World, spec: &PortSpec, place: Option<&Place>) -> Option<&'w RxFilter> {
+/// The guest's function, where the port is a guest's and stands somewhere.
+fn function_of<'w>(
+    world: &'w World,
+    spec: &PortSpec,
+    place: Option<&Place>,
+) -> Option<&'w GuestFunction> {
     place?;
     let PortFunction::GuestVf { guest, device } = &spec.function else { return None };
-    world.guests.get(guest)?.functions.get(device)?.filter.as_ref()
+    world.guests.get(guest)?.functions.get(device)
+}
+
+/// Whether a guest asks for every frame. A virtio device is promiscuous until its driver says
+/// something else: only together with anything that a driver has said is that a request.
+fn asks_for_everything(function: &GuestFunction) -> bool {
+    let Some(filter) = &function.filter else { return false };
+    let said = !filter.multicast.is_empty()
+        || !filter.unicast.is_empty()
+        || !filter.vlans.is_empty()
+        || filter.multicast_overflow
+        || filter.unicast_overflow
+        || filter.all_multicast;
+    filter.promiscuous && said && function.visibility.rx_mode != RxMode::NotNegotiated
+}
+
+/// Whether it can be seen what the guest asks for.
+fn is_seen(function: &GuestFunction) -> bool {
+    function.visibility.control_queue != ControlQueue::Hidden
+        && function.visibility.rx_mode != RxMode::NotNegotiated
 }
 
 /// A port and what it wants.
@@ -84,6 +116,7 @@ struct Wish<'a> {
     id: &'a Id,
     spec: &'a PortSpec,
     place: Option<&'a Place>,
+    function: Option<&'a GuestFunction>,
     filter: Option<&'a RxFilter>,
 }
 
@@ -172,6 +205,14 @@ impl<'a> Wish<'a> {
             }
         }
         admission.macs.extend(chosen);
+        let asks = self.function.is_some_and(asks_for_everything);
+        match self.spec.promiscuous {
+            Promiscuous::Allow => {
+                let unseen = self.function.is_none_or(|function| !is_seen(function));
+                admission.promiscuous = self.place.is_some() && (asks || unseen);
+            }
+            Promiscuous::Deny => admission.promiscuous_refused = asks,
+        }
         admission
     }
 
@@ -216,5 +257,114 @@ impl<'a> Wish<'a> {
             return Err("it is the adapter's own address".into());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::resources::{EswitchMode, Visibility};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        intent::Change,
+        plan::bind,
+        world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
+    };
+
+    fn id(text: &str) -> Id {
+        text.parse().unwrap()
+    }
+
+    /// What becomes of a port for a guest's function that shows this, with this permission.
+    fn admitted(promiscuous: &str, filter: Option<RxFilter>, visibility: Visibility) -> Admission {
+        let ifindex = tc_flows::Ifindex::new(1).unwrap();
+        let tap = NetdevView { ifindex, name: "tap0".into(), mac: None };
+        let adapter = AdapterView {
+            handle: "soft-lab".into(),
+            mode: Some(EswitchMode::Software),
+            representors: [("tap0".to_owned(), tap)].into(),
+            ..AdapterView::default()
+        };
+        let function = GuestFunction {
+            pf: None,
+            index: None,
+            pci: None,
+            enabled: true,
+            filter,
+            backing: BackingView::Netdev { name: "tap0".into() },
+            source: None,
+            visibility,
+        };
+        let guest = GuestView {
+            connection: Connection::Connected,
+            functions: [("vf0".to_owned(), function)].into(),
+            ..GuestView::default()
+        };
+        let world = World {
+            adapters: [(id("soft-lab"), adapter)].into(),
+            guests: [(id("vm1"), guest)].into(),
+        };
+        let spec: PortSpec = serde_json::from_value(json!({
+            "function": {"guest_vf": {"guest": "vm1", "device": "vf0"}},
+            "attachments": [{"network": "blue"}],
+            "macs": ["02:00:00:00:00:01"],
+            "promiscuous": promiscuous,
+        }))
+        .unwrap();
+        let mut intent = Intent::default();
+        intent.apply(Change::Port(id("p"), Some(spec)));
+        let bindings = bind::bind(&world, &intent);
+        admit(&world, &intent, &bindings, &Claims::default()).ports.remove(&id("p")).unwrap()
+    }
+
+    fn filter(promiscuous: bool, vlans: Vec<u16>) -> RxFilter {
+        RxFilter {
+            main_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            unicast: Vec::new(),
+            unicast_overflow: false,
+            multicast: Vec::new(),
+            multicast_overflow: false,
+            all_multicast: false,
+            vlans,
+            promiscuous,
+        }
+    }
+
+    fn outcome(admission: &Admission) -> (bool, bool) {
+        assert_eq!(admission.macs, [MacAddr([2, 0, 0, 0, 0, 1])], "what it had it keeps");
+        (admission.promiscuous, admission.promiscuous_refused)
+    }
+
+    #[test]
+    fn a_guest_is_promiscuous_only_where_it_asks_for_it_and_may() {
+        let seen = Visibility { control_queue: ControlQueue::Seen, ..Visibility::default() };
+        let of = |permission, promiscuous| {
+            outcome(&admitted(permission, Some(filter(promiscuous, vec![0])), seen))
+        };
+        assert_eq!(of("deny", true), (false, true));
+        assert_eq!(of("deny", false), (false, false));
+        assert_eq!(of("allow", true), (true, false));
+        assert_eq!(of("allow", false), (false, false));
+    }
+
+    #[test]
+    fn a_driver_that_has_said_nothing_yet_asks_for_nothing() {
+        let seen = Visibility { control_queue: ControlQueue::Seen, ..Visibility::default() };
+        for filter in [None, Some(filter(true, vec![]))] {
+            assert_eq!(outcome(&admitted("deny", filter.clone(), seen)), (false, false));
+            assert_eq!(outcome(&admitted("allow", filter, seen)), (false, false));
+        }
+    }
+
+    #[test]
+    fn where_it_cannot_be_seen_what_a_guest_asks_for_the_permission_decides() {
+        for visibility in [
+            Visibility { control_queue: ControlQueue::Hidden, ..Visibility::default() },
+            Visibility { rx_mode: RxMode::NotNegotiated, ..Visibility::default() },
+        ] {
+            assert_eq!(outcome(&admitted("deny", None, visibility)), (false, false));
+            assert_eq!(outcome(&admitted("allow", None, visibility)), (true, false));
+        }
     }
 }

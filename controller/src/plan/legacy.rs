@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use api::{
-    resources::{AdminState, NetworkKind, VfLinkState, VlanProto},
+    resources::{AdminState, NetworkKind, Promiscuous, VfLinkState, VlanProto},
     types::{Id, MacAddr},
 };
 
@@ -41,6 +41,8 @@ pub struct VfProgram {
     pub spoof_check: bool,
     /// Link state.
     pub link_state: VfLinkState,
+    /// Whether the VF may ask the NIC for every frame.
+    pub trust: bool,
 }
 
 impl VfProgram {
@@ -53,6 +55,7 @@ impl VfProgram {
             vlan_proto: VlanProto::Dot1Q,
             spoof_check: true,
             link_state: VfLinkState::Disable,
+            trust: false,
         }
     }
 }
@@ -76,6 +79,9 @@ pub fn program(
             port: Some(id.clone()),
             mac: plan.macs.first().copied().unwrap_or(MacAddr([0; 6])),
             link_state: VfLinkState::Auto,
+            // By the permission, not by what the guest asks for now: some drivers reset a running
+            // VF whenever this is written.
+            trust: port.spec.promiscuous == Promiscuous::Allow,
             ..VfProgram::released()
         };
         if plan.macs.len() > 1 {

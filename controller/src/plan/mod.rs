@@ -60,6 +60,10 @@ pub struct PortPlan {
     pub macs: Vec<MacAddr>,
     /// What its guest asked for and does not get.
     pub refused: Vec<RefusedMac>,
+    /// Whether it receives frames that nobody here is known to want.
+    pub promiscuous: bool,
+    /// Its guest asks for every frame and may not have them.
+    pub promiscuous_refused: bool,
     /// Another port holds what this one needs.
     pub conflict: Option<Finding>,
     /// Wishes that this adapter or mode cannot fulfil.
@@ -95,6 +99,8 @@ pub fn plan(world: &World, intent: &Intent, claims: &Claims, policies: &AdapterP
                 place,
                 macs: admission.macs,
                 refused: admission.refused,
+                promiscuous: admission.promiscuous,
+                promiscuous_refused: admission.promiscuous_refused,
                 conflict: admission.conflict,
                 unmet: Vec::new(),
             },

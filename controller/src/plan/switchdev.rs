@@ -3,7 +3,7 @@
 //! Each representor's ingress hook, chain 0, in this order: link-local groups are dropped; double
 //! tagged frames are dropped; each attachment's tag and source addresses lead to that attachment's
 //! chain; all else is dropped. An attachment's chain knows every local address of its network,
-//! floods groups, and sends the rest to the uplink or drops it. The uplink's hook sends the tags
+//! floods groups, and sends the rest to the promiscuous ports and the uplink or drops it. The uplink's hook sends the tags
 //! that a network here owns to that network's chain and leaves all other frames to the host.
 //!
 //! Three rules keep the program right on hardware as well as in software: at most one tag change a
@@ -32,6 +32,10 @@ use crate::{
 
 /// Chains that belong to one network on one hook: its number times this, and those that follow.
 const CHAINS_PER_NETWORK: u32 = 64;
+
+/// Where in them the chains are over which unicast that no port owns is flooded: behind those of
+/// the groups' flood, which are at most [`MAX_GOTOS`].
+const UNKNOWN_FLOOD: u32 = 32;
 
 /// Highest network number whose chains fit into the 28 bits of a chain id
 /// (`TC_ACT_EXT_VAL_MASK`, `include/uapi/linux/pkt_cls.h`).
@@ -122,6 +126,8 @@ struct Member<'a> {
     netdev: &'a NetdevView,
     tag: Tag,
     macs: &'a [MacAddr],
+    /// Whether it gets what no port owns.
+    promiscuous: bool,
 }
 
 /// A network on this adapter.
@@ -249,6 +255,7 @@ fn segments<'a>(
                 netdev,
                 tag,
                 macs: &plan.macs,
+                promiscuous: plan.promiscuous,
             });
         }
     }
@@ -315,12 +322,28 @@ pub(super) fn network_missing(network: &Id) -> Finding {
 impl<'a> Segment<'a> {
     /// Everybody who gets a copy of a group frame that came in at `from`.
     fn receivers(&self, from: Hook) -> Vec<Receiver> {
-        let members = self.members.iter().map(|member| Receiver {
+        self.receivers_among(from, true, |_| true)
+    }
+
+    /// Everybody who gets a copy of a frame to an address that no port owns, that came in at
+    /// `from`: some of those who get a group frame, so that no flood of these is longer.
+    fn receivers_of_unknown(&self, from: Hook) -> Vec<Receiver> {
+        let uplink = self.spec.unknown_unicast == UnknownUnicast::Uplink;
+        self.receivers_among(from, uplink, |member| member.promiscuous)
+    }
+
+    fn receivers_among(
+        &self,
+        from: Hook,
+        uplink: bool,
+        gets_it: impl Fn(&Member<'_>) -> bool,
+    ) -> Vec<Receiver> {
+        let members = self.members.iter().filter(|member| gets_it(member)).map(|member| Receiver {
             uplink: false,
             tag: member.tag,
             ifindex: member.netdev.ifindex,
         });
-        let uplink = self.uplink.map(|(netdev, tag)| Receiver {
+        let uplink = self.uplink.filter(|_| uplink).map(|(netdev, tag)| Receiver {
             uplink: true,
             tag,
             ifindex: netdev.ifindex,
@@ -409,15 +432,7 @@ fn admission(out: &mut Writer, segment: &Segment<'_>, sender: &Member<'_>) {
 /// Forwards what `sender` was admitted with.
 fn attachment_chain(out: &mut Writer, segment: &Segment<'_>, sender: &Member<'_>) {
     let hook = Hook::ingress(sender.netdev.ifindex);
-    let rest = match (segment.uplink, segment.spec.unknown_unicast) {
-        (Some((uplink, tag)), UnknownUnicast::Uplink) => {
-            let mut actions: Vec<Action> = rewrite(sender.tag, tag).into_iter().collect();
-            actions.push(Action::Redirect(uplink.ifindex));
-            Some(actions)
-        }
-        _ => None,
-    };
-    if rest.is_some() {
+    if !segment.receivers_of_unknown(hook).is_empty() {
         for mac in sender.macs {
             out.add(
                 hook,
@@ -431,14 +446,7 @@ fn attachment_chain(out: &mut Writer, segment: &Segment<'_>, sender: &Member<'_>
     }
     segment.unicast(out, hook, sender.tag);
     segment.flood(out, hook, sender.tag, FloodEnd::Drop);
-    out.add(
-        hook,
-        segment.base,
-        3,
-        Match::any(),
-        rest.unwrap_or_else(|| vec![Action::Drop]),
-        segment.why(Purpose::UnknownUnicast, None),
-    );
+    segment.flood_unknown(out, hook, sender.tag, FloodEnd::Drop);
 }
 
 /// The uplink's chain 0: what belongs to a network here goes to its chain, the rest is the host's.
@@ -501,9 +509,7 @@ fn uplink_chain(
     let end = if host_is_on_it { FloodEnd::ToHost } else { FloodEnd::Drop };
     segment.unicast(out, hook, tag);
     segment.flood(out, hook, tag, end);
-    let rest = if host_is_on_it { Action::Pass } else { Action::Drop };
-    let why = segment.why(Purpose::UnknownUnicast, None);
-    out.add(hook, segment.base, 3, Match::any(), vec![rest], why);
+    segment.flood_unknown(out, hook, tag, end);
 }
 
 impl Segment<'_> {
@@ -527,19 +533,38 @@ impl Segment<'_> {
     fn flood(&self, out: &mut Writer, hook: Hook, from: Tag, end: FloodEnd) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
         let steps = flood_steps(from, self.receivers(hook), end);
+        let first = (2, Match::any().dst_masked(group, group));
+        self.steps(out, hook, first, self.base + 1, steps, Purpose::Flood);
+    }
+
+    /// Unicast that no port owns, likewise.
+    fn flood_unknown(&self, out: &mut Writer, hook: Hook, from: Tag, end: FloodEnd) {
+        let steps = flood_steps(from, self.receivers_of_unknown(hook), end);
+        let next = self.base + UNKNOWN_FLOOD;
+        self.steps(out, hook, (3, Match::any()), next, steps, Purpose::UnknownUnicast);
+    }
+
+    /// The rules of one flood: the first in the network's chain, the others in chains from `next`.
+    fn steps(
+        &self,
+        out: &mut Writer,
+        hook: Hook,
+        (prio, matched): (u16, Match),
+        next: u32,
+        steps: Vec<Vec<Action>>,
+        purpose: Purpose,
+    ) {
         let last = steps.len() - 1;
-        for (step, mut actions) in steps.into_iter().enumerate() {
-            let chain = self.base + step as u32;
-            if step < last
-                && let Some(next) = ChainId::new(chain + 1)
+        let (mut chain, mut prio, mut matched) = (self.base, prio, matched);
+        for (step, mut actions) in (0..).zip(steps) {
+            let following = next + step;
+            if (step as usize) < last
+                && let Some(following) = ChainId::new(following)
             {
-                actions.push(Action::Goto(next));
+                actions.push(Action::Goto(following));
             }
-            let (prio, matched) = match step {
-                0 => (2, Match::any().dst_masked(group, group)),
-                _ => (1, Match::any()),
-            };
-            out.add(hook, chain, prio, matched, actions, self.why(Purpose::Flood, None));
+            out.add(hook, chain, prio, matched, actions, self.why(purpose, None));
+            (chain, prio, matched) = (following, 1, Match::any());
         }
     }
 }

@@ -332,6 +332,7 @@ fn everything() -> VfChange {
         vlan: Some(VfVlan { vid: 100, qos: 3, proto: VlanProto::Dot1Q }),
         spoof_check: Some(true),
         link_state: Some(VfLinkState::Enable),
+        trust: None,
     }
 }
 

@@ -55,6 +55,7 @@ mod vf_attribute {
     pub(super) const VLAN: u16 = 2;
     pub(super) const SPOOFCHK: u16 = 4;
     pub(super) const LINK_STATE: u16 = 5;
+    pub(super) const TRUST: u16 = 9;
     pub(super) const VLAN_LIST: u16 = 12;
     /// `IFLA_VF_VLAN_INFO`, inside the list.
     pub(super) const VLAN_INFO: u16 = 1;
@@ -185,6 +186,7 @@ fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
         vlan_proto: VlanProto::Dot1Q,
         spoof_check: None,
         link_state: None,
+        trust: None,
     };
     for (kind, value) in attributes(info) {
         match kind {
@@ -204,10 +206,8 @@ fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
                 }
             }
             // All ones: the driver does not say.
-            vf_attribute::SPOOFCHK => {
-                settings.spoof_check =
-                    u32_at(value, 4).filter(|on| *on != u32::MAX).map(|on| on != 0);
-            }
+            vf_attribute::SPOOFCHK => settings.spoof_check = switch(value),
+            vf_attribute::TRUST => settings.trust = switch(value),
             vf_attribute::LINK_STATE => {
                 settings.link_state = match u32_at(value, 4) {
                     Some(0) => Some(VfLinkState::Auto),
@@ -220,6 +220,11 @@ fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
         }
     }
     Some((vf?, settings))
+}
+
+/// What is on or off; none where the driver does not say.
+fn switch(value: &[u8]) -> Option<bool> {
+    u32_at(value, 4).filter(|on| *on != u32::MAX).map(|on| on != 0)
 }
 
 /// The VLAN id in an `ifla_vf_vlan` or `ifla_vf_vlan_info`.
@@ -331,7 +336,8 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use netlink_packet_route::link::{
-        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoVlan,
+        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust,
+        VfInfoVlan,
         VfVlan, VfVlanInfo, VlanProtocol,
     };
     use proptest::prelude::*;
@@ -408,6 +414,7 @@ mod tests {
                     ))]),
                     VfInfo::SpoofCheck(VfInfoSpoofCheck::new(0, true)),
                     VfInfo::LinkState(VfInfoLinkState::new(0, wire::VfLinkState::Disable)),
+                    VfInfo::Trust(VfInfoTrust::new(0, true)),
                 ],
             ),
             vf(1, vec![VfInfo::Vlan(VfInfoVlan::new(1, 5, 0))]),
@@ -423,6 +430,7 @@ mod tests {
                 vlan_proto: VlanProto::Dot1Ad,
                 spoof_check: Some(true),
                 link_state: Some(VfLinkState::Disable),
+                trust: Some(true),
             }
         );
         assert_eq!(
@@ -433,6 +441,7 @@ mod tests {
                 vlan_proto: VlanProto::Dot1Q,
                 spoof_check: None,
                 link_state: None,
+                trust: None,
             }
         );
     }
@@ -450,6 +459,7 @@ mod tests {
             vlan_proto,
             spoof_check: Some(on),
             link_state: Some(link_state),
+            trust: Some(false),
         };
         let mac = [2, 0xaa, 0, 0, 0, 1];
         assert_eq!(

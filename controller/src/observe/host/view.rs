@@ -384,6 +384,7 @@ mod tests {
             vlan_proto: VlanProto::Dot1Q,
             spoof_check: Some(true),
             link_state: None,
+            trust: None,
         }
     }
 
