@@ -397,7 +397,13 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     for n in 0..520u32 {
         let [_, _, hi, lo] = n.to_be_bytes();
         let attachment = Attachment { network: id("net0".into()), tag: None };
-        intent.apply(port(n as usize, vec![attachment], vec![MacAddr([2, 0, 0, 1, hi, lo])], true, false));
+        intent.apply(port(
+            n as usize,
+            vec![attachment],
+            vec![MacAddr([2, 0, 0, 1, hi, lo])],
+            true,
+            false,
+        ));
     }
     let plan = plan(&world(520), &intent, &Claims::default(), &BTreeMap::new());
     let refused = plan.ports.values().filter(|port| !port.unmet.is_empty()).count();

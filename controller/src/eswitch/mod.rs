@@ -22,7 +22,8 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressProtocol},
     link::{
         self as wire, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
-        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust, VfVlanInfo, VlanProtocol,
+        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust, VfVlanInfo,
+        VlanProtocol,
     },
 };
 use netlink_sys::AsyncSocket;

@@ -593,7 +593,12 @@ fn quarantined(plan: &PortPlan) -> Statement {
         (true, true) => "PromiscuousRefused",
         (true, false) => {
             let message = "the guest asks for nothing that it may not have";
-            return Statement::new("Quarantined", ConditionStatus::False, "NothingRefused", message);
+            return Statement::new(
+                "Quarantined",
+                ConditionStatus::False,
+                "NothingRefused",
+                message,
+            );
         }
     };
     if plan.promiscuous_refused {

@@ -21,7 +21,9 @@ pub(crate) struct Limits {
     /// After an event, query-pci is asked once more after this time: VFs are enabled and disabled
     /// without an event, usually just before or after one.
     pub(crate) settle: Duration,
-    /// Between looks that nothing has caused: query-pci and the filters of enabled functions.
+    /// Between looks that nothing has caused: query-pci and the filters of enabled functions. With
+    /// the beat behind it, it is the longest that a change without an event goes unseen: 1.5 s is
+    /// the goal.
     pub(crate) poll: Duration,
     /// Polls of all guests fall together at multiples of this: the processor is woken once for many.
     pub(crate) beat: Duration,
@@ -69,7 +71,7 @@ impl Default for Limits {
             filter_looks: (64.0, 200.0),
             look_interval: Duration::from_millis(50),
             settle: Duration::from_millis(100),
-            poll: Duration::from_secs(1),
+            poll: Duration::from_millis(1100),
             beat: Duration::from_millis(100),
             epoch: Instant::now(),
             quiet: Duration::from_secs(10),

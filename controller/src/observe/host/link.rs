@@ -336,9 +336,8 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use netlink_packet_route::link::{
-        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust,
-        VfInfoVlan,
-        VfVlan, VfVlanInfo, VlanProtocol,
+        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck,
+        VfInfoTrust, VfInfoVlan, VfVlan, VfVlanInfo, VlanProtocol,
     };
     use proptest::prelude::*;
 
