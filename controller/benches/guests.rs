@@ -1,7 +1,8 @@
 //! How fast and how cheap the observer of guests is, with QEMU doubles on sockets.
 //!
 //! In: `event_to_dirty GUESTS ROUNDS`, `idle_cpu GUESTS SECONDS`, `memory GUESTS` or `flood GUESTS
-//! EVENTS`. Out: one JSON object a line. The doubles live in a process of their own (this program, called `doubles`), so
+//! EVENTS`; with a real guest of the lab, `event_seen EVENTS` or `change_seen CHANGES`. Out: one JSON
+//! object a line. The doubles live in a process of their own (this program, called `doubles`), so
 //! that what is measured here is the observer alone. No kernel but for sockets is needed.
 
 #![expect(
@@ -17,14 +18,19 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
-    time::{Duration, Instant},
+    sync::mpsc as blocking,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use controller::{
     observe::guest::{GuestMessage, GuestUpdate, GuestWatch},
     world::Connection,
 };
-use lab::qmp_double::Double;
+use lab::{
+    guest::{Guest, PF_ADDRESS, qmp::Qmp},
+    qmp_double::Double,
+};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +59,8 @@ fn main() {
         Some("idle_cpu") => runtime().block_on(idle_cpu(number(1), number(2))),
         Some("memory") => runtime().block_on(memory(number(1))),
         Some("flood") => runtime().block_on(flood(number(1), number(2))),
+        Some("event_seen") => event_seen(number(1)),
+        Some("change_seen") => change_seen(number(1)),
         // `cargo bench` and `cargo test` call every target.
         _ => {}
     }
@@ -301,4 +309,186 @@ fn percentiles(mut latencies: Vec<f64>) -> (f64, f64) {
     latencies.sort_by(f64::total_cmp);
     let at = |hundredth: usize| latencies.get(latencies.len() * hundredth / 100).copied();
     (at(50).unwrap_or(f64::NAN), at(99).unwrap_or(f64::NAN))
+}
+
+// ---------------------------------------------------------------- a real guest
+
+/// A real guest, its observer, and a monitor of our own: events reach both with one timestamp.
+struct Real {
+    guest: Guest,
+    monitor: Qmp,
+    updates: blocking::Receiver<(SystemTime, GuestUpdate)>,
+    _runtime: tokio::runtime::Runtime,
+    _watch: GuestWatch,
+    _folder: tempfile::TempDir,
+}
+
+impl Real {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = runtime();
+        let (sink, mut messages) = mpsc::channel(256);
+        let (seen, updates) = blocking::channel();
+        let watch = {
+            let _inside = runtime.enter();
+            let (remembered, never) = (BTreeMap::new(), CancellationToken::new());
+            GuestWatch::start(Some(folder.path().into()), &remembered, sink, never).unwrap()
+        };
+        runtime.spawn(async move {
+            while let Some(message) = messages.recv().await {
+                if let GuestMessage::Update(update) = message {
+                    seen.send((SystemTime::now(), *update)).ok();
+                }
+            }
+        });
+        let guest = Guest::named("a").qmp_socket(folder.path().join("a.sock")).start().unwrap();
+        let monitor = guest.qmp().unwrap();
+        let mut real =
+            Real { guest, monitor, updates, _runtime: runtime, _watch: watch, _folder: folder };
+        real.until(|update| update.view.connection == Connection::Connected);
+        real.guest.run(&vfs(1)).unwrap();
+        real.until(|update| shown(update).1);
+        real
+    }
+
+    /// The first update that is as told, and when it came.
+    fn until(&mut self, is: impl Fn(&GuestUpdate) -> bool) -> (SystemTime, GuestUpdate) {
+        loop {
+            let (at, update) = self.updates.recv_timeout(LIMIT).expect("the guest is observed");
+            if is(&update) {
+                return (at, update);
+            }
+        }
+    }
+
+    /// The last moment at which QEMU itself did not show a change yet that `command` makes in the
+    /// guest, asked every few milliseconds.
+    fn change(
+        &mut self,
+        command: &str,
+        question: &str,
+        made: impl Fn(&Value) -> bool,
+    ) -> SystemTime {
+        let arguments = match question {
+            "query-rx-filter" => json!({"name": "vf0"}),
+            _ => json!({}),
+        };
+        let (guest, monitor) = (&self.guest, &mut self.monitor);
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| guest.run(command).unwrap());
+            let began = Instant::now();
+            loop {
+                let before = SystemTime::now();
+                if made(&monitor.execute(question, arguments.clone()).unwrap()) {
+                    run.join().unwrap();
+                    return before;
+                }
+                assert!(began.elapsed() < LIMIT, "{command}");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        })
+    }
+}
+
+fn vfs(count: usize) -> String {
+    format!("echo {count} > /sys/bus/pci/devices/{PF_ADDRESS}/sriov_numvfs")
+}
+
+/// Whether `vf0` is enabled, and whether its driver has set its filter.
+fn shown(update: &GuestUpdate) -> (bool, bool) {
+    let vf0 = update.view.functions.get("vf0");
+    vf0.map_or((false, false), |vf0| (vf0.enabled, vf0.filter.is_some()))
+}
+
+/// Whether query-pci shows `vf0` with an address.
+fn is_enabled(pci: &Value) -> bool {
+    match pci {
+        Value::Array(all) => all.iter().any(is_enabled),
+        Value::Object(device) => {
+            let regions = device.get("regions").and_then(Value::as_array);
+            device.get("qdev_id").is_some_and(|id| id == "vf0")
+                && regions.into_iter().flatten().any(|region| region["address"] != -1)
+                || device.values().any(is_enabled)
+        }
+        _ => false,
+    }
+}
+
+fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
+    to.duration_since(from).unwrap_or_default().as_secs_f64() * 1e3
+}
+
+/// From QMP's own timestamp of an event to what it changed, as the owner hears it. The address of a
+/// VF changes.
+fn event_seen(events: usize) {
+    let mut real = Real::start();
+    real.guest.run("ip link set eth1 up").unwrap();
+    real.until(|update| shown(update).1);
+    let mut latencies = Vec::new();
+    for number in 1..=3 * events {
+        // What the last one caused is over then.
+        std::thread::sleep(Duration::from_millis(150));
+        real.monitor.execute("query-status", json!({})).unwrap();
+        real.monitor.events();
+        let mac = mac(number);
+        real.guest.run(&format!("ip link set eth1 address {mac}")).unwrap();
+        let (at, update) = real.until(|update| {
+            let filter = update.view.functions.get("vf0").and_then(|vf0| vf0.filter.as_ref());
+            filter.is_some_and(|filter| filter.main_mac.to_string() == mac)
+        });
+        // Where the observer looked by itself just then, no event led to it.
+        if update.cause.event_read.is_none() {
+            continue;
+        }
+        let event = real.monitor.event("NIC_RX_FILTER_CHANGED", LIMIT).unwrap();
+        let of = |field: &str| event["timestamp"][field].as_u64().unwrap();
+        let said = Duration::from_secs(of("seconds")) + Duration::from_micros(of("microseconds"));
+        latencies.push(milliseconds(UNIX_EPOCH + said, at));
+        if latencies.len() == events {
+            break;
+        }
+    }
+    let count = latencies.len();
+    let most = latencies.iter().copied().fold(0.0, f64::max);
+    let (p50, p99) = percentiles(latencies);
+    println!("{{\"p50\":{p50:.3},\"p99\":{p99:.3},\"max\":{most:.3},\"events\":{count}}}");
+}
+
+/// From a change that has no event to its being heard of: a VF that is enabled, and the driver of
+/// one, never up, that lets go of it.
+fn change_seen(changes: usize) {
+    let mut real = Real::start();
+    let mut latencies = Vec::new();
+    let unbind = "f=/sys/class/net/eth1/device/..; d=$(basename $(readlink -f $f)); \
+                  echo $d > /sys/bus/pci/drivers/virtio-pci/unbind";
+    let mut told = 0;
+    for number in 0..changes {
+        // Another phase of the observer's polls each time.
+        let phase = Duration::from_millis(700 + (number as u64 * 377) % 1100);
+        real.guest.run(&vfs(0)).unwrap();
+        real.until(|update| shown(update) == (false, false));
+        std::thread::sleep(phase);
+        real.monitor.events();
+        let made = real.change(&vfs(1), "query-pci", is_enabled);
+        let (at, update) = real.until(|update| shown(update).0);
+        let by_event = |update: &GuestUpdate| update.cause.event_read.is_some();
+        told += usize::from(by_event(&update));
+        latencies.push(milliseconds(made, at));
+        if !shown(&update).1 {
+            real.until(|update| shown(update).1);
+        }
+        std::thread::sleep(phase);
+        let gone = |filter: &Value| filter[0]["vlan"] == "all";
+        let made = real.change(unbind, "query-rx-filter", gone);
+        let (at, update) = real.until(|update| shown(update) == (true, false));
+        told += usize::from(by_event(&update));
+        latencies.push(milliseconds(made, at));
+    }
+    let count = latencies.len();
+    let most = latencies.iter().copied().fold(0.0, f64::max);
+    let (p50, p99) = percentiles(latencies);
+    println!(
+        "{{\"p50\":{p50:.1},\"p99\":{p99:.1},\"max\":{most:.1},\"changes\":{count},\
+         \"told\":{told}}}"
+    );
 }

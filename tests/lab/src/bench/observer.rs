@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::native::{not_understood, output};
 use super::{Line, Run};
+use crate::setup::{self, Lab};
 use crate::{Result, cargo};
 
 const EVENT_TO_DIRTY: [(&str, usize); 3] = [
@@ -18,10 +19,24 @@ const EVENT_TO_DIRTY: [(&str, usize); 3] = [
 const IDLE_CPU: &str = "guest/idle_cpu/256";
 const MEMORY: &str = "guest/memory/256";
 const FLOOD: &str = "guest/flood/1000x1000";
+const EVENT_SEEN: &str = "guest/event_seen";
+const CHANGE_SEEN: &str = "guest/change_seen";
 
 /// Names of all benchmarks here.
-pub const NAMES: [&str; 6] =
-    [EVENT_TO_DIRTY[0].0, EVENT_TO_DIRTY[1].0, EVENT_TO_DIRTY[2].0, IDLE_CPU, MEMORY, FLOOD];
+pub const NAMES: [&str; 8] = [
+    EVENT_TO_DIRTY[0].0,
+    EVENT_TO_DIRTY[1].0,
+    EVENT_TO_DIRTY[2].0,
+    IDLE_CPU,
+    MEMORY,
+    FLOOD,
+    EVENT_SEEN,
+    CHANGE_SEEN,
+];
+
+/// Events, and changes without one, that a real guest makes.
+const EVENTS: usize = 100;
+const CHANGES: usize = 20;
 
 /// What is not understood where its figures are not.
 const WHAT: &str = "the benchmark of guests";
@@ -43,6 +58,9 @@ pub fn run(name: &str, runs: usize) -> Result<Line> {
             format!("this machine; 256 quiet guests for {IDLE} s, the observer's process alone");
         return Ok(Line::of(name, "% of a core", &[ours(percent)], note));
     }
+    if name == EVENT_SEEN || name == CHANGE_SEEN {
+        return seen(name);
+    }
     if name == FLOOD {
         let found = last(&["flood", "1000", "1000"])?;
         let run = Run {
@@ -61,13 +79,36 @@ pub fn run(name: &str, runs: usize) -> Result<Line> {
     Ok(Line::of(name, "bytes/guest", &[ours(bytes)], note))
 }
 
+/// How long what a real guest does goes unseen.
+fn seen(name: &str) -> Result<Line> {
+    let (how, what) = match name {
+        EVENT_SEEN => (
+            ["event_seen".to_owned(), EVENTS.to_string()],
+            "another address of a VF, from QMP's own timestamp of the event; must: 50 ms",
+        ),
+        _ => (
+            ["change_seen".to_owned(), CHANGES.to_string()],
+            "a VF enabled and a driver unbound, which have no event, from the last moment at which \
+             QEMU did not show it; must: 1500 ms",
+        ),
+    };
+    let found = last_in(Some(&setup::ready(false)?), &[&how[0], &how[1]])?;
+    let [p50, p99, most] = ["p50", "p99", "max"].map(|name| number(&found, name));
+    let (p50, p99, most) = (p50?, p99?, most?);
+    let note = format!(
+        "this machine; p99 of a real guest beside the lab, p50 {p50:.1}, longest {most:.1}: {what}, to \
+         the owner's being told; {found}"
+    );
+    Ok(Line::of(name, "ms", &[ours(p99)], note))
+}
+
 fn ours(ours: f64) -> Run {
     Run { ours, theirs: Vec::new() }
 }
 
 /// p99 with so many guests, in turn with p99 of a single one.
 fn event_to_dirty(name: &str, guests: usize, runs: usize) -> Result<Line> {
-    let rounds = figures(&["event_to_dirty", &guests.to_string(), &runs.to_string()])?;
+    let rounds = figures(None, &["event_to_dirty", &guests.to_string(), &runs.to_string()])?;
     let mut p99 = Vec::new();
     let mut p50 = Vec::new();
     for round in &rounds {
@@ -88,15 +129,23 @@ fn event_to_dirty(name: &str, guests: usize, runs: usize) -> Result<Line> {
 }
 
 /// What the benchmark prints: one JSON object a line.
-fn figures(arguments: &[&str]) -> Result<Vec<Value>> {
+fn figures(lab: Option<&Lab>, arguments: &[&str]) -> Result<Vec<Value>> {
     let mut command = cargo::cargo();
     command.args(["bench", "--package", "eswitchd", "--bench", "guests", "--"]).args(arguments);
+    if let Some(lab) = lab {
+        command.env("LAB_GUEST_DIR", &lab.guest).env("LAB_QEMU", &lab.qemu);
+    }
     let text = output(&mut command)?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 fn last(arguments: &[&str]) -> Result<Value> {
-    figures(arguments)?.pop().ok_or_else(|| not_understood(WHAT, "nothing"))
+    last_in(None, arguments)
+}
+
+/// Of a benchmark that needs the lab's guests.
+fn last_in(lab: Option<&Lab>, arguments: &[&str]) -> Result<Value> {
+    figures(lab, arguments)?.pop().ok_or_else(|| not_understood(WHAT, "nothing"))
 }
 
 fn number(figures: &Value, name: &str) -> Result<f64> {
