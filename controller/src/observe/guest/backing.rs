@@ -259,6 +259,12 @@ impl Evidence<'_> {
                  ifname=, or {NAME_IT}"
             ));
         };
+        if self.census.is_elsewhere(pid, tap) {
+            return unknown(format!(
+                "the tap {tap} that process {pid} holds is in another network namespace than the \
+                 daemon's, whatever is called {tap} here; move it back, or {NAME_IT}"
+            ));
+        }
         let footing = Footing {
             backing: BackingView::Netdev { name: tap.to_owned() },
             source: Some(source),
@@ -556,6 +562,15 @@ mod tests {
         assert_eq!(of("-add-fd\0fd=3,set=7\0-add-fd\0fd=4,set=9"), index(5));
         assert_eq!(of("-add-fd\0fd=3,set=9\0-add-fd\0fd=4,set=7"), index(3));
         assert!(of("-add-fd\0fd=3,set=9").is_err(), "its place in the order is not known");
+    }
+
+    #[test]
+    fn a_tap_of_another_network_namespace_is_not_the_one_of_its_name_here() {
+        let mut census = Census::of(&[("tap1", 42), ("tap1", 43)], &[]);
+        census.put_elsewhere(42, "tap1");
+        let found = found("-netdev\0tap,id=n1,ifname=tap1", &held(), &census);
+        let Err(BackingView::Unknown { reason }) = &found else { panic!("{found:?}") };
+        assert!(reason.contains("another network namespace"), "{reason}");
     }
 
     #[test]

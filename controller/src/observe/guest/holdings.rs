@@ -1,6 +1,6 @@
 //! What processes hold, as the kernel says: taps and character devices by descriptor.
 //!
-//! In: `/proc` and sysfs. Out: [`Held`] of one process, [`Census`] of all, and [`Holders`], which
+//! In: `/proc`, sysfs and the list of taps. Out: [`Held`] of one process, [`Census`] of all, and [`Holders`], which
 //! remembers who held a backing first. The command line of a process is not looked at here, and
 //! nothing here is a claim. A census costs a look at every descriptor of the host: whoever wants
 //! one shares it with all who want one at the same time.
@@ -16,7 +16,7 @@ use std::{
 
 use nix::sys::stat::{major, minor};
 
-use super::process::Process;
+use super::{process::Process, taps};
 use crate::{
     eswitch::vdpa::{Vdpa, VdpaConfig},
     world::BackingView,
@@ -67,6 +67,8 @@ pub(crate) enum VdpaParent {
 pub(crate) struct Census {
     /// Taps of this network namespace, by name.
     taps: BTreeMap<String, BTreeSet<u32>>,
+    /// Processes of this network namespace that hold a tap of another, and what it is called.
+    elsewhere: BTreeSet<(u32, String)>,
     /// Character devices that are no taps, of processes that were looked at.
     devices: BTreeMap<Rdev, BTreeSet<u32>>,
 }
@@ -75,6 +77,27 @@ impl Census {
     /// The processes other than `pid` that hold a tap.
     pub(crate) fn tap_holders_besides(&self, pid: u32, tap: &str) -> Vec<u32> {
         self.taps.get(tap).into_iter().flatten().copied().filter(|p| *p != pid).collect()
+    }
+
+    /// Whether the tap of this name that `pid` holds is in another network namespace.
+    pub(crate) fn is_elsewhere(&self, pid: u32, tap: &str) -> bool {
+        self.elsewhere.contains(&(pid, tap.to_owned()))
+    }
+
+    /// Sets apart the taps of other network namespaces: those to whose names nobody is attached
+    /// here, and those that were such before and are held still. That somebody else came and
+    /// attached to a tap of the same name here makes none of them his.
+    fn set_apart(&mut self, attached: &BTreeSet<String>, before: Option<&Census>) {
+        for (tap, holders) in &mut self.taps {
+            holders.retain(|pid| {
+                let here = attached.contains(tap)
+                    && !before.is_some_and(|before| before.is_elsewhere(*pid, tap));
+                if !here {
+                    self.elsewhere.insert((*pid, tap.clone()));
+                }
+                here
+            });
+        }
     }
 
     /// The processes other than `pid` that hold a character device.
@@ -95,6 +118,14 @@ impl Census {
             census.devices.entry(*device).or_default().insert(*pid);
         }
         census
+    }
+}
+
+#[cfg(test)]
+impl Census {
+    /// A tap of that process, of which the other namespace is known.
+    pub(crate) fn put_elsewhere(&mut self, pid: u32, tap: &str) {
+        self.elsewhere.insert((pid, tap.to_owned()));
     }
 }
 
@@ -156,8 +187,8 @@ impl Host {
     }
 
     /// Looks at every process that may be looked at. Taps count where the process that holds them
-    /// lives in this network namespace.
-    pub(crate) fn census(&self) -> Census {
+    /// lives in this network namespace and the tap is there, too; `before` is the last census.
+    pub(crate) fn census(&self, before: Option<&Census>) -> Census {
         let mut census = Census::default();
         let Ok(own_netns) = self.netns("self") else { return census };
         let Ok(entries) = fs::read_dir(&self.proc) else { return census };
@@ -179,6 +210,11 @@ impl Host {
             for tap in held.taps.into_values().filter(|tap| !tap.is_empty()) {
                 census.taps.entry(tap).or_default().insert(pid);
             }
+        }
+        // After the descriptors: whoever was seen with one has been attached for longer.
+        match taps::attached() {
+            Ok(attached) => census.set_apart(&attached, before),
+            Err(error) => tracing::warn!(%error, "taps of other network namespaces are not told"),
         }
         census
     }
@@ -276,7 +312,9 @@ impl Holders {
             tokio::time::sleep_until((looked.ended + rest).into()).await;
         }
         let (host, began) = (self.host.clone(), Instant::now());
-        let census = tokio::task::spawn_blocking(move || host.census()).await.unwrap_or_default();
+        let before = last.as_ref().map(|looked| Arc::clone(&looked.census));
+        let census = tokio::task::spawn_blocking(move || host.census(before.as_deref()));
+        let census = census.await.unwrap_or_default();
         let census = Arc::new(census);
         // What ended holds nothing any more.
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
@@ -366,7 +404,7 @@ mod tests {
             .stdout(null.try_clone().unwrap())
             .spawn()
             .unwrap();
-        let census = Host::default().census();
+        let census = Host::default().census(None);
         let me = std::process::id();
         let others = census.device_holders_besides(me, (1, 3));
         assert!(others.contains(&other.id()) && !others.contains(&me), "{others:?}");
@@ -380,6 +418,54 @@ mod tests {
         let info = "pos:\t0\nflags:\t0104002\nmnt_id:\t29\nino:\t142\niff:\ttap1\n";
         assert_eq!(tap_name(info), Some("tap1"));
         assert_eq!(tap_name("pos:\t0\nflags:\t02\n"), None);
+    }
+
+    #[test]
+    fn a_tap_to_which_nobody_is_attached_here_is_of_another_network_namespace_for_good() {
+        let none = BTreeSet::new();
+        let both: BTreeSet<String> = ["tap1".to_owned(), "tap2".to_owned()].into();
+        let mut first = Census::of(&[("tap1", 7), ("tap2", 7)], &[]);
+        first.set_apart(&["tap2".to_owned()].into(), None);
+        assert!(first.is_elsewhere(7, "tap1") && !first.is_elsewhere(7, "tap2"));
+        assert_eq!(first.tap_holders_besides(1, "tap1"), [] as [u32; 0]);
+        // Process 8 attaches to the tap of that name that is here.
+        let mut second = Census::of(&[("tap1", 7), ("tap1", 8)], &[]);
+        second.set_apart(&both, Some(&first));
+        assert_eq!(second.tap_holders_besides(1, "tap1"), [8]);
+        // Process 7 lets go of its own, and takes that one later.
+        let mut third = Census::of(&[("tap1", 8)], &[]);
+        third.set_apart(&both, Some(&second));
+        let mut fourth = Census::of(&[("tap1", 7), ("tap1", 8)], &[]);
+        fourth.set_apart(&both, Some(&third));
+        assert_eq!(fourth.tap_holders_besides(1, "tap1"), [7, 8]);
+        let mut last = Census::of(&[("tap1", 7)], &[]);
+        last.set_apart(&none, Some(&fourth));
+        assert!(last.is_elsewhere(7, "tap1"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_holder_of_a_tap_is_here_or_elsewhere_and_never_both(
+            held in proptest::collection::vec((0usize..4, 1u32..6), 0..20),
+            attached in proptest::collection::vec(0usize..4, 0..4),
+            before in proptest::collection::vec((0usize..4, 1u32..6), 0..20),
+        ) {
+            const NAMES: [&str; 4] = ["t0", "t1", "t2", "t3"];
+            let named = |list: &[(usize, u32)]| -> Vec<(&str, u32)> {
+                list.iter().map(|(name, pid)| (NAMES[*name], *pid)).collect()
+            };
+            let mut last = Census::of(&named(&before), &[]);
+            last.set_apart(&BTreeSet::new(), None);
+            let attached: BTreeSet<String> = attached.iter().map(|n| NAMES[*n].to_owned()).collect();
+            let mut census = Census::of(&named(&held), &[]);
+            census.set_apart(&attached, Some(&last));
+            for (tap, pid) in named(&held) {
+                let here = census.tap_holders_besides(0, tap).contains(&pid);
+                proptest::prop_assert_ne!(here, census.is_elsewhere(pid, tap));
+                let was = before.iter().any(|(name, p)| (NAMES[*name], *p) == (tap, pid));
+                proptest::prop_assert_eq!(here, attached.contains(tap) && !was);
+            }
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ mod pace;
 mod process;
 mod qmp;
 mod replies;
+mod taps;
 mod task;
 
 #[cfg(test)]
@@ -105,6 +106,14 @@ pub fn read_untrusted(bytes: &[u8], cut: usize) {
     let backends = conversation.backends();
     let _ = conversation.functions(&backing::all_unknown(&backends, ""));
     let _ = command_line::claims(bytes);
+}
+
+/// [`read_untrusted`] with the first two bytes as the place of the cut, in network order: what the
+/// fuzz target and the test on its committed inputs have in common.
+#[doc(hidden)]
+pub fn fuzz_qmp(bytes: &[u8]) {
+    let Some((cut, bytes)) = bytes.split_first_chunk() else { return };
+    read_untrusted(bytes, u16::from_be_bytes(*cut).into());
 }
 
 /// What the observer of guests has to say.

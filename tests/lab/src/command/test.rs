@@ -32,7 +32,7 @@ const GUESTS: &str = "eswitchd-e2e-tests";
 
 /// Suites that only watch guests: these run on the machine itself, whatever its kernel. In the VM
 /// each guest would be an emulation in an emulation.
-const WATCHERS: [&str; 3] = ["commands", "libvirt", "observe"];
+const WATCHERS: [&str; 4] = ["commands", "libvirt", "observe", "taps"];
 
 /// For all suites in the VM; a suite that hangs must not keep a build machine for ever.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
