@@ -708,3 +708,53 @@ async fn a_receiver_that_takes_nothing_stops_no_guest_and_gets_the_last_view() {
     assert!(seen < 20, "{seen} updates waited in some queue");
     cancel.cancel();
 }
+
+// ---------------------------------------------------------------- what the fuzzer found worth keeping
+
+#[test]
+fn no_committed_input_of_the_fuzzer_breaks_the_reader() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fuzz/corpus/guest_qmp");
+    let inputs: Vec<Vec<u8>> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    assert!(!inputs.is_empty(), "{folder}");
+    inputs.iter().for_each(|bytes| super::fuzz_qmp(bytes));
+}
+
+/// Seeds for the corpus, where `ESWITCHD_WRITE_SEEDS` names a folder for them: a real QEMU's lines,
+/// and a dialogue with a model of one. `cargo lab fuzz --grow` keeps of them what is worth it.
+#[test]
+fn seeds_pass_the_reader() {
+    let mut dialogue = vec![Qemu::greeting()];
+    let mut qemu = Qemu::booted();
+    qemu.with_vfs(2);
+    let (mut asked, mut heard) = (Vec::new(), 0);
+    let now = std::time::Instant::now();
+    let mut conversation = super::conversation::Conversation::new(super::Limits::default(), now);
+    while heard < dialogue.len() {
+        conversation.hear(dialogue[heard].as_bytes(), now).unwrap();
+        heard += 1;
+        conversation.ask(now, &mut asked);
+        let requests = String::from_utf8(std::mem::take(&mut asked)).unwrap();
+        dialogue.extend(requests.lines().map(|request| qemu.answer(request)));
+    }
+    let mut seeds = vec![dialogue.join("\r\n") + "\r\n"];
+    for line in include_str!("testdata/life.jsonl").lines() {
+        let moment: serde_json::Value = serde_json::from_str(line).unwrap();
+        let heard = moment["heard"].as_array().unwrap().iter();
+        let lines = heard.chain(moment["answers"].as_object().unwrap().values());
+        let lines = lines.filter_map(|line| line.as_str()).filter(|line| line.len() < 5000);
+        seeds.push(lines.map(|line| format!("{line}\r\n")).collect());
+    }
+    for (at, seed) in seeds.iter().enumerate() {
+        let cut = u16::try_from(seed.len() / 2).unwrap_or(u16::MAX).to_be_bytes();
+        let bytes = [&cut, seed.as_bytes()].concat();
+        super::fuzz_qmp(&bytes);
+        if let Some(folder) = std::env::var_os("ESWITCHD_WRITE_SEEDS") {
+            let folder = std::path::Path::new(&folder).join("guest_qmp");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(format!("seed-{at}")), bytes).unwrap();
+        }
+    }
+}
