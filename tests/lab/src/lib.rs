@@ -17,6 +17,7 @@ pub mod guest;
 pub mod native;
 pub mod net;
 pub mod qmp_double;
+pub mod recording;
 pub mod setup;
 pub mod totals;
 pub mod vm;

@@ -9,6 +9,7 @@ mod command {
     pub(crate) mod demo;
     pub(crate) mod fuzz;
     pub(crate) mod inside;
+    pub(crate) mod record;
     pub(crate) mod setup;
     pub(crate) mod shell;
     pub(crate) mod test;
@@ -38,6 +39,8 @@ enum Commands {
     Bench(command::bench::Arguments),
     /// Feeds the decoders with what a fuzzer makes up.
     Fuzz(command::fuzz::Arguments),
+    /// Renews the recorded life of a real guest that tests of the observer read.
+    Record(command::record::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Commands::Demo(arguments) => command::demo::run(&arguments),
         Commands::Bench(arguments) => command::bench::run(&arguments),
         Commands::Fuzz(arguments) => command::fuzz::run(&arguments),
+        Commands::Record(arguments) => command::record::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };
