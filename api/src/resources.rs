@@ -242,7 +242,8 @@ pub enum AdminState {
 /// What a port is at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortStatus {
-    /// What holds and what does not: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`.
+    /// What holds and what does not: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`,
+    /// and `VdpaDevice` where the daemon is to make one.
     pub conditions: Vec<Condition>,
     /// The adapter that it is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -261,6 +262,9 @@ pub struct PortStatus {
     /// Whether it receives more than what is sent to it.
     #[serde(default)]
     pub promiscuous: bool,
+    /// The vDPA device that the daemon made for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdpa_device: Option<String>,
     /// Flows that this port is the reason for.
     pub flows: FlowCounts,
     /// Microseconds from the last guest event that changed this port to its flows' acknowledgement

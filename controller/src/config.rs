@@ -66,6 +66,23 @@ pub struct AdapterConfig {
     /// Whether the host itself uses the uplink.
     #[serde(default)]
     pub uplink_use: UplinkUse,
+    /// Whether the daemon makes vDPA devices for ports, and removes those that it made.
+    #[serde(default)]
+    pub vdpa: VdpaUse,
+    /// The vDPA management device of a software adapter, as `vdpa mgmtdev show` prints it: each of
+    /// its representors gets a device there. A NIC's VFs are their own.
+    pub vdpa_management: Option<String>,
+}
+
+/// Who makes and removes vDPA devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VdpaUse {
+    /// Others do: the daemon touches none.
+    #[default]
+    Leave,
+    /// The daemon, under names of its own (`eswd-…`), for ports whose VF is named beforehand.
+    Manage,
 }
 
 /// Whether the host itself uses the uplink.
@@ -184,6 +201,30 @@ impl AdapterConfig {
     /// # Errors
     /// Says what is wrong with the entry and what would be right.
     pub fn check(&self) -> Result<Id, String> {
+        match (self.vdpa, &self.software, &self.vdpa_management) {
+            (VdpaUse::Manage, Some(_), None) => {
+                return Err(
+                    "a software adapter has no VFs that make vDPA devices: name what does, \
+                            vdpa_management = \"vdpasim_net\" for example, or remove `vdpa`"
+                        .into(),
+                );
+            }
+            (VdpaUse::Leave, _, Some(_)) => {
+                return Err(
+                    "`vdpa_management` says what makes vDPA devices, and nobody is to make \
+                            any: add vdpa = \"manage\", or remove it"
+                        .into(),
+                );
+            }
+            (VdpaUse::Manage, None, Some(_)) => {
+                return Err(
+                    "`vdpa_management` is for software adapters; a NIC's VFs make their own \
+                            vDPA devices: remove it"
+                        .into(),
+                );
+            }
+            _ => {}
+        }
         let text = match (&self.handle, &self.software) {
             (Some(handle), None) => {
                 if !self.representors.is_empty() {
@@ -280,6 +321,21 @@ mod tests {
             ("\n\n[[adapter]]\n", "/etc/eswitchd.toml:3:", "exactly one"),
             ("[[adapter]]\nhandle = \"mlx\"\n", "/etc/eswitchd.toml:1:", "BUS/DEVICE"),
             ("[[adapter]]\nsoftware = \"x\"\n", "/etc/eswitchd.toml:1:", "representors ="),
+            (
+                "[[adapter]]\nsoftware = \"x\"\nrepresentors = [\"t\"]\nvdpa = \"manage\"\n",
+                "/etc/eswitchd.toml:1:",
+                "vdpa_management =",
+            ),
+            (
+                "[[adapter]]\nhandle = \"a/b\"\nvdpa_management = \"sim\"\n",
+                "/etc/eswitchd.toml:1:",
+                "vdpa = \"manage\"",
+            ),
+            (
+                "[[adapter]]\nhandle = \"a/b\"\nvdpa = \"manage\"\nvdpa_management = \"sim\"\n",
+                "/etc/eswitchd.toml:1:",
+                "remove it",
+            ),
             (
                 "[[adapter]]\nhandle = \"a/b\"\n[[adapter]]\nhandle = \"a/b\"\n",
                 "/etc/eswitchd.toml:3:",

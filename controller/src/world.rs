@@ -13,6 +13,8 @@ use api::{
 use serde::{Deserialize, Serialize};
 use tc_flows::Ifindex;
 
+use crate::eswitch::vdpa::ManagementName;
+
 /// Everything that the observers have seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct World {
@@ -52,8 +54,27 @@ pub struct AdapterView {
     pub vfs: BTreeMap<u16, VfView>,
     /// The representors of a software adapter, by name.
     pub representors: BTreeMap<String, NetdevView>,
+    /// Its vDPA devices, where the configuration says that they are ours to manage.
+    pub vdpa: Option<VdpaView>,
     /// What could not be read, in the kernel's words.
     pub problems: Vec<String>,
+}
+
+/// The vDPA side of an adapter, by place: `vf3` for a VF, the representor's name on a software
+/// adapter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VdpaView {
+    /// What can make a device there.
+    pub managements: BTreeMap<String, ManagementName>,
+    /// The devices there that bear our names.
+    pub devices: BTreeMap<String, VdpaDeviceView>,
+}
+
+/// A vDPA device of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VdpaDeviceView {
+    /// The address that it was given.
+    pub mac: Option<MacAddr>,
 }
 
 /// A VF as the host sees it.

@@ -6,3 +6,4 @@
 
 pub mod flows;
 pub mod settings;
+pub mod vdpa;

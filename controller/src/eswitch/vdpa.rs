@@ -6,7 +6,7 @@
 //! exists in the initial network namespace only and sends no notifications. A malformed message
 //! decodes to one with less in it; it never panics. Nothing here decides what there should be.
 
-use std::fmt;
+use std::{fmt, fs, path::Path};
 
 use api::types::MacAddr;
 use genetlink::GenetlinkHandle;
@@ -29,6 +29,9 @@ const NETWORK: u32 = 1;
 
 /// `VIRTIO_NET_F_CTRL_RX` of `include/uapi/linux/virtio_net.h`.
 const CTRL_RX: u32 = 18;
+
+/// Where the kernel shows vDPA devices.
+const DEVICES: &str = "/sys/bus/vdpa/devices";
 
 /// `enum vdpa_command`.
 mod command {
@@ -62,6 +65,19 @@ pub struct ManagementName {
     pub bus: Option<String>,
     /// The device's name on it.
     pub device: String,
+}
+
+impl std::str::FromStr for ManagementName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.split_once('/') {
+            Some((bus, device)) => {
+                ManagementName { bus: Some(bus.to_owned()), device: device.to_owned() }
+            }
+            None => ManagementName { bus: None, device: text.to_owned() },
+        })
+    }
 }
 
 impl fmt::Display for ManagementName {
@@ -356,6 +372,27 @@ impl Vdpa {
             .map(drop)
     }
 
+    /// Removes a vDPA device that nobody uses. While a process holds its character device the kernel
+    /// would wait for that process, with the whole family locked (`vhost_vdpa_remove` in
+    /// `drivers/vhost/vdpa.c`).
+    ///
+    /// # Errors
+    /// `EBUSY` where a process uses it; else as [`Self::delete`].
+    pub async fn delete_unused(&self, device: &str) -> Result<(), KernelRefusal> {
+        let name = device.to_owned();
+        let opened = tokio::task::spawn_blocking(move || try_character_device(&name)).await;
+        if let Ok(Err(error)) = opened
+            && error.raw_os_error() == Some(Errno::EBUSY as i32)
+        {
+            return Err(KernelRefusal {
+                errno: Errno::EBUSY as i32,
+                message: Errno::EBUSY.desc().to_owned(),
+                what: format!("remove vDPA device {device}, which a process uses"),
+            });
+        }
+        self.delete(device).await
+    }
+
     async fn dump<T>(
         &self,
         what: &str,
@@ -389,6 +426,17 @@ impl Vdpa {
             .collect();
         Ok(Answer { messages, interrupted: answer.interrupted })
     }
+}
+
+/// Opens a vDPA device's character device, where it has one: only one process may have it open.
+fn try_character_device(name: &str) -> std::io::Result<()> {
+    for entry in fs::read_dir(Path::new(DEVICES).join(name))?.flatten() {
+        let node = entry.file_name();
+        if node.to_string_lossy().starts_with("vhost-vdpa-") {
+            fs::File::options().read(true).write(true).open(Path::new("/dev").join(node))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

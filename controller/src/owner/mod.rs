@@ -37,8 +37,9 @@ use crate::{
     apply::{
         flows::{FlowDone, FlowJob},
         settings,
+        vdpa::{self, VdpaChange},
     },
-    eswitch::{EswitchHandle, KernelRefusal, VfChange, VfSetting},
+    eswitch::{EswitchHandle, KernelRefusal, VfChange, VfSetting, vdpa::Vdpa},
     intent::{Change, Claims, Effect, Intent},
     metrics::Metrics,
     observe::{
@@ -50,6 +51,7 @@ use crate::{
         self, AdapterPolicies, Plan, Program,
         legacy::{LegacyProgram, VfProgram},
         switchdev::{FlowProgram, MAX_NETWORK_NUMBER},
+        vdpa::VdpaProgram,
     },
     store::{Remembered, Store, StoreError},
     world::{Connection, GuestView, NetdevView, World},
@@ -125,6 +127,7 @@ enum Finished {
     OffloadOn(Id, NetdevView, Result<(), KernelRefusal>),
     BroughtUp(Id, NetdevView, Result<(), KernelRefusal>),
     VfWritten(Id, u16, Vec<(VfSetting, Result<(), KernelRefusal>)>),
+    VdpaChanged(Id, VdpaChange, Result<(), KernelRefusal>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -158,6 +161,11 @@ struct AdapterState {
     /// What the driver refused of it.
     vf_refused: BTreeMap<u16, BTreeMap<VfSetting, KernelRefusal>>,
     vf_under_way: BTreeSet<u16>,
+    /// What was asked for each vDPA device last, by name.
+    vdpa_told: BTreeMap<String, VdpaChange>,
+    /// What the kernel refused of it.
+    vdpa_refused: BTreeMap<String, KernelRefusal>,
+    vdpa_under_way: BTreeSet<String>,
 }
 
 /// How far a representor is on its way into use.
@@ -217,6 +225,8 @@ pub(crate) struct Owner {
     converged_once: bool,
     store: StoreSlot,
     outlets: Outlets,
+    /// The kernel's vDPA side, opened when there is something to do there.
+    vdpa: Option<Vdpa>,
     finished_to: mpsc::UnboundedSender<Finished>,
     finished: mpsc::UnboundedReceiver<Finished>,
     metrics: Arc<Metrics>,
@@ -268,6 +278,7 @@ impl Owner {
                 remembered: (remembered.claims, remembered.guests),
             },
             outlets,
+            vdpa: None,
             finished_to,
             finished,
             metrics,
@@ -327,6 +338,9 @@ impl Owner {
                 if was.is_none_or(|was| was.settings != vf.settings) {
                     state.vf_told.remove(index);
                 }
+            }
+            if before.is_none_or(|before| before.vdpa != view.vdpa) {
+                state.vdpa_told.clear();
             }
             state.vf_refused.retain(|index, _| view.vfs.contains_key(index));
             state.vf_told.retain(|index, _| view.vfs.contains_key(index));
@@ -426,6 +440,11 @@ impl Owner {
             };
         }
         self.plan.programs = programs;
+        let devices = std::mem::take(&mut self.plan.vdpa);
+        for (id, program) in &devices {
+            busy |= self.drive_vdpa(id, program);
+        }
+        self.plan.vdpa = devices;
         if !busy && !self.converged_once {
             self.converged_once = true;
             info!(after = ?self.born.elapsed(), "converged");
@@ -616,6 +635,43 @@ impl Owner {
         !state.vf_under_way.is_empty()
     }
 
+    /// Makes and removes vDPA devices, one change of each at a time; says whether one is under way.
+    fn drive_vdpa(&mut self, id: &Id, program: &VdpaProgram) -> bool {
+        let view = self.world.adapters.get(id).and_then(|adapter| adapter.vdpa.as_ref());
+        let Some(view) = view else { return false };
+        let state = self.adapters.entry(id.clone()).or_default();
+        let changes = vdpa::changes(id, view, program);
+        state.vdpa_refused.retain(|name, _| changes.iter().any(|change| change.name() == name));
+        if changes.is_empty() {
+            return !state.vdpa_under_way.is_empty();
+        }
+        let kernel = match self.vdpa.take().map_or_else(Vdpa::open, Ok) {
+            Ok(kernel) => self.vdpa.insert(kernel),
+            Err(error) => {
+                error!(adapter = %id, %error, "vDPA devices");
+                self.metrics.errors.with_label_values(&["vdpa"]).inc();
+                return false;
+            }
+        };
+        for change in changes {
+            if state.vdpa_told.get(change.name()) == Some(&change)
+                || !state.vdpa_under_way.insert(change.name().to_owned())
+            {
+                continue;
+            }
+            state.vdpa_told.insert(change.name().to_owned(), change.clone());
+            let (kernel, id, finished) = (kernel.clone(), id.clone(), self.finished_to.clone());
+            tokio::spawn(async move {
+                let result = match &change {
+                    VdpaChange::Create(device) => kernel.create(device).await,
+                    VdpaChange::Delete(name) => kernel.delete_unused(name).await,
+                };
+                finished.send(Finished::VdpaChanged(id, change, result)).ok();
+            });
+        }
+        !state.vdpa_under_way.is_empty()
+    }
+
     fn task_finished(&mut self, finished: Finished) {
         match finished {
             Finished::OffloadOn(id, netdev, result) => {
@@ -640,6 +696,23 @@ impl Owner {
                             self.metrics.errors.with_label_values(&["vf_settings"]).inc();
                             state.vf_refused.entry(index).or_default().insert(setting, refusal);
                         }
+                    }
+                }
+                self.outlets.host.look_again();
+            }
+            Finished::VdpaChanged(id, change, result) => {
+                let Some(state) = self.adapters.get_mut(&id) else { return };
+                state.vdpa_under_way.remove(change.name());
+                self.metrics.tally("vdpa", result.is_ok());
+                match result {
+                    Ok(()) => {
+                        info!(adapter = %id, ?change, "vDPA device");
+                        state.vdpa_refused.remove(change.name());
+                    }
+                    Err(refusal) => {
+                        warn!(adapter = %id, %refusal, "vDPA device");
+                        self.metrics.errors.with_label_values(&["vdpa"]).inc();
+                        state.vdpa_refused.insert(change.name().to_owned(), refusal);
                     }
                 }
                 self.outlets.host.look_again();
@@ -679,6 +752,7 @@ impl Owner {
             state.flows.audit(Instant::now(), HOUSEKEEPING);
             if tick.is_multiple_of(RETRY_EVERY) {
                 state.flows.retry();
+                state.vdpa_told.clear();
             }
         }
         self.stamp_conditions();

@@ -26,7 +26,7 @@ use super::{
     flows::{AdapterFlows, count},
 };
 use crate::{
-    plan::{Finding, PortPlan, Program, switchdev::FlowProgram},
+    plan::{Finding, PortPlan, Program, switchdev::FlowProgram, vdpa::device_name},
     world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
 };
 
@@ -107,6 +107,7 @@ impl Owner {
             macs: plan.map(|plan| plan.macs.clone()).unwrap_or_default(),
             refused: plan.map(|plan| plan.refused.clone()).unwrap_or_default(),
             promiscuous: plan.is_some_and(|plan| plan.promiscuous),
+            vdpa_device: plan.and_then(|plan| self.vdpa_device(plan)),
             flows: summary.counts,
             event_to_programmed_us: timing
                 .last
@@ -135,13 +136,42 @@ impl Owner {
             }
             Err(finding) => statement("Bound", False, finding),
         };
-        vec![
+        let mut statements = vec![
             bound,
             self.programmed(plan, summary),
             self.offloaded(plan, summary),
             conflict_statement(plan.conflict.as_ref().or_else(|| place_conflict(plan))),
             quarantined(plan),
-        ]
+        ];
+        statements.extend(self.vdpa_made(plan));
+        statements
+    }
+
+    /// What became of the port's vDPA device, where the daemon is to make one.
+    fn vdpa_made(&self, plan: &PortPlan) -> Option<Statement> {
+        use ConditionStatus::{False, True};
+        let say = |status, reason, message| Statement::new("VdpaDevice", status, reason, message);
+        let (adapter, place) = plan.vdpa.as_ref()?;
+        let place = match place {
+            Ok(place) => place,
+            Err(finding) => return Some(statement("VdpaDevice", False, finding)),
+        };
+        let name = device_name(place, adapter);
+        let refused = self.adapters.get(adapter).and_then(|s| s.vdpa_refused.get(&name));
+        Some(match (refused, self.vdpa_device(plan)) {
+            (Some(refusal), _) => say(False, "Refused", refusal.to_string()),
+            (None, Some(name)) => say(True, "Made", format!("vDPA device {name}")),
+            (None, None) => say(False, "Pending", format!("vDPA device {name} is on its way")),
+        })
+    }
+
+    /// The name of the port's vDPA device, if that is there and as it should be.
+    fn vdpa_device(&self, plan: &PortPlan) -> Option<String> {
+        let (adapter, place) = plan.vdpa.as_ref()?;
+        let place = place.as_ref().ok()?;
+        let wanted = self.plan.vdpa.get(adapter)?.devices.get(place)?;
+        let device = self.world.adapters.get(adapter)?.vdpa.as_ref()?.devices.get(place)?;
+        (wanted.mac.is_none() || wanted.mac == device.mac).then(|| device_name(place, adapter))
     }
 
     fn programmed(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
@@ -431,6 +461,7 @@ impl Owner {
             for (index, refused) in &state.vf_refused {
                 problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
             }
+            problems.extend(state.vdpa_refused.values().map(ToString::to_string));
         }
         let present = match view.mode {
             Some(_) => Statement::new("Present", True, "Present", "the adapter is there"),

@@ -6,12 +6,14 @@
 //! 1. [`bind`]: on which VF or representor each port stands;
 //! 2. [`admit`]: which addresses each port may send from (the policy);
 //! 3. [`switchdev`]: the flows of an adapter with representors;
-//!    [`legacy`]: the VF settings of an adapter without.
+//!    [`legacy`]: the VF settings of an adapter without;
+//!    [`vdpa`]: the vDPA devices of an adapter whose devices are ours to manage.
 
 pub mod admit;
 pub mod bind;
 pub mod legacy;
 pub mod switchdev;
+pub mod vdpa;
 
 use std::collections::BTreeMap;
 
@@ -34,6 +36,8 @@ pub type AdapterPolicies = BTreeMap<Id, UplinkUse>;
 pub struct Plan {
     /// What each adapter should hold, for adapters that are there.
     pub programs: BTreeMap<Id, Program>,
+    /// The vDPA devices that each adapter should have, where they are ours to manage.
+    pub vdpa: BTreeMap<Id, vdpa::VdpaProgram>,
     /// What became of each port.
     pub ports: BTreeMap<Id, PortPlan>,
     /// What stands in the way of a network.
@@ -68,6 +72,8 @@ pub struct PortPlan {
     pub conflict: Option<Finding>,
     /// Wishes that this adapter or mode cannot fulfil.
     pub unmet: Vec<Finding>,
+    /// The adapter that is to have a vDPA device for it, and its place there, or why it has none.
+    pub vdpa: Option<(Id, Result<String, Finding>)>,
 }
 
 /// A reason for programs and a sentence for people, as conditions carry them.
@@ -103,6 +109,7 @@ pub fn plan(world: &World, intent: &Intent, claims: &Claims, policies: &AdapterP
                 promiscuous_refused: admission.promiscuous_refused,
                 conflict: admission.conflict,
                 unmet: Vec::new(),
+                vdpa: None,
             },
         );
     }
@@ -125,6 +132,8 @@ pub fn plan(world: &World, intent: &Intent, claims: &Claims, policies: &AdapterP
             }
         };
         plan.programs.insert(id.clone(), program);
+        let devices = vdpa::program(id, adapter, intent, &mut plan.ports);
+        plan.vdpa.extend(devices.map(|devices| (id.clone(), devices)));
     }
     plan
 }

@@ -131,6 +131,8 @@ fn nic(handle: &str) -> AdapterConfig {
         uplink: None,
         representors: Vec::new(),
         uplink_use: Default::default(),
+        vdpa: Default::default(),
+        vdpa_management: None,
     }
 }
 
@@ -141,6 +143,8 @@ fn software(uplink: &str, patterns: &[&str]) -> AdapterConfig {
         uplink: Some(uplink.into()),
         representors: patterns.iter().map(|pattern| pattern.to_string()).collect(),
         uplink_use: Default::default(),
+        vdpa: Default::default(),
+        vdpa_management: None,
     }
 }
 

@@ -71,7 +71,7 @@ impl Default for Limits {
             filter_looks: (64.0, 200.0),
             look_interval: Duration::from_millis(50),
             settle: Duration::from_millis(100),
-            poll: Duration::from_millis(1100),
+            poll: Duration::from_millis(1200),
             beat: Duration::from_millis(100),
             epoch: Instant::now(),
             quiet: Duration::from_secs(10),

@@ -31,7 +31,9 @@ use crate::{
         devlink::{Devlink, DevlinkName},
         generic_connection,
         netlink::on_own_thread,
+        vdpa::Vdpa,
     },
+    plan::vdpa::is_ours,
     world::AdapterView,
 };
 
@@ -199,6 +201,11 @@ impl Watch {
                 facts.vfs.insert(ifindex, vfs);
             }
         }
+        self.eyes.vdpa(&mut facts).await?;
+        for (_, adapter) in self.adapters.iter().filter(|(_, adapter)| adapter.manages_vdpa()) {
+            let nic = adapter.nic().map(|nic| &nic.device);
+            facts.vf_addresses.extend(nic.map(|device| (device.clone(), vf_addresses(device))));
+        }
         let views = self.adapters.iter().map(|(id, adapter)| (id.clone(), adapter.view(&facts)));
         Ok(views.collect())
     }
@@ -214,6 +221,8 @@ struct Eyes {
     device_bell: Option<Doorbell>,
     /// Absent while the kernel has no devlink.
     devlink_bell: Option<Doorbell>,
+    /// Absent where no adapter's vDPA devices are ours to manage.
+    vdpa: Option<Vdpa>,
 }
 
 impl Eyes {
@@ -222,8 +231,17 @@ impl Eyes {
         let link_bell = Doorbell::hang(NETLINK_ROUTE, RTNLGRP_LINK).map_err(subscription)?;
         let (work, links) = Links::open()?;
         tokio::spawn(work);
-        let mut eyes =
-            Eyes { links, link_bell, devlink: None, device_bell: None, devlink_bell: None };
+        let mut eyes = Eyes {
+            links,
+            link_bell,
+            devlink: None,
+            device_bell: None,
+            devlink_bell: None,
+            vdpa: None,
+        };
+        if adapters.iter().any(|(_, adapter)| adapter.manages_vdpa()) {
+            eyes.vdpa = Some(Vdpa::open()?);
+        }
         if adapters.iter().any(|(_, adapter)| adapter.nic().is_some()) {
             let (work, handle) = generic_connection()?;
             tokio::spawn(work);
@@ -232,6 +250,29 @@ impl Eyes {
             eyes.device_bell = Some(bell.map_err(subscription)?);
         }
         Ok(eyes)
+    }
+
+    /// Reads what makes vDPA devices, and the devices that bear our names.
+    async fn vdpa(&self, facts: &mut Facts) -> Result<(), KernelRefusal> {
+        let Some(vdpa) = &self.vdpa else { return Ok(()) };
+        let read = async {
+            let managements = vdpa.managements().await?;
+            let managements = managements.into_iter().filter(|management| management.network);
+            facts.vdpa_managements = managements.map(|management| management.name).collect();
+            for device in vdpa.devices().await?.into_iter().filter(|device| is_ours(&device.name)) {
+                let config = match told(vdpa.config(&device.name).await)? {
+                    // It went meanwhile.
+                    Err(refusal) if refusal.errno == Errno::ENODEV as i32 => continue,
+                    config => config?,
+                };
+                facts.vdpa_devices.insert(device.name, config.mac);
+            }
+            Ok(())
+        };
+        if let Err(refusal) = told(read.await)? {
+            facts.vdpa_refusal = Some(refusal);
+        }
+        Ok(())
     }
 
     /// Returns when something may have changed.
@@ -290,6 +331,19 @@ fn told<T>(answer: Result<T, KernelRefusal>) -> Result<Result<T, KernelRefusal>,
         Err(lost) if lost.is_lost() => Err(lost),
         answer => Ok(answer),
     }
+}
+
+/// The PCI addresses of a device's VFs, by index: the links `virtfnN` of its PF.
+fn vf_addresses(device: &DevlinkName) -> BTreeMap<u16, String> {
+    let folder = Path::new(BUSES).join(&device.bus).join("devices").join(&device.device);
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let index = entry.file_name().to_str()?.strip_prefix("virtfn")?.parse().ok()?;
+            let vf = std::fs::read_link(entry.path()).ok()?;
+            Some((index, vf.file_name()?.to_str()?.to_owned()))
+        })
+        .collect()
 }
 
 /// The name of a device's kernel driver.

@@ -3,9 +3,9 @@
 //! In: one configured adapter and the [`Facts`] of one look. Out: its [`AdapterView`]. Pure: no
 //! I/O. What is missing becomes a problem with a remedy, never a guess.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use api::resources::EswitchMode;
+use api::{resources::EswitchMode, types::MacAddr};
 use tc_flows::Ifindex;
 
 use super::{
@@ -13,12 +13,14 @@ use super::{
     pattern,
 };
 use crate::{
-    config::AdapterConfig,
+    config::{AdapterConfig, VdpaUse},
     eswitch::{
         EswitchError, KernelRefusal,
         devlink::{DevlinkMode, DevlinkName, DevlinkPort, Flavour},
+        vdpa::ManagementName,
     },
-    world::{AdapterView, NetdevView, VfView},
+    plan::vdpa::{place_of, vf_place},
+    world::{AdapterView, NetdevView, VdpaDeviceView, VdpaView, VfView},
 };
 
 /// A configured adapter.
@@ -37,6 +39,8 @@ pub(super) struct Nic {
     pub(super) device: DevlinkName,
     /// The uplink that the configuration names.
     pub(super) uplink: Option<String>,
+    /// Whether its vDPA devices are ours to manage.
+    pub(super) manages_vdpa: bool,
 }
 
 /// A configured software adapter.
@@ -48,6 +52,8 @@ pub(super) struct Software {
     uplink: Option<String>,
     /// The representors' names.
     patterns: Vec<String>,
+    /// What makes vDPA devices for them, where those are ours to manage.
+    vdpa_management: Option<ManagementName>,
 }
 
 impl TryFrom<&AdapterConfig> for Adapter {
@@ -59,11 +65,17 @@ impl TryFrom<&AdapterConfig> for Adapter {
             (Some(handle), None) => Ok(Adapter::Nic(Nic {
                 device: handle.parse().map_err(invalid)?,
                 uplink: config.uplink.clone(),
+                manages_vdpa: config.vdpa == VdpaUse::Manage,
             })),
             (None, Some(name)) => Ok(Adapter::Software(Software {
                 handle: format!("soft-{name}"),
                 uplink: config.uplink.clone(),
                 patterns: config.representors.clone(),
+                vdpa_management: config
+                    .vdpa_management
+                    .as_ref()
+                    .filter(|_| config.vdpa == VdpaUse::Manage)
+                    .and_then(|name| name.parse().ok()),
             })),
             _ => Err(invalid("an adapter needs exactly one of `handle` and `software`".into())),
         }
@@ -96,6 +108,14 @@ pub(super) struct Facts {
     pub(super) drivers: BTreeMap<DevlinkName, String>,
     /// The VFs of PFs in legacy mode.
     pub(super) vfs: BTreeMap<Ifindex, Result<VfTable, KernelRefusal>>,
+    /// The PCI addresses of VFs, by device and index.
+    pub(super) vf_addresses: BTreeMap<DevlinkName, BTreeMap<u16, String>>,
+    /// What makes vDPA network devices.
+    pub(super) vdpa_managements: BTreeSet<ManagementName>,
+    /// The vDPA devices by name, with their addresses.
+    pub(super) vdpa_devices: BTreeMap<String, Option<MacAddr>>,
+    /// Why the vDPA devices are not known.
+    pub(super) vdpa_refusal: Option<KernelRefusal>,
 }
 
 impl Facts {
@@ -115,7 +135,42 @@ impl Facts {
     }
 }
 
+impl Facts {
+    /// The vDPA side of the adapter of this handle, of which these places could have a device.
+    fn vdpa(
+        &self,
+        handle: &str,
+        places: impl Iterator<Item = (String, ManagementName)>,
+        problems: &mut Vec<String>,
+    ) -> VdpaView {
+        problems.extend(self.vdpa_refusal.as_ref().map(ToString::to_string));
+        let adapter = handle.replacen('/', "-", 1);
+        let device = |(name, mac): (&String, &Option<MacAddr>)| {
+            Some((place_of(name, &adapter)?.to_owned(), VdpaDeviceView { mac: *mac }))
+        };
+        VdpaView {
+            managements: places.filter(|(_, name)| self.vdpa_managements.contains(name)).collect(),
+            devices: self.vdpa_devices.iter().filter_map(device).collect(),
+        }
+    }
+}
+
 impl Nic {
+    /// The vDPA side, where it is ours to manage and could be read.
+    fn vdpa(&self, facts: &Facts, problems: &mut Vec<String>) -> Option<VdpaView> {
+        if !self.manages_vdpa {
+            return None;
+        }
+        let bus = &self.device.bus;
+        let addresses = facts.vf_addresses.get(&self.device).into_iter().flatten();
+        let places = addresses.map(|(index, address)| {
+            let name = ManagementName { bus: Some(bus.clone()), device: address.clone() };
+            (vf_place(*index), name)
+        });
+        let view = facts.vdpa(&self.device.to_string(), places, problems);
+        facts.vdpa_refusal.is_none().then_some(view)
+    }
+
     /// The PF's netdev, where the NIC is in legacy mode and has one: a port to the wire, or, where
     /// devlink knows none, a netdev of the device.
     pub(super) fn legacy_pf<'a>(&'a self, facts: &'a Facts) -> Option<&'a Link> {
@@ -159,6 +214,7 @@ impl Nic {
                 view.mode = view.pf.as_ref().map(|_| EswitchMode::Legacy);
             }
         }
+        view.vdpa = self.vdpa(facts, &mut view.problems);
         view
     }
 
@@ -286,7 +342,7 @@ impl Nic {
 impl Software {
     fn view(&self, facts: &Facts) -> AdapterView {
         let uplink = self.uplink.as_ref().and_then(|name| facts.links.by_name(name));
-        let problems = match (&self.uplink, uplink) {
+        let mut problems = match (&self.uplink, uplink) {
             (Some(name), None) => vec![format!(
                 "the uplink `{name}` is not there; create it, or correct `uplink` in the \
                  configuration"
@@ -303,9 +359,14 @@ impl Software {
             .filter(is_representor)
             .map(|link| (link.name.clone(), link.view()))
             .collect();
+        let vdpa = self.vdpa_management.as_ref().map(|management| {
+            let places = representors.keys().map(|name| (name.clone(), management.clone()));
+            facts.vdpa(&self.handle, places, &mut problems)
+        });
         AdapterView {
             handle: self.handle.clone(),
             mode: Some(EswitchMode::Software),
+            vdpa: vdpa.filter(|_| facts.vdpa_refusal.is_none()),
             uplink: uplink.map(Link::view),
             representors,
             problems,
@@ -320,6 +381,14 @@ impl Adapter {
         match self {
             Adapter::Nic(nic) => nic.view(facts),
             Adapter::Software(software) => software.view(facts),
+        }
+    }
+
+    /// Whether its vDPA devices are ours to manage.
+    pub(super) fn manages_vdpa(&self) -> bool {
+        match self {
+            Adapter::Nic(nic) => nic.manages_vdpa,
+            Adapter::Software(software) => software.vdpa_management.is_some(),
         }
     }
 
@@ -389,7 +458,7 @@ mod tests {
     }
 
     fn nic(uplink: Option<&str>) -> Nic {
-        Nic { device: device(), uplink: uplink.map(str::to_owned) }
+        Nic { device: device(), uplink: uplink.map(str::to_owned), manages_vdpa: false }
     }
 
     /// A NIC in switchdev mode with two VFs.
@@ -401,7 +470,7 @@ mod tests {
             ports: vec![port(0, Flavour::Physical, 2), vf_port(1, 0, 3), vf_port(1, 1, 4)],
             eswitches: [(device(), Eswitch::Mode(DevlinkMode::Switchdev))].into(),
             drivers: [(device(), "mlx5_core".to_owned())].into(),
-            vfs: BTreeMap::new(),
+            ..Facts::default()
         }
     }
 
@@ -537,6 +606,7 @@ mod tests {
             handle: "soft-lab".into(),
             uplink: Some("tap-up".into()),
             patterns: vec!["tap*".into(), "one".into()],
+            vdpa_management: None,
         };
         let facts = Facts {
             links: [link(2, "tap0"), link(3, "tap-up"), link(4, "one"), link(5, "oneself")]
@@ -550,5 +620,57 @@ mod tests {
         assert_eq!(names, ["one", "tap0"]);
         assert_eq!((view.handle.as_str(), view.mode), ("soft-lab", Some(EswitchMode::Software)));
         assert!(view.problems.is_empty());
+    }
+
+    fn management(name: &str) -> ManagementName {
+        name.parse().unwrap()
+    }
+
+    /// Two VFs, of which the kernel lists the first as a maker of vDPA devices, and devices of all
+    /// kinds of names.
+    fn with_vdpa() -> Facts {
+        let mac = Some(MacAddr([2, 0, 0, 0, 0, 7]));
+        let addresses = [(0, "0000:03:00.2".to_owned()), (1, "0000:03:00.3".to_owned())];
+        Facts {
+            vf_addresses: [(device(), addresses.into())].into(),
+            vdpa_managements: [management("pci/0000:03:00.2"), management("vdpasim_net")].into(),
+            vdpa_devices: [
+                ("eswd-vf0@pci-0000:03:00.1", mac),
+                ("eswd-vf1@pci-0000:03:00.0", None),
+                ("eswd-tap0@soft-lab", None),
+                ("somebody's", None),
+            ]
+            .map(|(name, mac)| (name.to_owned(), mac))
+            .into(),
+            links: [link(2, "tap0"), link(3, "tap1")].into_iter().collect(),
+            ..switchdev()
+        }
+    }
+
+    #[test]
+    fn the_vdpa_devices_of_a_nic_are_those_of_its_own_name_and_its_vfs_make_them() {
+        let managing = Nic { manages_vdpa: true, ..nic(None) };
+        let view = managing.view(&with_vdpa()).vdpa.unwrap();
+        let makers = [("vf0".to_owned(), management("pci/0000:03:00.2"))];
+        assert_eq!(view.managements, makers.into());
+        let mac = Some(MacAddr([2, 0, 0, 0, 0, 7]));
+        assert_eq!(view.devices, [("vf0".to_owned(), VdpaDeviceView { mac })].into());
+        assert_eq!(nic(None).view(&with_vdpa()).vdpa, None, "left to others");
+    }
+
+    #[test]
+    fn a_software_adapters_vdpa_devices_are_made_by_what_the_configuration_names() {
+        let adapter = Software {
+            handle: "soft-lab".into(),
+            uplink: None,
+            patterns: vec!["tap*".into()],
+            vdpa_management: Some(management("vdpasim_net")),
+        };
+        let view = adapter.view(&with_vdpa()).vdpa.unwrap();
+        assert_eq!(view.managements.len(), 2);
+        assert_eq!(view.devices.keys().collect::<Vec<_>>(), ["tap0"]);
+        let refusal = KernelRefusal { errno: 1, message: "no".into(), what: "list".into() };
+        let refused = adapter.view(&Facts { vdpa_refusal: Some(refusal), ..with_vdpa() });
+        assert!(refused.vdpa.is_none() && refused.problems[0].contains("list"), "nothing is done");
     }
 }
