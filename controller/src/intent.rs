@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
+    error::ResourceKind,
     resources::{GuestSpec, NetworkSpec, PortSpec},
     types::{Id, MacAddr},
 };
@@ -82,20 +83,42 @@ pub enum Effect {
     Absent,
 }
 
+/// What a change is about, before it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject<'c> {
+    /// Its kind.
+    pub kind: ResourceKind,
+    /// Its id.
+    pub id: &'c Id,
+    /// Its revision, where it is there.
+    pub revision: Option<u64>,
+    /// Whether it is there already as the change wants it.
+    pub as_wanted: bool,
+}
+
 impl Intent {
-    /// Whether what this change wants to be there is there already, as it wants it.
-    pub fn has(&self, change: &Change) -> bool {
-        fn there<Spec: PartialEq>(
+    /// What this change is about, as it is now.
+    pub fn subject<'c>(&self, change: &'c Change) -> Subject<'c> {
+        fn of<'c, Spec: PartialEq>(
+            kind: ResourceKind,
             table: &BTreeMap<Id, Stored<Spec>>,
-            id: &Id,
-            spec: &Option<Spec>,
-        ) -> bool {
-            spec.is_some() && table.get(id).map(|stored| &stored.spec) == spec.as_ref()
+            id: &'c Id,
+            wanted: Option<&Spec>,
+        ) -> Subject<'c> {
+            let stored = table.get(id);
+            Subject {
+                kind,
+                id,
+                revision: stored.map(|stored| stored.revision),
+                as_wanted: stored.is_some_and(|stored| Some(&stored.spec) == wanted),
+            }
         }
         match change {
-            Change::Network(id, spec) => there(&self.networks, id, spec),
-            Change::Port(id, spec) => there(&self.ports, id, spec),
-            Change::Guest(id, spec) => there(&self.guests, id, spec),
+            Change::Network(id, spec) => {
+                of(ResourceKind::Network, &self.networks, id, spec.as_ref())
+            }
+            Change::Port(id, spec) => of(ResourceKind::Port, &self.ports, id, spec.as_ref()),
+            Change::Guest(id, spec) => of(ResourceKind::Guest, &self.guests, id, spec.as_ref()),
         }
     }
 

@@ -287,37 +287,36 @@ impl AdapterFlows {
         !self.under_way && self.adopted.contains_key(&Hook::ingress(netdev))
     }
 
-    /// Notes what a job did.
-    pub(super) fn done(&mut self, done: &FlowDone) -> Tally {
+    /// Notes what a job did, and takes what it read out of it.
+    pub(super) fn done(&mut self, done: &mut FlowDone) -> Tally {
         self.under_way = false;
         self.idle = false;
         let mut tally = Tally::default();
-        for (hook, dump) in &done.adopted {
+        for (hook, dump) in std::mem::take(&mut done.adopted) {
             match dump {
-                Ok(dump) => {
-                    let read = self.adopted.entry(*hook).or_insert(Read::new(done.finished));
+                Ok(mut dump) => {
+                    let read = self.adopted.entry(hook).or_insert(Read::new(done.finished));
                     read.at = done.finished;
-                    let mut dump = Cow::Borrowed(dump);
-                    if let Some(by) = self.reading.remove(hook) {
-                        take_back(&self.installed, *hook, dump.to_mut());
-                        let drift = Drift::between(&self.installed, *hook, &dump);
+                    if let Some(by) = self.reading.remove(&hook) {
+                        take_back(&self.installed, hook, &mut dump);
+                        let drift = Drift::between(&self.installed, hook, &dump);
                         if drift != Drift::default() {
                             read.repaired(done.finished);
-                            tally.drift.push((*hook, drift, by));
+                            tally.drift.push((hook, drift, by));
                         }
-                        self.installed.remove_hook(*hook);
+                        self.installed.remove_hook(hook);
                     } else {
                         tally.adopted += dump.own.len() as u64;
                     }
                     self.installed.adopt(&dump);
-                    self.foreign.insert(*hook, dump.into_owned().foreign);
+                    self.foreign.insert(hook, dump.foreign);
                 }
                 Err(error) => {
-                    if self.reading.remove(hook).is_some() {
-                        self.forget(*hook);
+                    if self.reading.remove(&hook).is_some() {
+                        self.forget(hook);
                     }
                     tally.unusable.push(error.to_string());
-                    self.unusable.insert(*hook, error.to_string());
+                    self.unusable.insert(hook, error.to_string());
                 }
             }
         }
@@ -398,6 +397,9 @@ impl AdapterFlows {
 /// A filter without our cookie, but of the handle and in the place of a rule of ours, is that rule:
 /// replaced by somebody else, since a replacement keeps the handle. It is ours to repair.
 fn take_back(installed: &Installed, hook: Hook, dump: &mut Dump) {
+    if dump.foreign.is_empty() {
+        return;
+    }
     let ours: BTreeMap<(u32, u16, u32), RuleLocation> = installed
         .of_hook(hook)
         .map(|held| {
@@ -497,7 +499,7 @@ mod tests {
             while let Some(job) = self.flows.next_job(&id, program, &BTreeSet::new(), self.now) {
                 let mut done = run(&mut self.kernel, job);
                 done.finished = self.now;
-                tallies.push(self.flows.done(&done));
+                tallies.push(self.flows.done(&mut done));
             }
             tallies
         }

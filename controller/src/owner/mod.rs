@@ -557,10 +557,10 @@ impl Owner {
         state.flows.under_way() || !held.is_empty()
     }
 
-    fn flows_done(&mut self, done: FlowDone) {
+    fn flows_done(&mut self, mut done: FlowDone) {
+        let Some(state) = self.adapters.get_mut(&done.adapter) else { return };
+        let tally = state.flows.done(&mut done);
         let id = &done.adapter;
-        let Some(state) = self.adapters.get_mut(id) else { return };
-        let tally = state.flows.done(&done);
         for awaiting in state.in_job.drain(..) {
             let took = done.finished.saturating_duration_since(awaiting.event_read);
             self.metrics.event_to_programmed.observe(took.as_secs_f64());
@@ -768,9 +768,12 @@ impl Owner {
             let Some(Write { change, only_if, answer }) = self.store.writes.pop_front() else {
                 return;
             };
-            let permitted = match self.intent.has(&change) {
+            let subject = self.intent.subject(&change);
+            let permitted = match subject.as_wanted {
                 true => Ok(()),
-                false => self.as_expected(&change, &only_if).and_then(|()| self.permitted(&change)),
+                false => only_if
+                    .check(subject.kind, subject.id, subject.revision)
+                    .and_then(|()| self.permitted(&change)),
             };
             if let Err(error) = permitted {
                 answer.send(Err(error)).ok();
@@ -786,22 +789,6 @@ impl Owner {
                     .ok();
             });
         }
-    }
-
-    /// Whether what a change is about is in the state that its client expects.
-    fn as_expected(&self, change: &Change, only_if: &Precondition) -> Result<(), ApiError> {
-        let (kind, id, revision) = match change {
-            Change::Network(id, _) => {
-                (ResourceKind::Network, id, self.intent.networks.get(id).map(|n| n.revision))
-            }
-            Change::Port(id, _) => {
-                (ResourceKind::Port, id, self.intent.ports.get(id).map(|p| p.revision))
-            }
-            Change::Guest(id, _) => {
-                (ResourceKind::Guest, id, self.intent.guests.get(id).map(|g| g.revision))
-            }
-        };
-        only_if.check(kind, id, revision)
     }
 
     /// Whether a change may be made as things stand.

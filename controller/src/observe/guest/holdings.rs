@@ -1,8 +1,8 @@
 //! What processes hold, as the kernel says: taps and character devices by descriptor.
 //!
-//! In: `/proc`, sysfs and the list of taps. Out: [`Held`] of one process, [`Census`] of all, and [`Holders`], which
-//! remembers who held a backing first. The command line of a process is not looked at here, and
-//! nothing here is a claim. A census costs a look at every descriptor of the host: whoever wants
+//! In: `/proc`, sysfs and the list of taps. Out: [`Held`] of one process, [`Census`] of all, and
+//! [`Holders`], which remembers who held a backing first. The command line of a process is not
+//! looked at here, and nothing here is a claim. A census costs a look at every descriptor of the host: whoever wants
 //! one shares it with all who want one at the same time.
 
 use std::{

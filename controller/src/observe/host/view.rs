@@ -133,9 +133,7 @@ impl Facts {
         ports.sort_by_key(|port| (port.number, port.index));
         ports.into_iter().filter_map(|port| self.netdev_of(port)).collect()
     }
-}
 
-impl Facts {
     /// The vDPA side of the adapter of this handle, of which these places could have a device.
     fn vdpa(
         &self,
