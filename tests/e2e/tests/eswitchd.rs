@@ -47,24 +47,7 @@ fn a_restart_loses_no_ping_and_a_guest_that_ends_takes_its_flows_but_not_its_por
         .qmp_socket(daemon.qmp_dir().join("c.sock"))
         .start()
         .expect("a guest");
-    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
-    let ports = [
-        (
-            "b",
-            json!({"netdev": {"adapter": "soft-lab", "name": "vm-b"}}),
-            json!(["02:bb:00:00:00:01"]),
-        ),
-        ("a", json!({"guest_vf": {"guest": "c", "device": "vf0"}}), json!([])),
-    ];
-    for (name, function, macs) in ports {
-        let spec = json!({
-            "function": function,
-            "attachments": [{"network": "blue"}],
-            "macs": macs,
-            "guest_macs": {"max": 1, "allow": ["02:aa"]},
-        });
-        daemon.put(&format!("/v1/ports/{name}"), spec).expect("a port");
-    }
+    daemon.put_pair(json!("isolated"), "vm-b", ("c", "vf0")).expect("a network and ports");
     guest
         .run(&format!(
             "echo 1 > /sys/bus/pci/devices/{PF_ADDRESS}/sriov_numvfs\n\
@@ -129,25 +112,9 @@ impl Host {
         let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"vm-*\"]\n";
         let start = || Daemon::start(&folder.join(number.to_string()), configuration);
         let daemon = netns.run(start).expect("a thread").expect("eswitchd");
-        daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
-        let outside = format!("vm-b{number}");
-        let ports = [
-            (
-                "b",
-                json!({"netdev": {"adapter": "soft-lab", "name": outside}}),
-                json!(["02:bb:00:00:00:01"]),
-            ),
-            ("a", json!({"guest_vf": {"guest": "c", "device": "pf0"}}), json!([])),
-        ];
-        for (name, function, macs) in ports {
-            let spec = json!({
-                "function": function,
-                "attachments": [{"network": "blue"}],
-                "macs": macs,
-                "guest_macs": {"max": 1, "allow": ["02:aa"]},
-            });
-            daemon.put(&format!("/v1/ports/{name}"), spec).expect("a port");
-        }
+        daemon
+            .put_pair(json!("isolated"), &format!("vm-b{number}"), ("c", "pf0"))
+            .expect("a network and ports");
         Host { netns, daemon }
     }
 

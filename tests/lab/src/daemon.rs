@@ -176,6 +176,39 @@ impl Daemon {
         self.succeed("PUT", path, Some(&json!({ "spec": spec })))
     }
 
+    /// PUTs the network `blue` of this kind, and two ports of the software adapter `lab` on it: `b`,
+    /// which is the netdev `outside` with the address 02:bb:00:00:00:01, and `a`, which is a
+    /// function (guest and device) that may choose an address below 02:aa.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn put_pair(
+        &self,
+        kind: Value,
+        outside: &str,
+        (guest, device): (&str, &str),
+    ) -> Result<()> {
+        self.put("/v1/networks/blue", json!({ "kind": kind }))?;
+        let ports = [
+            (
+                "b",
+                json!({"netdev": {"adapter": "soft-lab", "name": outside}}),
+                json!(["02:bb:00:00:00:01"]),
+            ),
+            ("a", json!({"guest_vf": {"guest": guest, "device": device}}), json!([])),
+        ];
+        for (name, function, macs) in ports {
+            let spec = json!({
+                "function": function,
+                "attachments": [{"network": "blue"}],
+                "macs": macs,
+                "guest_macs": {"max": 1, "allow": ["02:aa"]},
+            });
+            self.put(&format!("/v1/ports/{name}"), spec)?;
+        }
+        Ok(())
+    }
+
     /// GETs a resource or a list.
     ///
     /// # Errors

@@ -66,6 +66,19 @@ fn vf_port(device: &Netdevsim, index: u32, mac: &str, attachments: Value) -> Val
     })
 }
 
+/// Ports `p0`, `p1`, … with these addresses on the VFs of these numbers, in the network `blue`;
+/// programmed.
+fn blue_ports(daemon: &Daemon, device: &Netdevsim, macs: &[&str]) {
+    for (index, mac) in (0..).zip(macs) {
+        let port = vf_port(device, index, mac, json!([{"network": "blue"}]));
+        daemon.put(&format!("/v1/ports/p{index}"), port).expect("a port");
+    }
+    for index in 0..macs.len() {
+        let port = format!("/v1/ports/p{index}");
+        daemon.wait_for_condition(&port, "Programmed", "True").expect("programmed");
+    }
+}
+
 /// A netdev's ingress filters as `tc -j` shows them, without counters and ages.
 fn filters(netdev: &str) -> Vec<Value> {
     let text = net::command("tc", ["-j", "filter", "show", "dev", netdev, "ingress"]).expect("tc");
@@ -114,12 +127,8 @@ fn switchdev_flows_of_two_ports_are_in_hardware_with_their_chains_keys_and_actio
     let folder = folder();
     let daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
-    for (index, mac) in [(0, MAC_1), (1, MAC_2)] {
-        let port = vf_port(&device, index, mac, json!([{"network": "blue"}]));
-        daemon.put(&format!("/v1/ports/p{index}"), port).expect("a port");
-    }
+    blue_ports(&daemon, &device, &[MAC_1, MAC_2]);
     for port in ["/v1/ports/p0", "/v1/ports/p1"] {
-        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed");
         daemon.wait_for_condition(port, "Offloaded", "True").expect("offloaded");
     }
 
@@ -300,13 +309,7 @@ fn a_daemon_that_is_killed_and_started_again_touches_nothing() {
         "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
     ))
     .expect("a foreign filter");
-    for (index, mac) in [(0, MAC_1), (1, MAC_2)] {
-        let port = vf_port(&device, index, mac, json!([{"network": "blue"}]));
-        daemon.put(&format!("/v1/ports/p{index}"), port).expect("a port");
-    }
-    for port in ["/v1/ports/p0", "/v1/ports/p1"] {
-        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed");
-    }
+    blue_ports(&daemon, &device, &[MAC_1, MAC_2]);
     let netdevs = [one.clone(), device.representor(1).expect("r1"), device.uplink().expect("up")];
     let state = || -> Vec<Vec<Value>> { netdevs.iter().map(|netdev| filters(netdev)).collect() };
     let before = state();
@@ -358,9 +361,7 @@ fn a_foreign_filter_is_reported_and_still_there_at_the_end() {
     let folder = folder();
     let mut daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
-    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
-    daemon.put("/v1/ports/p0", port).expect("a port");
-    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    blue_ports(&daemon, &device, &[MAC_1]);
     let adapter = format!("/v1/adapters/{}", adapter_id(&device));
     let seen = daemon.get(&adapter).expect("the adapter");
     assert_eq!(seen["foreign_filters"], 1);
@@ -391,9 +392,7 @@ fn a_teardown_takes_our_flows_and_nothing_else_and_a_start_brings_them_back() {
     let folder = folder();
     let mut daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
-    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
-    daemon.put("/v1/ports/p0", port).expect("a port");
-    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    blue_ports(&daemon, &device, &[MAC_1]);
     let (one, uplink) = (device.representor(0).expect("r0"), device.uplink().expect("uplink"));
     let ours = (outline(&one), outline(&uplink));
     net::tc(&format!(
@@ -428,9 +427,7 @@ fn sighup_brings_a_new_configuration_and_a_wrong_one_changes_nothing() {
     let folder = folder();
     let daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
-    let port = vf_port(&device, 0, MAC_1, json!([{"network": "blue"}]));
-    daemon.put("/v1/ports/p0", port).expect("a port");
-    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed");
+    blue_ports(&daemon, &device, &[MAC_1]);
     let one = device.representor(0).expect("r0");
     let before = filters(&one);
     let hangup = |text: &str, until: &str| {
@@ -753,12 +750,7 @@ fn what_somebody_else_did_to_the_flows_is_put_back() {
     let folder = folder();
     let daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
-    for (index, mac) in [(0, MAC_1), (1, MAC_2)] {
-        let port = vf_port(&device, index, mac, json!([{"network": "blue"}]));
-        let port_url = format!("/v1/ports/p{index}");
-        daemon.put(&port_url, port).expect("a port");
-        daemon.wait_for_condition(&port_url, "Programmed", "True").expect("programmed");
-    }
+    blue_ports(&daemon, &device, &[MAC_1, MAC_2]);
     let one = device.representor(0).expect("r0");
     let wanted = outline(&one);
     assert!(wanted.len() > 5, "{wanted:?}");

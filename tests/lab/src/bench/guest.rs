@@ -69,24 +69,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
         .vf(0, Backing::Tap("vm-a".into()))
         .qmp_socket(daemon.qmp_dir().join("a.sock"))
         .start()?;
-    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}}))?;
-    let ports = [
-        (
-            "b",
-            json!({"netdev": {"adapter": "soft-lab", "name": "vm-b"}}),
-            json!(["02:bb:00:00:00:01"]),
-        ),
-        ("a", json!({"guest_vf": {"guest": "a", "device": "vf0"}}), json!([])),
-    ];
-    for (name, function, macs) in ports {
-        let spec = json!({
-            "function": function,
-            "attachments": [{"network": "blue"}],
-            "macs": macs,
-            "guest_macs": {"max": 1, "allow": ["02:aa"]},
-        });
-        daemon.put(&format!("/v1/ports/{name}"), spec)?;
-    }
+    daemon.put_pair(json!({"vlan": {"vid": 100}}), "vm-b", ("a", "vf0"))?;
     guest.run(&format!("echo 1 > /sys/bus/pci/devices/{PF_ADDRESS}/sriov_numvfs"))?;
     guest.run("ip link set eth1 address 02:aa:00:00:00:ff; ip link set eth1 up")?;
     daemon.wait_for_condition("/v1/ports/a", "Programmed", "True")?;
