@@ -3,7 +3,7 @@
 //! In: text from JSON. Out: checked values. A value of one of these types is valid wherever it is
 //! seen; nothing downstream checks again.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -153,7 +153,7 @@ impl fmt::Display for Vid {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, pattern = "^[A-Za-z0-9_:-][A-Za-z0-9._:-]{0,127}$", example = "web-1")]
-pub struct Id(String);
+pub struct Id(Arc<str>);
 
 impl Id {
     /// The id as text.
@@ -168,7 +168,7 @@ impl TryFrom<String> for Id {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
         if (1..=128).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('.') {
-            Ok(Id(text))
+            Ok(Id(text.into()))
         } else {
             Err(InvalidValue(format!(
                 "`{text}` is not an id: use 1 to 128 letters, digits or . _ : - and no leading dot"
@@ -187,7 +187,7 @@ impl FromStr for Id {
 
 impl From<Id> for String {
     fn from(id: Id) -> Self {
-        id.0
+        id.0.as_ref().to_owned()
     }
 }
 

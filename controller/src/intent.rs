@@ -39,21 +39,54 @@ pub struct Stored<Spec> {
     pub spec: Spec,
 }
 
+/// An address in a network.
+pub type Address = (Id, MacAddr);
+
 /// Which port holds which address in which network. First come keeps it, across restarts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Claims(pub BTreeMap<(Id, MacAddr), Id>);
+pub struct Claims {
+    holders: BTreeMap<Address, Id>,
+    /// The same by port.
+    held: BTreeMap<Id, BTreeSet<Address>>,
+}
 
 impl Claims {
     /// The port that holds `mac` in `network`.
     pub fn holder(&self, network: &Id, mac: MacAddr) -> Option<&Id> {
-        self.0.get(&(network.clone(), mac))
+        self.holders.get(&(network.clone(), mac))
     }
 
-    /// The addresses that `port` holds in any network.
-    pub fn of_port<'a>(&'a self, port: &'a Id) -> impl Iterator<Item = MacAddr> + 'a {
-        let held: BTreeSet<MacAddr> =
-            self.0.iter().filter(|(_, p)| *p == port).map(|((_, mac), _)| *mac).collect();
-        held.into_iter()
+    /// Gives an address to a port, whoever held it.
+    pub fn give(&mut self, address: Address, port: Id) {
+        if let Some(before) = self.holders.insert(address.clone(), port.clone())
+            && before != port
+            && let Some(held) = self.held.get_mut(&before)
+        {
+            held.remove(&address);
+            if held.is_empty() {
+                self.held.remove(&before);
+            }
+        }
+        self.held.entry(port).or_default().insert(address);
+    }
+
+    /// Takes everything from a port: what that was.
+    pub fn take_from(&mut self, port: &Id) -> BTreeSet<Address> {
+        let held = self.held.remove(port).unwrap_or_default();
+        for address in &held {
+            self.holders.remove(address);
+        }
+        held
+    }
+
+    /// All addresses with who holds them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Address, &Id)> {
+        self.holders.iter()
+    }
+
+    /// What a port holds.
+    pub fn of_port(&self, port: &Id) -> impl Iterator<Item = &Address> {
+        self.held.get(port).into_iter().flatten()
     }
 }
 

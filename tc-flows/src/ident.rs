@@ -155,6 +155,9 @@ impl ChainId {
     /// The chain in which every frame starts.
     pub const ZERO: ChainId = ChainId(0);
 
+    /// The highest number.
+    pub const MAX: ChainId = ChainId((1 << 28) - 1);
+
     /// The chain, or `None` where the number needs more than 28 bits.
     pub const fn new(chain: u32) -> Option<ChainId> {
         if chain < 1 << 28 { Some(ChainId(chain)) } else { None }
@@ -179,6 +182,9 @@ pub struct Prio(NonZeroU16);
 impl Prio {
     /// The lowest number: asked before all others.
     pub const FIRST: Prio = Prio(NonZeroU16::MIN);
+
+    /// The highest number: asked after all others.
+    pub const LAST: Prio = Prio(NonZeroU16::MAX);
 
     /// The priority, or `None` for 0 (by which the kernel would choose one itself).
     pub const fn new(prio: u16) -> Option<Prio> {

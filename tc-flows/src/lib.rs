@@ -93,7 +93,7 @@ pub use action::{
 };
 #[cfg(feature = "tokio")]
 pub use concurrent::AsyncKernel;
-pub use diff::{Gap, GapReason, Installed, InstalledRule, Op, Plan, diff};
+pub use diff::{Gap, GapReason, Installed, InstalledRule, Op, Plan, diff, diff_hooks};
 pub use encoded::{Decoded, decode, encode, outcomes};
 pub use fake::{DumpFault, FRAME_BYTES, FakeKernel};
 pub use frame::{Body, Fragment, Frame, Layer4, MplsStack, Tag};

@@ -4,23 +4,20 @@
 //! truth, and this is what it said last.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
-use api::{
-    resources::{FlowCounts, FlowState},
-    types::Id,
-};
+use api::{resources::FlowState, types::Id};
 use tc_flows::{
     Dump, Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule, RuleId,
-    RuleLocation, RuleSet, diff,
+    RuleLocation, diff_hooks,
 };
 
+use super::ledger::{Entry, Ledger};
 use crate::{
     apply::flows::{FlowDone, FlowJob},
-    plan::switchdev::FlowProgram,
+    plan::switchdev::{FlowDelta, FlowProgram},
 };
 
 /// How long after a hook was read it is read again at the earliest: somebody else who changes
@@ -47,34 +44,32 @@ const READ_AGAIN_MOST: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct AdapterFlows {
     installed: Installed,
-    /// Hooks that have been read.
+    /// The hooks that the program covers.
+    hooks: BTreeSet<Hook>,
+    /// Those of them that have been read.
     adopted: BTreeMap<Hook, Read>,
+    /// Hooks at which what is installed may be something else than what is wanted.
+    unsettled: BTreeSet<Hook>,
+    /// Hooks that somebody else may have changed since they were read; who, by netlink port, where
+    /// that is known.
+    suspects: BTreeMap<Hook, Option<u32>>,
     /// Hooks that the job under way reads again.
     reading: BTreeMap<Hook, Option<u32>>,
-    /// Whether nothing was to be done when looked at last, and nothing changed since.
-    idle: bool,
     /// Hooks that could not be made or read, with the reason.
     unusable: BTreeMap<Hook, String>,
-    refused: BTreeMap<RuleId, RefusedRule>,
+    /// Wanted rules that the kernel did not take, with its words.
+    refused: BTreeMap<RuleId, String>,
     /// Why rules that are tried again were refused before: the same again is no news.
     told: BTreeMap<RuleId, String>,
     foreign: BTreeMap<Hook, Vec<Foreign>>,
+    ledger: Ledger,
     under_way: bool,
-}
-
-/// A rule that the kernel did not take.
-#[derive(Debug)]
-struct RefusedRule {
-    rule: Rule,
-    reason: String,
 }
 
 /// A hook that has been read.
 #[derive(Debug)]
 struct Read {
     at: Instant,
-    /// Somebody else may have changed it since; who, by netlink port, where that is known.
-    suspect: Option<Option<u32>>,
     /// When changes of others were found and repaired, in the last [`FIGHT_WINDOW`].
     repairs: VecDeque<Instant>,
     /// Whether they were so many that they are a fight; until there is none in the window.
@@ -83,7 +78,7 @@ struct Read {
 
 impl Read {
     fn new(at: Instant) -> Read {
-        Read { at, suspect: None, repairs: VecDeque::new(), fight: false }
+        Read { at, repairs: VecDeque::new(), fight: false }
     }
 
     /// When it may be read again.
@@ -171,56 +166,142 @@ impl AdapterFlows {
         held: &BTreeSet<Ifindex>,
         now: Instant,
     ) -> Option<FlowJob> {
-        let is_due = |read: &Read| read.suspect.is_some() && read.due() <= now;
-        if self.under_way || self.idle && !self.adopted.values().any(is_due) {
+        let adopted = &self.adopted;
+        let is_due = |hook: &Hook| adopted.get(hook).is_none_or(|read| read.due() <= now);
+        let any_due = self.suspects.keys().any(is_due);
+        if self.under_way || self.unsettled.is_empty() && !any_due {
             return None;
         }
-        let wanted_hooks: BTreeSet<Hook> =
-            program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex)).collect();
-        self.unusable.retain(|hook, _| wanted_hooks.contains(hook));
-        self.foreign.retain(|hook, _| wanted_hooks.contains(hook));
-        self.adopted.retain(|hook, _| wanted_hooks.contains(hook));
         let Plan { mut ops, gaps } = self.missing(program);
         // What is wanted of a suspect hook does not wait for a fight to end.
         let touched: BTreeSet<Hook> = ops.iter().map(|op| op.id().hook()).collect();
-        let suspects = self.adopted.iter_mut().filter(|(_, read)| read.suspect.is_some());
-        self.reading = suspects
-            .filter(|(hook, read)| read.due() <= now || touched.contains(hook))
-            .take(READ_AGAIN_MOST)
-            .map(|(hook, read)| (*hook, read.suspect.take().flatten()))
-            .collect();
-        ops.retain(|op| {
-            let hook = op.id().hook();
-            let suspect = self.adopted.get(&hook).is_some_and(|read| read.suspect.is_some());
-            !suspect && !self.reading.contains_key(&hook)
-        });
-        let unread = wanted_hooks.into_iter().filter(|hook| !self.adopted.contains_key(hook));
-        let mut adopt: Vec<Hook> = unread
-            .filter(|hook| !self.unusable.contains_key(hook))
-            .filter(|hook| hook.ifindex().is_none_or(|ifindex| !held.contains(&ifindex)))
-            .collect();
+        let adopted = &self.adopted;
+        let is_due = |hook: &Hook| adopted.get(hook).is_none_or(|read| read.due() <= now);
+        let again = self.suspects.keys().filter(|hook| is_due(hook) || touched.contains(hook));
+        let again: Vec<Hook> = again.take(READ_AGAIN_MOST).copied().collect();
+        self.reading.clear();
+        for hook in again {
+            self.reading.extend(self.suspects.remove_entry(&hook));
+        }
+        let waits =
+            |hook: &Hook| self.suspects.contains_key(hook) || self.reading.contains_key(hook);
+        ops.retain(|op| !waits(&op.id().hook()));
+        let left_alone = |hook: &Hook| {
+            self.unusable.contains_key(hook)
+                || hook.ifindex().is_some_and(|ifindex| held.contains(&ifindex))
+        };
+        let is_read = |hook: &Hook| self.adopted.contains_key(hook);
+        let unread = self.unsettled.iter().filter(|hook| self.hooks.contains(hook));
+        let unread = unread.filter(|hook| !is_read(hook) && !left_alone(hook));
+        let mut adopt: Vec<Hook> = unread.copied().collect();
         adopt.extend(self.reading.keys());
+        // Hooks that are left alone, or have others read them first, are looked at again after.
+        let stays = |hook: &Hook| waits(hook) || self.hooks.contains(hook) && !is_read(hook);
+        let still_unsettled = self.unsettled.iter().filter(|hook| stays(hook)).copied().collect();
+        self.unsettled = still_unsettled;
         self.under_way = !(adopt.is_empty() && ops.is_empty());
-        self.idle = !self.under_way;
         self.under_way.then(|| FlowJob { adapter: adapter.clone(), adopt, ops, gaps })
     }
 
-    /// The program may be another, or hooks are no longer held.
+    /// The program is another: `program` is what it is now, `delta` what changed in it.
+    pub(super) fn planned(&mut self, program: &FlowProgram, delta: &FlowDelta) {
+        for (rule, why) in &delta.gone {
+            self.ledger.book(why, self.state(rule), Entry::Out);
+        }
+        for (_, before) in &delta.put {
+            if let Some((rule, why)) = before {
+                self.ledger.book(why, self.state(rule), Entry::Out);
+            }
+        }
+        for (rule, _) in &delta.gone {
+            self.refused.remove(rule.id());
+            self.told.remove(rule.id());
+            self.unsettled.insert(rule.hook());
+        }
+        for (id, before) in &delta.put {
+            if before.as_ref().is_none_or(|(rule, _)| program.rules.get(id) != Some(rule)) {
+                self.refused.remove(id);
+            }
+            self.unsettled.insert(id.hook());
+        }
+        if delta.netdevs {
+            let ingress = program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex));
+            let hooks: BTreeSet<Hook> = ingress.collect();
+            self.unsettled.extend(self.hooks.symmetric_difference(&hooks).copied());
+            self.unusable.retain(|hook, _| hooks.contains(hook));
+            self.foreign.retain(|hook, _| hooks.contains(hook));
+            self.adopted.retain(|hook, _| hooks.contains(hook));
+            self.suspects.retain(|hook, _| hooks.contains(hook));
+            self.hooks = hooks;
+        }
+        for (id, _) in &delta.put {
+            if let (Some(rule), Some(why)) = (program.rules.get(id), program.why.get(id)) {
+                self.ledger.book(why, self.state(rule), Entry::In);
+            }
+        }
+    }
+
+    /// Books all wanted rules of a hook: out before something is noted about it, in after.
+    fn book_hook(&mut self, program: &FlowProgram, hook: Hook, entry: Entry) {
+        for rule in program.rules.of_hook(hook) {
+            if let Some(why) = program.why.get(rule.id()) {
+                self.ledger.book(why, self.state(rule), entry);
+            }
+        }
+    }
+
+    /// The same for one rule.
+    fn book_rule(&mut self, program: &FlowProgram, id: &RuleId, entry: Entry) {
+        if let (Some(rule), Some(why)) = (program.rules.get(id), program.why.get(id)) {
+            self.ledger.book(why, self.state(rule), entry);
+        }
+    }
+
+    /// How many flows are in which state.
+    pub(super) const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The ports whose flows are in other states than when this was asked last.
+    pub(super) fn take_touched(&mut self) -> BTreeSet<Id> {
+        self.ledger.take_touched()
+    }
+
+    /// The kernel's words about the first flow of this port that it refused.
+    pub(super) fn refusal(&self, program: &FlowProgram, port: &Id) -> Option<&str> {
+        let of_port = |id: &RuleId| program.why.get(id).is_some_and(|w| w.port.as_ref() == Some(port));
+        let refused = self.refused.iter().find(|(id, _)| of_port(id));
+        refused.map(|(_, reason)| reason.as_str()).or_else(|| {
+            let of_hook = |hook: &Hook| program.rules.of_hook(*hook).any(|rule| of_port(rule.id()));
+            let unusable = self.unusable.iter().find(|(hook, _)| of_hook(hook));
+            unusable.map(|(_, reason)| reason.as_str())
+        })
+    }
+
+    /// There is no program any more: what is known of the adapter's hooks is known no longer.
+    pub(super) fn withdraw(&mut self) {
+        let mut ledger = std::mem::take(&mut self.ledger);
+        ledger.close();
+        *self = AdapterFlows { ledger, under_way: self.under_way, ..AdapterFlows::default() };
+    }
+
+    /// Hooks are no longer held.
     pub(super) fn reconsider(&mut self) {
-        self.idle = false;
+        let unread = self.hooks.iter().filter(|hook| !self.adopted.contains_key(hook));
+        self.unsettled.extend(unread);
     }
 
     /// Somebody else may have changed this hook; who, by netlink port, where that is known.
     pub(super) fn suspect(&mut self, hook: Hook, by: Option<u32>) {
-        if let Some(read) = self.adopted.get_mut(&hook) {
-            read.suspect = Some(by);
+        if self.adopted.contains_key(&hook) {
+            self.suspects.insert(hook, by);
         }
     }
 
     /// Somebody else may have changed anything.
     pub(super) fn suspect_all(&mut self) {
-        for read in self.adopted.values_mut() {
-            read.suspect.get_or_insert(None);
+        for hook in self.adopted.keys() {
+            self.suspects.entry(*hook).or_insert(None);
         }
     }
 
@@ -229,15 +310,16 @@ impl AdapterFlows {
     pub(super) fn audit(&mut self, now: Instant, every: Duration) {
         let rounds = (AUDIT.as_millis() / every.as_millis().max(1)).max(1) as usize;
         let most = self.adopted.len().div_ceil(rounds);
-        let mut old: Vec<&mut Read> = self
+        let mut old: Vec<(Instant, Hook)> = self
             .adopted
-            .values_mut()
-            .filter(|read| read.suspect.is_none() && now.duration_since(read.at) >= AUDIT)
+            .iter()
+            .filter(|(hook, read)| {
+                now.duration_since(read.at) >= AUDIT && !self.suspects.contains_key(hook)
+            })
+            .map(|(hook, read)| (read.at, *hook))
             .collect();
-        old.sort_by_key(|read| read.at);
-        for read in old.into_iter().take(most) {
-            read.suspect = Some(None);
-        }
+        old.sort_unstable();
+        self.suspects.extend(old.into_iter().take(most).map(|(_, hook)| (hook, None)));
         for read in self.adopted.values_mut() {
             read.forget(now);
         }
@@ -250,36 +332,20 @@ impl AdapterFlows {
         fights.map(|(hook, read)| (*hook, read.repairs.len()))
     }
 
-    /// The changes from installed to wanted, as far as their hooks are read, and without those that
-    /// the kernel has refused already.
-    fn missing(&mut self, program: &FlowProgram) -> Plan {
-        self.refused.retain(|id, refused| program.rules.get(id) == Some(&refused.rule));
-        self.told.retain(|id, _| program.rules.contains(id));
-        let mut plan = diff(&self.installed, &self.attainable(&program.rules));
-        plan.ops.retain(|op| match op {
-            Op::Add { rule, .. } | Op::Replace { rule, .. } => {
-                self.adopted.contains_key(&rule.id().hook())
-            }
-            Op::Delete { .. } => true,
+    /// The changes from installed to wanted at hooks that may differ, as far as they are read, with
+    /// what is installed in the place of what the kernel refused. (To take those changes out
+    /// afterwards would tear holes into the order of the others.)
+    fn missing(&self, program: &FlowProgram) -> Plan {
+        let read = |hook: &&Hook| self.adopted.contains_key(hook) || !self.hooks.contains(hook);
+        let wanted = self.unsettled.iter().filter(read).map(|hook| {
+            let of_hook = program.rules.of_hook(*hook);
+            let attainable = of_hook.filter_map(|rule| match self.refused.contains_key(rule.id()) {
+                true => self.installed.get(rule.id()).map(|held| &held.rule),
+                false => Some(rule),
+            });
+            (*hook, attainable.collect())
         });
-        plan
-    }
-
-    /// What is wanted, with what is installed in the place of what the kernel refused. (To take
-    /// those changes out afterwards would tear holes into the order of the others.)
-    fn attainable<'r>(&self, wanted: &'r RuleSet) -> Cow<'r, RuleSet> {
-        if self.refused.is_empty() {
-            return Cow::Borrowed(wanted);
-        }
-        let mut attainable = wanted.clone();
-        for id in self.refused.keys() {
-            attainable.remove(id);
-            if let Some(installed) = self.installed.get(id) {
-                // It has the keys of the one just taken out, so there is room for it.
-                attainable.insert(installed.rule.clone()).ok();
-            }
-        }
-        Cow::Owned(attainable)
+        diff_hooks(&self.installed, wanted)
     }
 
     /// Whether the hook of this netdev is read and nothing is under way.
@@ -288,66 +354,96 @@ impl AdapterFlows {
     }
 
     /// Notes what a job did, and takes what it read out of it.
-    pub(super) fn done(&mut self, done: &mut FlowDone) -> Tally {
+    pub(super) fn done(&mut self, program: &FlowProgram, done: &mut FlowDone) -> Tally {
         self.under_way = false;
-        self.idle = false;
         let mut tally = Tally::default();
         for (hook, dump) in std::mem::take(&mut done.adopted) {
-            match dump {
-                Ok(mut dump) => {
-                    let read = self.adopted.entry(hook).or_insert(Read::new(done.finished));
-                    read.at = done.finished;
-                    if let Some(by) = self.reading.remove(&hook) {
-                        take_back(&self.installed, hook, &mut dump);
-                        let drift = Drift::between(&self.installed, hook, &dump);
-                        if drift != Drift::default() {
-                            read.repaired(done.finished);
-                            tally.drift.push((hook, drift, by));
-                        }
-                        self.installed.remove_hook(hook);
-                    } else {
-                        tally.adopted += dump.own.len() as u64;
-                    }
-                    self.installed.adopt(&dump);
-                    self.foreign.insert(hook, dump.foreign);
-                }
-                Err(error) => {
-                    if self.reading.remove(&hook).is_some() {
-                        self.forget(hook);
-                    }
-                    tally.unusable.push(error.to_string());
-                    self.unusable.insert(hook, error.to_string());
-                }
-            }
+            self.book_hook(program, hook, Entry::Out);
+            self.read(hook, dump, done.finished, &mut tally);
+            self.book_hook(program, hook, Entry::In);
         }
         for (op, outcome) in &done.outcomes {
+            if *outcome == Outcome::Unknown {
+                tally.unknown += 1;
+                self.book_hook(program, op.id().hook(), Entry::Out);
+                self.forget(op.id().hook());
+                self.book_hook(program, op.id().hook(), Entry::In);
+                continue;
+            }
+            self.book_rule(program, op.id(), Entry::Out);
             self.installed.record(op, outcome);
-            match outcome {
+            let forgets = match outcome {
                 Outcome::Refused { errno, message, attribute } => {
-                    let words = words(*errno, message, attribute);
-                    self.refusal(op, words, &mut tally);
+                    self.refuse(program, op, words(*errno, message, attribute), &mut tally);
+                    matches!(op, Op::Delete { .. })
                 }
-                Outcome::Unknown => {
-                    tally.unknown += 1;
-                    self.forget(op.id().hook());
+                _ => {
+                    tally.done += 1;
+                    false
                 }
-                _ => tally.done += 1,
+            };
+            self.book_rule(program, op.id(), Entry::In);
+            if forgets {
+                self.book_hook(program, op.id().hook(), Entry::Out);
+                self.forget(op.id().hook());
+                self.book_hook(program, op.id().hook(), Entry::In);
             }
         }
         tally
     }
 
-    fn refusal(&mut self, op: &Op, reason: String, tally: &mut Tally) {
-        match op {
-            Op::Delete { id, .. } => {
-                tally.refused.push(reason);
-                self.forget(id.hook());
+    /// Notes what was found at a hook.
+    fn read(
+        &mut self,
+        hook: Hook,
+        dump: Result<Dump, tc_flows::Error>,
+        now: Instant,
+        tally: &mut Tally,
+    ) {
+        self.unsettled.insert(hook);
+        match dump {
+            Ok(mut dump) => {
+                if self.hooks.contains(&hook) {
+                    self.adopted.entry(hook).or_insert(Read::new(now)).at = now;
+                }
+                if let Some(by) = self.reading.remove(&hook) {
+                    take_back(&self.installed, hook, &mut dump);
+                    let drift = Drift::between(&self.installed, hook, &dump);
+                    if drift != Drift::default() {
+                        if let Some(read) = self.adopted.get_mut(&hook) {
+                            read.repaired(now);
+                        }
+                        tally.drift.push((hook, drift, by));
+                    }
+                    self.installed.remove_hook(hook);
+                } else {
+                    tally.adopted += dump.own.len() as u64;
+                }
+                self.installed.adopt(&dump);
+                self.foreign.insert(hook, dump.foreign);
             }
+            Err(error) => {
+                if self.reading.remove(&hook).is_some() {
+                    self.forget(hook);
+                }
+                tally.unusable.push(error.to_string());
+                self.unusable.insert(hook, error.to_string());
+            }
+        }
+    }
+
+    fn refuse(&mut self, program: &FlowProgram, op: &Op, reason: String, tally: &mut Tally) {
+        self.unsettled.insert(op.id().hook());
+        match op {
+            Op::Delete { .. } => tally.refused.push(reason),
             Op::Add { rule, .. } | Op::Replace { rule, .. } => {
                 if self.told.insert(rule.id().clone(), reason.clone()).as_ref() != Some(&reason) {
                     tally.refused.push(reason.clone());
                 }
-                self.refused.insert(rule.id().clone(), RefusedRule { rule: rule.clone(), reason });
+                // Another one may be wanted by now.
+                if program.rules.get(rule.id()) == Some(rule) {
+                    self.refused.insert(rule.id().clone(), reason);
+                }
             }
         }
     }
@@ -355,14 +451,24 @@ impl AdapterFlows {
     /// Forgets what a hook holds, so that it is read again.
     fn forget(&mut self, hook: Hook) {
         self.adopted.remove(&hook);
+        self.suspects.remove(&hook);
         self.installed.remove_hook(hook);
+        self.unsettled.insert(hook);
     }
 
     /// Gives what was refused or unusable another chance with the next job.
-    pub(super) fn retry(&mut self) {
-        self.idle = false;
+    pub(super) fn retry(&mut self, program: &FlowProgram) {
+        let refused: BTreeSet<Hook> = self.refused.keys().map(RuleId::hook).collect();
+        let hooks: BTreeSet<Hook> = refused.into_iter().chain(self.unusable.keys().copied()).collect();
+        for hook in &hooks {
+            self.book_hook(program, *hook, Entry::Out);
+        }
         self.refused.clear();
         self.unusable.clear();
+        for hook in &hooks {
+            self.book_hook(program, *hook, Entry::In);
+        }
+        self.unsettled.extend(hooks);
     }
 
     /// Whether a job is under way.
@@ -372,8 +478,8 @@ impl AdapterFlows {
 
     /// What has become of a wanted rule, with the kernel's words where it refused it or its offload.
     pub(super) fn state(&self, rule: &Rule) -> (FlowState, Option<String>) {
-        if let Some(refused) = self.refused.get(rule.id()) {
-            return (FlowState::Refused, Some(refused.reason.clone()));
+        if let Some(reason) = self.refused.get(rule.id()) {
+            return (FlowState::Refused, Some(reason.clone()));
         }
         if let Some(reason) = self.unusable.get(&rule.id().hook()) {
             return (FlowState::Refused, Some(reason.clone()));
@@ -386,6 +492,16 @@ impl AdapterFlows {
             },
             _ => (FlowState::Pending, None),
         }
+    }
+
+    /// The ledger as counting everything anew gives it.
+    #[cfg(test)]
+    pub(super) fn counted(&self, program: &FlowProgram) -> Ledger {
+        let mut ledger = Ledger::default();
+        for rule in &program.rules {
+            ledger.book(&program.why[rule.id()], self.state(rule), Entry::In);
+        }
+        ledger
     }
 
     /// Filters of other owners on this adapter's hooks.
@@ -417,16 +533,6 @@ fn take_back(installed: &Installed, hook: Hook, dump: &mut Dump) {
     });
 }
 
-/// Counts one flow of this state.
-pub(super) fn count(counts: &mut FlowCounts, state: FlowState) {
-    *match state {
-        FlowState::InHw => &mut counts.in_hw,
-        FlowState::NotInHw => &mut counts.not_in_hw,
-        FlowState::Refused => &mut counts.refused,
-        FlowState::Pending => &mut counts.pending,
-    } += 1;
-}
-
 /// The kernel's own words, or the error number's where it had none.
 fn words(errno: i32, message: &Option<String>, attribute: &Option<String>) -> String {
     let error = std::io::Error::from_raw_os_error(errno);
@@ -442,10 +548,16 @@ fn words(errno: i32, message: &Option<String>, attribute: &Option<String>) -> St
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tc_flows::{Action, ChainId, FakeKernel, Kernel as _, Mac, Match, Mode, Owner, Prio};
 
     use super::*;
-    use crate::{apply::flows::run, world::NetdevView};
+    use crate::{
+        apply::flows::run,
+        plan::switchdev::{Purpose, Why},
+        world::NetdevView,
+    };
 
     const OURS: Owner = Owner(*b"ours");
 
@@ -470,10 +582,24 @@ mod tests {
             let netdev = NetdevView { ifindex, name: format!("rep{index}"), mac: None };
             program.netdevs.insert(ifindex, netdev);
             for source in 0..sources {
-                program.rules.insert(rule(hook(index), source)).unwrap();
+                let rule = rule(hook(index), source);
+                let port = Some(format!("port{source}").parse().unwrap());
+                let why = Arc::new(Why { purpose: Purpose::Flood, port, network: None });
+                program.why.insert(rule.id().clone(), why);
+                program.rules.insert(rule).unwrap();
             }
         }
         program
+    }
+
+    /// Everything of `program` that was not in `before`.
+    fn since(before: &FlowProgram, program: &FlowProgram) -> FlowDelta {
+        let new = program.rules.iter().filter(|rule| !before.rules.contains(rule.id()));
+        FlowDelta {
+            put: new.map(|rule| (rule.id().clone(), None)).collect(),
+            gone: Vec::new(),
+            netdevs: before.netdevs != program.netdevs,
+        }
     }
 
     struct Rig {
@@ -488,6 +614,7 @@ mod tests {
             let mut kernel = FakeKernel::new(OURS);
             kernel.set_interfaces(program.netdevs.keys().copied());
             let mut rig = Rig { kernel, flows: AdapterFlows::default(), now: Instant::now() };
+            rig.flows.planned(program, &since(&FlowProgram::default(), program));
             rig.settle(program);
             rig
         }
@@ -499,8 +626,9 @@ mod tests {
             while let Some(job) = self.flows.next_job(&id, program, &BTreeSet::new(), self.now) {
                 let mut done = run(&mut self.kernel, job);
                 done.finished = self.now;
-                tallies.push(self.flows.done(&mut done));
+                tallies.push(self.flows.done(program, &mut done));
             }
+            assert!(self.flows.ledger.agrees(&self.flows.counted(program)));
             tallies
         }
 
@@ -619,8 +747,8 @@ mod tests {
         rig.flows.suspect(hook(7), None);
         assert_eq!(rig.settle(&wanted), []);
         // A new rule is wanted there.
-        wanted = program(3);
-        rig.flows.reconsider();
+        let before = std::mem::replace(&mut wanted, program(3));
+        rig.flows.planned(&wanted, &since(&before, &wanted));
         rig.settle(&wanted);
         assert!(rig.holds(&wanted));
 
@@ -659,7 +787,7 @@ mod tests {
         rig.kernel.fail_dump(tc_flows::DumpFault::Interrupted);
         let unusable: usize = rig.settle(&program).iter().map(|tally| tally.unusable.len()).sum();
         assert_eq!(unusable, 1);
-        rig.flows.retry();
+        rig.flows.retry(&program);
         rig.settle(&program);
         assert!(rig.holds(&program));
     }

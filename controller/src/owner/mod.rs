@@ -7,6 +7,7 @@
 
 mod conditions;
 mod flows;
+mod ledger;
 mod serve;
 mod status;
 
@@ -48,7 +49,7 @@ use crate::{
         host::{HostMessage, HostWatch},
     },
     plan::{
-        self, AdapterPolicies, Plan, Program,
+        AdapterPolicies, Dirty, Planner, Program,
         legacy::{LegacyProgram, VfProgram},
         switchdev::{FlowProgram, MAX_NETWORK_NUMBER},
         vdpa::VdpaProgram,
@@ -152,8 +153,12 @@ struct AdapterState {
     awaiting: Vec<Awaiting>,
     /// Events whose ops are in the job under way.
     in_job: Vec<Awaiting>,
+    /// Whether the program's netdevs are others than when this was looked at last.
+    netdevs_touched: bool,
     /// How far each representor is on its way into use.
     readiness: BTreeMap<Ifindex, Readiness>,
+    /// Representors that carry a port and are not up yet.
+    to_bring_up: BTreeSet<NetdevView>,
     /// What a representor lacks, in the kernel's words.
     problems: BTreeMap<Ifindex, String>,
     /// What each VF was told last.
@@ -181,6 +186,14 @@ enum Readiness {
     Up,
 }
 
+/// Of what the conditions may be others than when they were stamped last.
+#[derive(Debug, Default)]
+struct Stale {
+    all: bool,
+    ports: BTreeSet<Id>,
+    guests: BTreeSet<Id>,
+}
+
 /// The store, which one blocking task at a time may hold.
 struct StoreSlot {
     store: Option<Box<dyn Store>>,
@@ -200,6 +213,7 @@ struct StoreDone {
 /// A change of intent that went through the store, or did not.
 struct Committed {
     intent: Box<Intent>,
+    change: Change,
     result: Result<Effect, StoreError>,
     answer: oneshot::Sender<Result<Effect, ApiError>>,
 }
@@ -208,7 +222,9 @@ struct Committed {
 pub(crate) struct Owner {
     world: World,
     intent: Intent,
-    plan: Plan,
+    planner: Planner,
+    /// What of World and Intent the planner has not seen.
+    dirty: Dirty,
     policies: AdapterPolicies,
     adapters: BTreeMap<Id, AdapterState>,
     timings: BTreeMap<Id, PortTiming>,
@@ -221,7 +237,8 @@ pub(crate) struct Owner {
     events: Vec<(Id, Instant)>,
     host_seen: bool,
     born: Instant,
-    dirty: bool,
+    /// What is to be said about what has changed, since conditions were stamped last.
+    stale: Stale,
     converged_once: bool,
     store: StoreSlot,
     outlets: Outlets,
@@ -259,7 +276,8 @@ impl Owner {
             unheard: world.guests.keys().cloned().collect(),
             overruns: BTreeMap::new(),
             world,
-            plan: Plan { claims: remembered.claims.clone(), ..Plan::default() },
+            planner: Planner::holding(remembered.claims.clone()),
+            dirty: Dirty::all(),
             intent: remembered.intent,
             policies,
             adapters: BTreeMap::new(),
@@ -268,7 +286,7 @@ impl Owner {
             events: Vec::new(),
             host_seen: false,
             born: Instant::now(),
-            dirty: true,
+            stale: Stale::default(),
             converged_once: false,
             store: StoreSlot {
                 store: Some(store),
@@ -345,9 +363,13 @@ impl Owner {
             state.vf_refused.retain(|index, _| view.vfs.contains_key(index));
             state.vf_told.retain(|index, _| view.vfs.contains_key(index));
         }
-        self.world.adapters = message.adapters;
+        let before = std::mem::replace(&mut self.world.adapters, message.adapters);
+        let now = &self.world.adapters;
+        let changed = now.iter().filter(|(id, view)| before.get(*id) != Some(view));
+        self.dirty.adapters.extend(changed.map(|(id, _)| id.clone()));
+        self.dirty.adapters.extend(before.into_keys().filter(|id| !now.contains_key(id)));
         self.host_seen = true;
-        self.dirty = true;
+        self.stale.all = true;
     }
 
     fn flow_news(&mut self, news: &FlowNews) {
@@ -366,9 +388,16 @@ impl Owner {
             GuestMessage::Forgotten(id) => {
                 self.unheard.remove(&id);
                 self.overruns.remove(&id);
-                self.dirty |= self.world.guests.remove(&id).is_some();
+                self.forget_guest(&id);
             }
             GuestMessage::Update(update) => self.guest_update(*update),
+        }
+    }
+
+    fn forget_guest(&mut self, id: &Id) {
+        if self.world.guests.remove(id).is_some() {
+            self.dirty.guests.insert(id.clone());
+            self.stale.all = true;
         }
     }
 
@@ -403,7 +432,8 @@ impl Owner {
         }
         if before != Some(&view) {
             self.world.guests.insert(guest.clone(), view);
-            self.dirty = true;
+            self.dirty.guests.insert(guest.clone());
+            self.stale.guests.insert(guest.clone());
             self.events.extend(cause.event_read.map(|event_read| (guest, event_read)));
         }
     }
@@ -428,23 +458,21 @@ impl Owner {
         if !self.may_act() {
             return;
         }
-        if std::mem::take(&mut self.dirty) {
+        if !self.dirty.is_empty() {
             self.replan();
         }
-        let programs = std::mem::take(&mut self.plan.programs);
+        let planner = std::mem::take(&mut self.planner);
         let mut busy = false;
-        for (id, program) in &programs {
+        for (id, program) in &planner.plan().programs {
             busy |= match program {
                 Program::Flows(program) => self.drive_flows(id, program),
                 Program::VfSettings(program) => self.drive_settings(id, program),
             };
         }
-        self.plan.programs = programs;
-        let devices = std::mem::take(&mut self.plan.vdpa);
-        for (id, program) in &devices {
+        for (id, program) in &planner.plan().vdpa {
             busy |= self.drive_vdpa(id, program);
         }
-        self.plan.vdpa = devices;
+        self.planner = planner;
         if !busy && !self.converged_once {
             self.converged_once = true;
             info!(after = ?self.born.elapsed(), "converged");
@@ -458,32 +486,43 @@ impl Owner {
     }
 
     fn replan(&mut self) {
-        let new = plan::plan(&self.world, &self.intent, &self.plan.claims, &self.policies);
-        let old = std::mem::replace(&mut self.plan, new);
-        for state in self.adapters.values_mut() {
-            state.flows.reconsider();
-        }
-        for (id, port) in &self.plan.ports {
-            let before = old.ports.get(id);
-            if before == Some(port) {
-                continue;
+        let dirty = std::mem::take(&mut self.dirty);
+        let changes = self.planner.update(&self.world, &self.intent, &self.policies, &dirty);
+        let plan = self.planner.plan();
+        for (id, state) in &mut self.adapters {
+            match (plan.programs.get(id), changes.flows.get(id)) {
+                (Some(Program::Flows(program)), Some(delta)) => {
+                    state.flows.planned(program, delta);
+                    state.netdevs_touched |= delta.netdevs;
+                }
+                (Some(Program::Flows(_)), None) => {}
+                _ => state.flows.withdraw(),
             }
+        }
+        for (id, before) in &changes.ports {
+            self.stale.ports.insert(id.clone());
+            let Some(port) = plan.ports.get(id) else {
+                self.timings.remove(id);
+                self.stale.all = true;
+                continue;
+            };
             debug!(port = %id, placed = port.place.is_ok(), macs = ?port.macs, "port planned");
             for refused in &port.refused {
-                if before.is_none_or(|before| !before.refused.contains(refused)) {
+                if before.as_ref().is_none_or(|before| !before.refused.contains(refused)) {
                     warn!(port = %id, mac = %refused.mac, reason = refused.reason, "address refused");
                 }
             }
             if let Some(event_read) = self.event_of(id)
-                && let Some(place) =
-                    [Some(port), before].into_iter().flatten().find_map(|p| p.place.as_ref().ok())
+                && let Some(place) = [Some(port), before.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .find_map(|p| p.place.as_ref().ok())
                 && let Some(state) = self.adapters.get_mut(&place.adapter)
             {
                 state.awaiting.push(Awaiting { port: id.clone(), event_read });
             }
         }
         self.events.clear();
-        self.timings.retain(|id, _| self.plan.ports.contains_key(id));
     }
 
     /// When the first unplanned event of the port's guest was read.
@@ -503,28 +542,34 @@ impl Owner {
             .get(id)
             .is_some_and(|adapter| adapter.mode == Some(EswitchMode::Switchdev));
         let state = self.adapters.entry(id.clone()).or_default();
-        state.readiness.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
-        state.problems.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
-        for (ifindex, netdev) in &program.netdevs {
-            state.readiness.entry(*ifindex).or_insert_with(|| {
-                if !hardware {
-                    return Readiness::Offloadable;
-                }
-                let (eswitch, netdev) = (self.outlets.eswitch.clone(), netdev.clone());
-                let (id, finished) = (id.clone(), self.finished_to.clone());
-                tokio::spawn(async move {
-                    let result = eswitch.switch_tc_offload_on(&netdev).await;
-                    finished.send(Finished::OffloadOn(id, netdev, result)).ok();
+        if std::mem::take(&mut state.netdevs_touched) {
+            state.readiness.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
+            state.problems.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
+            for (ifindex, netdev) in &program.netdevs {
+                state.readiness.entry(*ifindex).or_insert_with(|| {
+                    if !hardware {
+                        return Readiness::Offloadable;
+                    }
+                    let (eswitch, netdev) = (self.outlets.eswitch.clone(), netdev.clone());
+                    let (id, finished) = (id.clone(), self.finished_to.clone());
+                    tokio::spawn(async move {
+                        let result = eswitch.switch_tc_offload_on(&netdev).await;
+                        finished.send(Finished::OffloadOn(id, netdev, result)).ok();
+                    });
+                    Readiness::OffloadAsked
                 });
-                Readiness::OffloadAsked
+            }
+            let down = program.in_use.iter().filter(|netdev| {
+                matches!(
+                    state.readiness.get(&netdev.ifindex),
+                    Some(Readiness::OffloadAsked | Readiness::Offloadable)
+                )
             });
+            state.to_bring_up = down.cloned().collect();
         }
-        let held: BTreeSet<Ifindex> = state
-            .readiness
-            .iter()
-            .filter(|(_, readiness)| **readiness == Readiness::OffloadAsked)
-            .map(|(ifindex, _)| *ifindex)
-            .collect();
+        let asked = state.readiness.iter();
+        let asked = asked.filter(|(_, readiness)| **readiness == Readiness::OffloadAsked);
+        let held: BTreeSet<Ifindex> = asked.map(|(ifindex, _)| *ifindex).collect();
         if let Some(job) = state.flows.next_job(id, program, &held, Instant::now()) {
             for gap in &job.gaps {
                 warn!(adapter = %id, %gap, "flows change with a gap");
@@ -539,19 +584,21 @@ impl Owner {
         } else if !state.flows.under_way() {
             state.awaiting.clear();
         }
-        for netdev in &program.in_use {
+        for netdev in std::mem::take(&mut state.to_bring_up) {
             let settled = state.flows.settled(netdev.ifindex);
-            if let Some(readiness @ Readiness::Offloadable) =
-                state.readiness.get_mut(&netdev.ifindex)
-                && settled
-            {
-                *readiness = Readiness::UpAsked;
-                let (eswitch, netdev) = (self.outlets.eswitch.clone(), netdev.clone());
-                let (id, finished) = (id.clone(), self.finished_to.clone());
-                tokio::spawn(async move {
-                    let result = eswitch.prepare_representor(&netdev).await;
-                    finished.send(Finished::BroughtUp(id, netdev, result)).ok();
-                });
+            match state.readiness.get_mut(&netdev.ifindex) {
+                Some(readiness @ Readiness::Offloadable) if settled => {
+                    *readiness = Readiness::UpAsked;
+                    let eswitch = self.outlets.eswitch.clone();
+                    let (id, finished) = (id.clone(), self.finished_to.clone());
+                    tokio::spawn(async move {
+                        let result = eswitch.prepare_representor(&netdev).await;
+                        finished.send(Finished::BroughtUp(id, netdev, result)).ok();
+                    });
+                }
+                _ => {
+                    state.to_bring_up.insert(netdev);
+                }
             }
         }
         state.flows.under_way() || !held.is_empty()
@@ -559,7 +606,10 @@ impl Owner {
 
     fn flows_done(&mut self, mut done: FlowDone) {
         let Some(state) = self.adapters.get_mut(&done.adapter) else { return };
-        let tally = state.flows.done(&mut done);
+        let tally = match self.planner.plan().programs.get(&done.adapter) {
+            Some(Program::Flows(program)) => state.flows.done(program, &mut done),
+            _ => state.flows.done(&FlowProgram::default(), &mut done),
+        };
         let id = &done.adapter;
         for awaiting in state.in_job.drain(..) {
             let took = done.finished.saturating_duration_since(awaiting.event_read);
@@ -673,6 +723,7 @@ impl Owner {
     }
 
     fn task_finished(&mut self, finished: Finished) {
+        self.stale.all = true;
         match finished {
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);
@@ -745,13 +796,15 @@ impl Owner {
         if self.born.elapsed() >= REMEMBERED_FOR {
             for guest in std::mem::take(&mut self.unheard) {
                 info!(%guest, "no longer there");
-                self.dirty |= self.world.guests.remove(&guest).is_some();
+                self.forget_guest(&guest);
             }
         }
-        for state in self.adapters.values_mut() {
+        for (id, state) in &mut self.adapters {
             state.flows.audit(Instant::now(), HOUSEKEEPING);
             if tick.is_multiple_of(RETRY_EVERY) {
-                state.flows.retry();
+                if let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) {
+                    state.flows.retry(program);
+                }
                 state.vdpa_told.clear();
             }
         }
@@ -783,10 +836,9 @@ impl Owner {
             let mut intent = Box::new(self.intent.clone());
             let returned = self.store.returned_to.clone();
             tokio::task::spawn_blocking(move || {
-                let result = store.commit(&mut intent, change);
-                returned
-                    .send(StoreDone { store, commit: Some(Committed { intent, result, answer }) })
-                    .ok();
+                let result = store.commit(&mut intent, change.clone());
+                let commit = Some(Committed { intent, change, result, answer });
+                returned.send(StoreDone { store, commit }).ok();
             });
         }
     }
@@ -827,11 +879,12 @@ impl Owner {
 
     fn store_returned(&mut self, done: StoreDone) {
         self.store.store = Some(done.store);
-        if let Some(Committed { intent, result, answer }) = done.commit {
+        if let Some(Committed { intent, change, result, answer }) = done.commit {
             let result = match result {
                 Ok(effect) => {
                     self.intent = *intent;
-                    self.dirty = true;
+                    self.dirty.change(&change);
+                    self.stale.all = true;
                     self.tell_guest_watch();
                     Ok(effect)
                 }
@@ -866,7 +919,7 @@ impl Owner {
             return;
         }
         let Some(mut store) = self.store.store.take() else { return };
-        self.store.remembered = (self.plan.claims.clone(), self.world.guests.clone());
+        self.store.remembered = (self.planner.claims().clone(), self.world.guests.clone());
         let (claims, guests) = self.store.remembered.clone();
         let returned = self.store.returned_to.clone();
         tokio::task::spawn_blocking(move || {
@@ -882,7 +935,7 @@ impl Owner {
         if self.host_seen
             && self.forgetful()
             && let Some(store) = &mut self.store.store
-            && let Err(error) = store.remember(&self.plan.claims, &self.world.guests)
+            && let Err(error) = store.remember(self.planner.claims(), &self.world.guests)
         {
             warn!(%error, "not remembered");
         }
@@ -890,7 +943,8 @@ impl Owner {
 
     /// Whether what is remembered differs from what is.
     fn forgetful(&self) -> bool {
-        self.store.remembered.0 != self.plan.claims || self.store.remembered.1 != self.world.guests
+        self.store.remembered.0 != *self.planner.claims()
+            || self.store.remembered.1 != self.world.guests
     }
 }
 

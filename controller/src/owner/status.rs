@@ -11,7 +11,7 @@ use std::{
 use api::{
     resources::{
         Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode, Flow,
-        FlowCounts, FlowState, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus,
+        FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus,
         Port, PortFunction, PortStatus, RefusedMac, Resource,
     },
     server::FlowFilter,
@@ -23,32 +23,21 @@ use tc_flows::Ifindex;
 use super::{
     Owner,
     conditions::Statement,
-    flows::{AdapterFlows, count},
+    flows::AdapterFlows,
 };
 use crate::{
     plan::{Finding, PortPlan, Program, switchdev::FlowProgram, vdpa::device_name},
     world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
 };
 
-/// What became of a port's flows, or of anything else that has flows.
+/// What became of a port's flows.
 #[derive(Debug, Clone, Default)]
 struct FlowSummary {
     counts: FlowCounts,
     /// The first refusal, in the kernel's words.
     refusal: Option<String>,
-    /// The first reason why a flow is not in hardware.
+    /// A reason why a flow is not in hardware.
     not_in_hw: Option<String>,
-}
-
-impl FlowSummary {
-    fn add(&mut self, state: FlowState, reason: Option<String>) {
-        count(&mut self.counts, state);
-        match state {
-            FlowState::Refused if self.refusal.is_none() => self.refusal = reason,
-            FlowState::NotInHw if self.not_in_hw.is_none() => self.not_in_hw = reason,
-            _ => {}
-        }
-    }
 }
 
 impl Owner {
@@ -75,28 +64,22 @@ impl Owner {
     }
 
     fn network_statements(&self, id: &Id) -> Vec<Statement> {
-        let conflict = self.plan.networks.get(id).and_then(|findings| findings.first());
+        let conflict = self.planner.plan().networks.get(id).and_then(|findings| findings.first());
         vec![conflict_statement(conflict)]
     }
 
     // ------------------------------------------------------------ ports
 
-    pub(super) fn port(&mut self, id: &Id) -> Option<Port> {
-        let summaries = self.summaries();
-        self.port_with(id, &summaries)
-    }
-
     pub(super) fn ports(&mut self) -> Vec<Port> {
-        let summaries = self.summaries();
         let ids: Vec<Id> = self.intent.ports.keys().cloned().collect();
-        ids.iter().filter_map(|id| self.port_with(id, &summaries)).collect()
+        ids.iter().filter_map(|id| self.port(id)).collect()
     }
 
-    fn port_with(&mut self, id: &Id, summaries: &BTreeMap<Id, FlowSummary>) -> Option<Port> {
+    pub(super) fn port(&mut self, id: &Id) -> Option<Port> {
         let stored = self.intent.ports.get(id)?;
         let (revision, spec) = (stored.revision, stored.spec.clone());
-        let plan = self.plan.ports.get(id);
-        let summary = summaries.get(id).cloned().unwrap_or_default();
+        let plan = self.planner.plan().ports.get(id);
+        let summary = self.summary(id);
         let place = plan.and_then(|plan| plan.place.as_ref().ok());
         let timing = self.timings.get(id).copied().unwrap_or_default();
         let mut status = PortStatus {
@@ -114,14 +97,14 @@ impl Owner {
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             events_programmed: timing.programmed,
         };
-        let statements = self.port_statements(plan, &summary);
+        let statements = self.port_statements(id, &summary);
         status.conditions = self.stamp("ports", id, statements);
         Some(Resource { id: id.clone(), revision, spec, status })
     }
 
-    fn port_statements(&self, plan: Option<&PortPlan>, summary: &FlowSummary) -> Vec<Statement> {
+    fn port_statements(&self, id: &Id, summary: &FlowSummary) -> Vec<Statement> {
         use ConditionStatus::{False, True, Unknown};
-        let Some(plan) = plan else {
+        let Some(plan) = self.planner.plan().ports.get(id) else {
             return vec![Statement::new("Bound", Unknown, "Planning", "not planned yet")];
         };
         let bound = match &plan.place {
@@ -169,7 +152,7 @@ impl Owner {
     fn vdpa_device(&self, plan: &PortPlan) -> Option<String> {
         let (adapter, place) = plan.vdpa.as_ref()?;
         let place = place.as_ref().ok()?;
-        let wanted = self.plan.vdpa.get(adapter)?.devices.get(place)?;
+        let wanted = self.planner.plan().vdpa.get(adapter)?.devices.get(place)?;
         let device = self.world.adapters.get(adapter)?.vdpa.as_ref()?.devices.get(place)?;
         (wanted.mac.is_none() || wanted.mac == device.mac).then(|| device_name(place, adapter))
     }
@@ -191,7 +174,7 @@ impl Owner {
         if let Some(finding) = plan.unmet.first() {
             return statement("Programmed", Partial, finding);
         }
-        match self.plan.programs.get(&place.adapter) {
+        match self.planner.plan().programs.get(&place.adapter) {
             Some(Program::Flows(_)) => {
                 let FlowCounts { refused, pending, .. } = summary.counts;
                 match (refused, pending, &summary.refusal) {
@@ -261,23 +244,28 @@ impl Owner {
         }
     }
 
-    /// What became of the flows of each port, all adapters in one pass.
-    fn summaries(&self) -> BTreeMap<Id, FlowSummary> {
-        let mut summaries: BTreeMap<Id, FlowSummary> = BTreeMap::new();
+    /// What became of a port's flows on all adapters.
+    fn summary(&self, port: &Id) -> FlowSummary {
+        let mut summary = FlowSummary::default();
         for (_, program, flows) in self.flow_programs() {
-            for rule in &program.rules {
-                let port = program.why.get(rule.id()).and_then(|why| why.port.as_ref());
-                if let Some(port) = port {
-                    let (state, reason) = flows.state(rule);
-                    summaries.entry(port.clone()).or_default().add(state, reason);
-                }
+            let Some(account) = flows.ledger().of_port(port) else { continue };
+            let FlowCounts { in_hw, not_in_hw, refused, pending } = account.counts;
+            summary.counts.in_hw += in_hw;
+            summary.counts.not_in_hw += not_in_hw;
+            summary.counts.refused += refused;
+            summary.counts.pending += pending;
+            if summary.not_in_hw.is_none() {
+                summary.not_in_hw = account.why_not_in_hw().map(str::to_owned);
+            }
+            if refused > 0 && summary.refusal.is_none() {
+                summary.refusal = flows.refusal(program, port).map(str::to_owned);
             }
         }
-        summaries
+        summary
     }
 
     fn flow_programs(&self) -> impl Iterator<Item = (&Id, &FlowProgram, &AdapterFlows)> {
-        self.plan.programs.iter().filter_map(|(id, program)| match program {
+        self.planner.plan().programs.iter().filter_map(|(id, program)| match program {
             Program::Flows(program) => Some((id, program, &self.adapters.get(id)?.flows)),
             Program::VfSettings(_) => None,
         })
@@ -410,14 +398,14 @@ impl Owner {
     }
 
     fn adapter_vfs(&self, id: &Id, view: &AdapterView) -> Vec<AdapterVf> {
+        let plans = self.planner.plan().ports.iter();
+        let places = plans.filter_map(|(port, plan)| Some((plan.place.as_ref().ok()?, port)));
+        let here: BTreeMap<_, &Id> = places
+            .filter(|(place, _)| place.adapter == *id)
+            .map(|(place, port)| ((place.vf, place.representor.as_ref()), port))
+            .collect();
         let port_at = |index: Option<u16>, representor: Option<&NetdevView>| {
-            self.plan.ports.iter().find_map(|(port, plan)| {
-                let place = plan.place.as_ref().ok()?;
-                let same = place.adapter == *id
-                    && place.vf == index
-                    && place.representor.as_ref() == representor;
-                same.then(|| port.clone())
-            })
+            here.get(&(index, representor)).map(|port| (*port).clone())
         };
         let vfs = view.vfs.iter().map(|(index, vf)| AdapterVf {
             index: Some(*index),
@@ -435,13 +423,7 @@ impl Owner {
     }
 
     fn adapter_counts(&self, id: &Id) -> FlowCounts {
-        let mut counts = FlowCounts::default();
-        for (_, program, flows) in self.flow_programs().filter(|(adapter, ..)| *adapter == id) {
-            for rule in &program.rules {
-                count(&mut counts, flows.state(rule).0);
-            }
-        }
-        counts
+        self.adapters.get(id).map(|state| *state.flows.ledger().all()).unwrap_or_default()
     }
 
     fn adapter_statements(&self, id: &Id, view: &AdapterView) -> Vec<Statement> {
@@ -521,12 +503,41 @@ impl Owner {
 
     /// Moves the times of conditions whose status changed, so that they are right when read later.
     pub(super) fn stamp_conditions(&mut self) {
-        self.ports();
-        self.guests();
-        self.adapters();
-        for id in self.intent.networks.keys().cloned().collect::<Vec<_>>() {
-            self.network(&id);
+        let mut stale = std::mem::take(&mut self.stale);
+        for state in self.adapters.values_mut() {
+            stale.ports.append(&mut state.flows.take_touched());
         }
+        let mut said: Vec<(&str, Id, Vec<Statement>)> = Vec::new();
+        for (id, view) in &self.world.adapters {
+            said.push(("adapters", id.clone(), self.adapter_statements(id, view)));
+        }
+        for id in self.intent.networks.keys() {
+            said.push(("networks", id.clone(), self.network_statements(id)));
+        }
+        if stale.all {
+            stale.ports.extend(self.intent.ports.keys().cloned());
+            stale.guests.extend(self.intent.guests.keys().chain(self.world.guests.keys()).cloned());
+        }
+        for id in stale.ports {
+            if self.intent.ports.contains_key(&id) {
+                let statements = self.port_statements(&id, &self.summary(&id));
+                said.push(("ports", id, statements));
+            }
+        }
+        for id in stale.guests {
+            let statements = vec![connected(self.world.guests.get(&id))];
+            said.push(("guests", id, statements));
+        }
+        for (kind, id, statements) in said {
+            self.stamp(kind, &id, statements);
+        }
+        if stale.all {
+            self.forget_conditions();
+        }
+    }
+
+    /// Forgets the conditions of what is there no longer.
+    fn forget_conditions(&mut self) {
         let known: BTreeSet<String> = [
             ("networks", self.intent.networks.keys().collect::<Vec<_>>()),
             ("ports", self.intent.ports.keys().collect()),
@@ -547,7 +558,7 @@ impl Owner {
         metrics.guests.set(gauge(guests.count()));
         metrics.guests_connected.set(gauge(connected));
         metrics.guest_functions_enabled.set(gauge(functions.filter(|f| f.enabled).count()));
-        metrics.refused_macs.set(gauge(self.plan.ports.values().map(|p| p.refused.len()).sum()));
+        metrics.refused_macs.set(gauge(self.planner.plan().ports.values().map(|p| p.refused.len()).sum()));
         metrics.ready.set(i64::from(self.not_ready().is_empty()));
         metrics.flows.reset();
         metrics.foreign_filters.reset();

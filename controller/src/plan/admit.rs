@@ -20,17 +20,21 @@ use super::{
     bind::{Bindings, Place},
 };
 use crate::{
-    intent::{Claims, Intent},
+    intent::{Address, Claims, Intent},
     world::{GuestFunction, RxFilter, World},
 };
 
-/// The outcome of this stage.
+/// The outcome of this stage, and what it takes to bring it up to date.
 #[derive(Debug, Default)]
 pub struct Admissions {
-    /// What each port that stands somewhere may send from.
-    pub ports: BTreeMap<Id, Admission>,
+    /// What each port may send from.
+    ports: BTreeMap<Id, Admission>,
     /// Who holds which address now.
-    pub claims: Claims,
+    claims: Claims,
+    /// The addresses that each port asks for or holds.
+    concerns: BTreeMap<Id, BTreeSet<Address>>,
+    /// The same by address.
+    concerned: BTreeMap<Address, BTreeSet<Id>>,
 }
 
 /// What a port may send from.
@@ -48,37 +52,112 @@ pub struct Admission {
     pub promiscuous_refused: bool,
 }
 
-/// Decides for every port. A port that stands nowhere keeps what it held only while that is its
-/// own by spec; what a guest chose is free again once its function is gone.
-pub fn admit(world: &World, intent: &Intent, bindings: &Bindings, held: &Claims) -> Admissions {
-    let mut ports: Vec<_> = intent.ports.iter().collect();
-    ports.sort_by_key(|(id, port)| (port.created, *id));
+impl Admissions {
+    /// Nothing decided yet; these addresses are held.
+    pub fn holding(claims: Claims) -> Admissions {
+        Admissions { claims, ..Admissions::default() }
+    }
 
-    let wishes: Vec<Wish<'_>> = ports
-        .into_iter()
-        .map(|(id, port)| {
-            let place = bindings.ports.get(id).and_then(|place| place.as_ref().ok());
-            let function = function_of(world, &port.spec, place);
-            let filter = function.and_then(|function| function.filter.as_ref());
-            Wish { id, spec: &port.spec, place, function, filter }
-        })
-        .collect();
+    /// What a port may send from.
+    pub fn of(&self, port: &Id) -> Option<&Admission> {
+        self.ports.get(port)
+    }
 
-    // Those who held an address and still want it come before those who ask for it now.
-    let mut admissions = Admissions::default();
-    for wish in &wishes {
-        let wanted: BTreeSet<MacAddr> = wish.fixed().chain(wish.chosen()).collect();
-        for mac in held.of_port(wish.id).filter(|mac| wanted.contains(mac)) {
-            for network in wish.networks().filter(|n| held.holder(n, mac) == Some(wish.id)) {
-                admissions.claims.0.insert((network.clone(), mac), wish.id.clone());
+    /// Who holds which address.
+    pub const fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Decides anew for these ports, and for all whose decision may hang on theirs; says for which.
+    /// A port that stands nowhere keeps what it held only while that is its own by spec; what a
+    /// guest chose is free again once its function is gone.
+    pub(super) fn update(
+        &mut self,
+        world: &World,
+        intent: &Intent,
+        bindings: &Bindings,
+        ports: &BTreeSet<Id>,
+    ) -> BTreeSet<Id> {
+        let affected = self.affected(world, intent, bindings, ports);
+        let mut wishes: Vec<(u64, Wish<'_>)> = Vec::with_capacity(affected.len());
+        for id in &affected {
+            let held = self.claims.take_from(id);
+            match intent.ports.get(id) {
+                Some(port) => {
+                    wishes.push((port.created, Wish::of(world, bindings, id, &port.spec, held)));
+                }
+                None => {
+                    self.ports.remove(id);
+                }
             }
         }
+        wishes.sort_by_key(|(created, wish)| (*created, wish.id));
+        // Those who held an address and still want it come before those who ask for it now.
+        for (_, wish) in &wishes {
+            let wanted: BTreeSet<MacAddr> = wish.fixed().chain(wish.chosen()).collect();
+            for (network, mac) in &wish.held {
+                if wanted.contains(mac) && wish.networks().any(|wanted| wanted == network) {
+                    self.claims.give((network.clone(), *mac), wish.id.clone());
+                }
+            }
+        }
+        for (_, wish) in &wishes {
+            let admission = wish.decide(world, intent, &mut self.claims);
+            self.ports.insert(wish.id.clone(), admission);
+        }
+        affected
     }
-    for wish in &wishes {
-        let admission = wish.decide(world, intent, held, &mut admissions.claims);
-        admissions.ports.insert(wish.id.clone(), admission);
+
+    /// These ports, and all with whom they share an address that one asks for or holds, directly
+    /// or by way of others.
+    fn affected(
+        &mut self,
+        world: &World,
+        intent: &Intent,
+        bindings: &Bindings,
+        ports: &BTreeSet<Id>,
+    ) -> BTreeSet<Id> {
+        let mut waiting: Vec<Id> = Vec::new();
+        for id in ports {
+            for address in self.concerns.remove(id).unwrap_or_default() {
+                if let Some(others) = self.concerned.get_mut(&address) {
+                    others.remove(id);
+                    waiting.extend(others.iter().cloned());
+                    if others.is_empty() {
+                        self.concerned.remove(&address);
+                    }
+                }
+            }
+            let mut concerns: BTreeSet<Address> = self.claims.of_port(id).cloned().collect();
+            if let Some(port) = intent.ports.get(id) {
+                let wish = Wish::of(world, bindings, id, &port.spec, concerns.clone());
+                let held = wish.held.iter().map(|(_, mac)| *mac);
+                let macs: BTreeSet<MacAddr> = wish.fixed().chain(wish.chosen()).chain(held).collect();
+                for network in wish.networks() {
+                    concerns.extend(macs.iter().map(|mac| (network.clone(), *mac)));
+                }
+            }
+            for address in &concerns {
+                self.concerned.entry(address.clone()).or_default().insert(id.clone());
+            }
+            if !concerns.is_empty() {
+                self.concerns.insert(id.clone(), concerns);
+            }
+            waiting.push(id.clone());
+        }
+        let mut affected = BTreeSet::new();
+        while let Some(id) = waiting.pop() {
+            if affected.contains(&id) {
+                continue;
+            }
+            for address in self.concerns.get(&id).into_iter().flatten() {
+                let others = self.concerned.get(address).into_iter().flatten();
+                waiting.extend(others.filter(|other| **other != id).cloned());
+            }
+            affected.insert(id);
+        }
+        affected
     }
-    admissions
 }
 
 /// The guest's function, where the port is a guest's and stands somewhere.
@@ -118,9 +197,24 @@ struct Wish<'a> {
     place: Option<&'a Place>,
     function: Option<&'a GuestFunction>,
     filter: Option<&'a RxFilter>,
+    /// What it held before.
+    held: BTreeSet<Address>,
 }
 
 impl<'a> Wish<'a> {
+    fn of(
+        world: &'a World,
+        bindings: &'a Bindings,
+        id: &'a Id,
+        spec: &'a PortSpec,
+        held: BTreeSet<Address>,
+    ) -> Wish<'a> {
+        let place = bindings.place(id).and_then(|place| place.as_ref().ok());
+        let function = function_of(world, spec, place);
+        let filter = function.and_then(|function| function.filter.as_ref());
+        Wish { id, spec, place, function, filter, held }
+    }
+
     fn networks(&self) -> impl Iterator<Item = &'a Id> {
         self.spec.attachments.iter().map(|attachment| &attachment.network)
     }
@@ -141,13 +235,7 @@ impl<'a> Wish<'a> {
             .filter(move |mac| !fixed.contains(mac))
     }
 
-    fn decide(
-        &self,
-        world: &World,
-        intent: &Intent,
-        held: &Claims,
-        claims: &mut Claims,
-    ) -> Admission {
+    fn decide(&self, world: &World, intent: &Intent, claims: &mut Claims) -> Admission {
         let mut admission = Admission::default();
         for mac in self.fixed() {
             match self.take(intent, claims, mac) {
@@ -191,8 +279,9 @@ impl<'a> Wish<'a> {
             }
         }
         if !admission.refused.is_empty() {
+            let held: BTreeSet<MacAddr> = self.held.iter().map(|(_, mac)| *mac).collect();
             let kept: Vec<MacAddr> = held
-                .of_port(self.id)
+                .into_iter()
                 .filter(|mac| !admission.macs.contains(mac) && !chosen.contains(mac))
                 .take(max.saturating_sub(chosen.len()))
                 .collect();
@@ -227,7 +316,7 @@ impl<'a> Wish<'a> {
             }
         }
         for network in networks() {
-            claims.0.insert((network.clone(), mac), self.id.clone());
+            claims.give((network.clone(), mac), self.id.clone());
         }
         Ok(())
     }
@@ -268,7 +357,6 @@ mod tests {
     use super::*;
     use crate::{
         intent::Change,
-        plan::bind,
         world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
     };
 
@@ -314,8 +402,13 @@ mod tests {
         .unwrap();
         let mut intent = Intent::default();
         intent.apply(Change::Port(id("p"), Some(spec)));
-        let bindings = bind::bind(&world, &intent);
-        admit(&world, &intent, &bindings, &Claims::default()).ports.remove(&id("p")).unwrap()
+        let ports = BTreeSet::from([id("p")]);
+        let mut bindings = Bindings::default();
+        bindings.look_at_guests(&world, &intent, &BTreeSet::from([id("vm1")]));
+        bindings.update(&world, &intent, &ports);
+        let mut admissions = Admissions::default();
+        admissions.update(&world, &intent, &bindings, &ports);
+        admissions.of(&id("p")).unwrap().clone()
     }
 
     fn filter(promiscuous: bool, vlans: Vec<u16>) -> RxFilter {

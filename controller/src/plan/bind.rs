@@ -27,41 +27,153 @@ pub struct Place {
     pub representor: Option<NetdevView>,
 }
 
-/// The outcome of this stage.
+/// Where each port stands, or why nowhere; and who else would like to stand there.
 #[derive(Debug, Default)]
 pub struct Bindings {
-    /// Where each port stands, or why nowhere.
-    pub ports: BTreeMap<Id, Result<Place, Finding>>,
+    ports: BTreeMap<Id, Bound>,
+    /// Who claims each place, by age: the first has it.
+    claimants: BTreeMap<(Id, Spot), BTreeSet<(u64, Id)>>,
+    /// Which guests' functions stand on each backing: more than one, and nobody can say whose
+    /// frames those are.
+    backings: BTreeMap<BackingView, BTreeSet<(Id, String)>>,
+    /// The backings of each guest among them.
+    of_guest: BTreeMap<Id, Vec<(BackingView, String)>>,
 }
 
-/// Finds the place of every port.
-pub fn bind(world: &World, intent: &Intent) -> Bindings {
-    let contested = contested_backings(world, intent);
-    let mut taken: BTreeMap<(Id, Spot), Id> = BTreeMap::new();
-    let mut ports: Vec<_> = intent.ports.iter().collect();
-    ports.sort_by_key(|(id, port)| (port.created, *id));
+/// A port's place.
+#[derive(Debug)]
+struct Bound {
+    created: u64,
+    /// Where it would stand if it were alone.
+    alone: Result<Place, Finding>,
+    /// Where it stands.
+    place: Result<Place, Finding>,
+}
 
-    let mut bindings = Bindings::default();
-    for (id, port) in ports {
-        let place = place(world, intent, &contested, &port.spec.function).and_then(|place| {
-            match taken.get(&(place.adapter.clone(), Spot::of(&place))) {
-                Some(first) => Err(Finding::new(
-                    "PlaceTaken",
-                    format!(
-                        "port `{first}`, which was created first, stands on the same {}; delete \
-                         one of the two ports",
-                        Spot::of(&place)
-                    ),
-                )),
-                None => Ok(place),
-            }
-        });
-        if let Ok(place) = &place {
-            taken.insert((place.adapter.clone(), Spot::of(place)), id.clone());
-        }
-        bindings.ports.insert(id.clone(), place);
+impl Bindings {
+    /// Where a port stands, or why nowhere.
+    pub fn place(&self, port: &Id) -> Option<&Result<Place, Finding>> {
+        self.ports.get(port).map(|bound| &bound.place)
     }
-    bindings
+
+    /// The ports that stand on this adapter.
+    pub fn on<'b>(&'b self, adapter: &'b Id) -> impl Iterator<Item = &'b Id> {
+        let first = (adapter.clone(), Spot::FIRST);
+        let here = self.claimants.range(first..).take_while(move |((at, _), _)| at == adapter);
+        here.filter_map(|(_, claimants)| claimants.first().map(|(_, port)| port))
+    }
+
+    /// Notes what these guests' functions stand on now. Returns the guests whose functions stand
+    /// otherwise because of it: on something that is contested now, or no longer.
+    pub(super) fn look_at_guests(
+        &mut self,
+        world: &World,
+        intent: &Intent,
+        guests: &BTreeSet<Id>,
+    ) -> BTreeSet<Id> {
+        let mut touched: BTreeSet<BackingView> = BTreeSet::new();
+        for id in guests {
+            for (backing, device) in self.of_guest.remove(id).unwrap_or_default() {
+                if let Some(users) = self.backings.get_mut(&backing) {
+                    users.remove(&(id.clone(), device));
+                    if users.is_empty() {
+                        self.backings.remove(&backing);
+                    }
+                }
+                touched.insert(backing);
+            }
+            let functions = world.guests.get(id).map(|guest| &guest.functions);
+            let known: Vec<_> = functions
+                .into_iter()
+                .flatten()
+                .map(|(device, function)| (backing_of(intent, id, device, function), device.clone()))
+                .filter(|(backing, _)| backing.is_known())
+                .collect();
+            for (backing, device) in &known {
+                let users = self.backings.entry(backing.clone()).or_default();
+                users.insert((id.clone(), device.clone()));
+                touched.insert(backing.clone());
+            }
+            if !known.is_empty() {
+                self.of_guest.insert(id.clone(), known);
+            }
+        }
+        let users = touched.iter().filter_map(|backing| self.backings.get(backing)).flatten();
+        users.map(|(guest, _)| guest.clone()).collect()
+    }
+
+    /// Finds the places of these ports anew; says which ports may stand elsewhere now: they, and
+    /// those with whom they share a place.
+    pub(super) fn update(
+        &mut self,
+        world: &World,
+        intent: &Intent,
+        ports: &BTreeSet<Id>,
+    ) -> BTreeSet<Id> {
+        let mut touched: BTreeSet<(Id, Spot)> = BTreeSet::new();
+        for id in ports {
+            if let Some(old) = self.ports.remove(id)
+                && let Ok(place) = &old.alone
+            {
+                let key = (place.adapter.clone(), Spot::of(place));
+                if let Some(claimants) = self.claimants.get_mut(&key) {
+                    claimants.remove(&(old.created, id.clone()));
+                    if claimants.is_empty() {
+                        self.claimants.remove(&key);
+                    }
+                }
+                touched.insert(key);
+            }
+            let Some(port) = intent.ports.get(id) else { continue };
+            let alone = self.alone(world, intent, &port.spec.function);
+            if let Ok(place) = &alone {
+                let key = (place.adapter.clone(), Spot::of(place));
+                let claimants = self.claimants.entry(key.clone()).or_default();
+                claimants.insert((port.created, id.clone()));
+                touched.insert(key);
+            }
+            let bound = Bound { created: port.created, place: alone.clone(), alone };
+            self.ports.insert(id.clone(), bound);
+        }
+        let mut changed = ports.clone();
+        for key in touched {
+            let Some(claimants) = self.claimants.get(&key) else { continue };
+            let mut claimants = claimants.iter().map(|(_, port)| port);
+            let Some(first) = claimants.next() else { continue };
+            if let Some(bound) = self.ports.get_mut(first) {
+                bound.place = bound.alone.clone();
+                changed.insert(first.clone());
+            }
+            for later in claimants {
+                if let Some(bound) = self.ports.get_mut(later) {
+                    bound.place = Err(taken_by(first, &key.1));
+                    changed.insert(later.clone());
+                }
+            }
+        }
+        changed
+    }
+
+    fn alone(
+        &self,
+        world: &World,
+        intent: &Intent,
+        function: &PortFunction,
+    ) -> Result<Place, Finding> {
+        let is_contested =
+            |backing: &BackingView| self.backings.get(backing).is_some_and(|users| users.len() > 1);
+        place(world, intent, is_contested, function)
+    }
+}
+
+fn taken_by(first: &Id, spot: &Spot) -> Finding {
+    Finding::new(
+        "PlaceTaken",
+        format!(
+            "port `{first}`, which was created first, stands on the same {spot}; delete one of the \
+             two ports"
+        ),
+    )
 }
 
 /// What exactly one port may stand on.
@@ -72,6 +184,9 @@ enum Spot {
 }
 
 impl Spot {
+    /// What sorts before every other.
+    const FIRST: Spot = Spot::Vf(0);
+
     fn of(place: &Place) -> Self {
         match (place.vf, &place.representor) {
             (Some(index), _) => Spot::Vf(index),
@@ -90,21 +205,6 @@ impl std::fmt::Display for Spot {
     }
 }
 
-/// Backings that more than one guest's function stands on: nobody can say whose frames those are.
-fn contested_backings(world: &World, intent: &Intent) -> BTreeSet<BackingView> {
-    let mut seen = BTreeSet::new();
-    let mut contested = BTreeSet::new();
-    for (id, guest) in &world.guests {
-        for (device, function) in &guest.functions {
-            let backing = backing_of(intent, id, device, function);
-            if backing.is_known() && !seen.insert(backing.clone()) {
-                contested.insert(backing);
-            }
-        }
-    }
-    contested
-}
-
 /// What a function stands on: what the platform said, else what was found.
 fn backing_of(intent: &Intent, guest: &Id, device: &str, function: &GuestFunction) -> BackingView {
     let named = intent.guests.get(guest).and_then(|guest| guest.spec.backings.get(device));
@@ -121,14 +221,14 @@ fn backing_of(intent: &Intent, guest: &Id, device: &str, function: &GuestFunctio
 fn place(
     world: &World,
     intent: &Intent,
-    contested: &BTreeSet<BackingView>,
+    is_contested: impl Fn(&BackingView) -> bool,
     function: &PortFunction,
 ) -> Result<Place, Finding> {
     match function {
         PortFunction::GuestVf { guest, device } => {
             let function = enabled_function(world, guest, device)?;
             let backing = backing_of(intent, guest, device, function);
-            if contested.contains(&backing) {
+            if is_contested(&backing) {
                 return Err(Finding::new(
                     "BackingContested",
                     format!(
@@ -302,7 +402,10 @@ mod tests {
     use api::resources::PortSpec;
 
     use super::*;
-    use crate::intent::Change;
+    use crate::{
+        intent::{Change, Claims},
+        plan::{AdapterPolicies, plan},
+    };
 
     fn id(text: &str) -> Id {
         text.parse().unwrap()
@@ -357,7 +460,8 @@ mod tests {
             .unwrap();
             intent.apply(Change::Port(id(name), Some(spec)));
         }
-        bind(&world, &intent).ports
+        let plan = plan(&world, &intent, &Claims::default(), &AdapterPolicies::new());
+        plan.ports.into_iter().map(|(id, port)| (id, port.place)).collect()
     }
 
     fn reason(place: &Result<Place, Finding>) -> &'static str {

@@ -8,19 +8,25 @@
 //! 3. [`switchdev`]: the flows of an adapter with representors;
 //!    [`legacy`]: the VF settings of an adapter without;
 //!    [`vdpa`]: the vDPA devices of an adapter whose devices are ours to manage.
+//!
+//! [`Planner`] runs them for what changed, [`plan`] for everything.
 
 pub mod admit;
 pub mod bind;
 pub mod legacy;
+mod planner;
+mod roster;
 pub mod switchdev;
 pub mod vdpa;
 
 use std::collections::BTreeMap;
 
 use api::{
-    resources::{EswitchMode, RefusedMac},
+    resources::RefusedMac,
     types::{Id, MacAddr},
 };
+
+pub use self::planner::{Changes, Dirty, Planner};
 
 use crate::{
     config::UplinkUse,
@@ -42,8 +48,6 @@ pub struct Plan {
     pub ports: BTreeMap<Id, PortPlan>,
     /// What stands in the way of a network.
     pub networks: BTreeMap<Id, Vec<Finding>>,
-    /// Who holds which address, after this plan.
-    pub claims: Claims,
 }
 
 /// What an adapter should hold.
@@ -91,49 +95,9 @@ impl Finding {
     }
 }
 
-/// Plans everything.
+/// Plans everything, from nothing.
 pub fn plan(world: &World, intent: &Intent, claims: &Claims, policies: &AdapterPolicies) -> Plan {
-    let bindings = bind::bind(world, intent);
-    let admissions = admit::admit(world, intent, &bindings, claims);
-
-    let mut plan = Plan { claims: admissions.claims, ..Plan::default() };
-    for (id, place) in bindings.ports {
-        let admission = admissions.ports.get(&id).cloned().unwrap_or_default();
-        plan.ports.insert(
-            id,
-            PortPlan {
-                place,
-                macs: admission.macs,
-                refused: admission.refused,
-                promiscuous: admission.promiscuous,
-                promiscuous_refused: admission.promiscuous_refused,
-                conflict: admission.conflict,
-                unmet: Vec::new(),
-                vdpa: None,
-            },
-        );
-    }
-    for (id, adapter) in &world.adapters {
-        let program = match adapter.mode {
-            None => continue,
-            Some(EswitchMode::Legacy) => {
-                Program::VfSettings(legacy::program(id, adapter, intent, &mut plan.ports))
-            }
-            Some(EswitchMode::Switchdev | EswitchMode::Software) => {
-                let uplink_use = policies.get(id).copied().unwrap_or_default();
-                Program::Flows(switchdev::program(
-                    id,
-                    adapter,
-                    uplink_use,
-                    intent,
-                    &mut plan.ports,
-                    &mut plan.networks,
-                ))
-            }
-        };
-        plan.programs.insert(id.clone(), program);
-        let devices = vdpa::program(id, adapter, intent, &mut plan.ports);
-        plan.vdpa.extend(devices.map(|devices| (id.clone(), devices)));
-    }
-    plan
+    let mut planner = Planner::holding(claims.clone());
+    planner.update(world, intent, policies, &Dirty::all());
+    planner.into_plan()
 }

@@ -118,7 +118,7 @@ impl RedbStore {
                     ))
                 });
                 if let Some((key, port)) = parsed {
-                    claims.0.insert(key, port);
+                    claims.give(key, port);
                 }
             }
             Ok(claims)
@@ -208,7 +208,7 @@ impl Store for RedbStore {
         self.write(|transaction| {
             let mut table = transaction.open_table(CLAIMS)?;
             table.retain(|_, _| false)?;
-            for ((network, mac), port) in &claims.0 {
+            for ((network, mac), port) in claims.iter() {
                 table.insert(format!("{network} {mac}").as_str(), port.as_str())?;
             }
             drop(table);
@@ -247,7 +247,7 @@ mod tests {
         let path = dir.path().join("state.redb");
         let mut intent = Intent::default();
         let mut claims = Claims::default();
-        claims.0.insert((id("net"), MacAddr([2, 0, 0, 0, 0, 1])), id("p"));
+        claims.give((id("net"), MacAddr([2, 0, 0, 0, 0, 1])), id("p"));
         let guests = BTreeMap::from([(id("vm"), GuestView { pid: Some(7), ..Default::default() })]);
         {
             let mut store = RedbStore::open(&path).unwrap();

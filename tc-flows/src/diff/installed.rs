@@ -6,6 +6,7 @@
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::Op;
 use crate::ident::{ChainId, Handle, Hook, Prio};
@@ -174,9 +175,24 @@ impl Installed {
         self.rules.is_empty() && self.unreadable.is_empty()
     }
 
-    /// Rules of which only the place is known.
-    pub(super) fn unreadable(&self) -> impl Iterator<Item = (RuleLocation, Handle)> {
-        self.unreadable.iter().map(|((_, handle), location)| (*location, *handle))
+    /// The hooks that hold something, in order.
+    pub fn hooks(&self) -> impl Iterator<Item = Hook> {
+        let mut next = self.handles.keys().next().map(|slot| slot.hook);
+        std::iter::from_fn(move || {
+            let hook = next?;
+            let last = Slot { hook, chain: ChainId::MAX, prio: Prio::LAST };
+            let after = (Bound::Excluded(last), Bound::Unbounded);
+            next = self.handles.range(after).next().map(|(slot, _)| slot.hook);
+            Some(hook)
+        })
+    }
+
+    /// Rules of a hook of which only the place is known.
+    pub(super) fn unreadable(&self, hook: Hook) -> impl Iterator<Item = (RuleLocation, Handle)> {
+        let first = Slot { hook, chain: ChainId::ZERO, prio: Prio::FIRST };
+        let of_hook = self.unreadable.range((first, Handle(0))..);
+        let of_hook = of_hook.take_while(move |((slot, _), _)| slot.hook == hook);
+        of_hook.map(|((_, handle), location)| (*location, *handle))
     }
 
     /// The handles of a slot that are taken.

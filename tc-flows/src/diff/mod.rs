@@ -179,31 +179,36 @@ const BUDGET: usize = 1 << 23;
 /// A new rule takes the lowest handle of its prio that no installed rule has, not even one that is
 /// deleted by the same changes.
 pub fn diff(installed: &Installed, wanted: &RuleSet) -> Plan {
-    let mut plan = Plan::default();
-    plan.ops.extend(installed.unreadable().map(|(at, handle)| Op::delete_at(at, handle)));
+    let mut of_hooks: BTreeMap<Hook, Vec<&Rule>> =
+        installed.hooks().map(|hook| (hook, Vec::new())).collect();
+    for rule in wanted {
+        of_hooks.entry(rule.hook()).or_default().push(rule);
+    }
+    diff_hooks(installed, of_hooks)
+}
+
+/// [`diff`] of some hooks: with all rules that each of them shall hold, in order of identity. At
+/// other hooks nothing changes.
+pub fn diff_hooks<'w>(
+    installed: &Installed,
+    wanted: impl IntoIterator<Item = (Hook, Vec<&'w Rule>)>,
+) -> Plan {
+    let (mut ops, mut gaps, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
     let mut budget = BUDGET;
-    let mut olds = installed.iter().map(|installed| &installed.rule).peekable();
-    let mut news = wanted.iter().peekable();
-    loop {
-        let heads = [olds.peek(), news.peek()];
-        let Some(hook) = heads.into_iter().flatten().map(|rule| rule.hook()).min() else { break };
-        let mut old = Vec::new();
-        while let Some(rule) = olds.next_if(|rule| rule.hook() == hook) {
-            old.push(rule);
-        }
-        let mut new = Vec::new();
-        while let Some(rule) = news.next_if(|rule| rule.hook() == hook) {
-            new.push(rule);
-        }
+    for (hook, new) in wanted {
+        let deletions = installed.unreadable(hook);
+        unreadable.extend(deletions.map(|(at, handle)| Op::delete_at(at, handle)));
+        let old: Vec<&Rule> = installed.of_hook(hook).map(|held| &held.rule).collect();
         if old == new {
             continue;
         }
         let highest = installed.highest_chain(hook);
-        let (changes, gaps) = of_hook(hook, &old, &new, highest, &mut budget);
-        plan.ops.extend(Handles::new(installed).ops(changes));
-        plan.gaps.extend(gaps);
+        let (changes, stuck) = of_hook(hook, &old, &new, highest, &mut budget);
+        ops.extend(Handles::new(installed).ops(changes));
+        gaps.extend(stuck);
     }
-    plan
+    unreadable.append(&mut ops);
+    Plan { ops: unreadable, gaps }
 }
 
 fn of_hook(

@@ -1,0 +1,143 @@
+//! Third stage, for adapters with representors: the flows of a complete L2 switch.
+//!
+//! Each representor's ingress hook, chain 0, in this order: link-local groups are dropped; double
+//! tagged frames are dropped; each attachment's tag and source addresses lead to that attachment's
+//! chain; all else is dropped. An attachment's chain knows every local address of its network,
+//! floods groups, and sends the rest to the promiscuous ports and the uplink or drops it. The
+//! uplink's hook sends the tags that a network here owns to that network's chain and leaves all
+//! other frames to the host.
+//!
+//! Three rules keep the program right on hardware as well as in software: at most one tag change a
+//! rule, standing before its first receiver; overlapping rules never share a prio; chain numbers
+//! rise along every path, and every chain that is led to ends in a rule that matches all.
+//!
+//! | room | what it does |
+//! |---|---|
+//! | `segment` | a network's part of one adapter, and what of it must be written anew |
+//! | `rules` | the rules of a part |
+//! | `sheet` | keeps an adapter's program in step, part by part |
+
+mod rules;
+mod segment;
+mod sheet;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use api::types::{Id, MacAddr};
+use tc_flows::{Ifindex, Rule, RuleId, RuleSet};
+
+use super::Finding;
+pub(super) use self::sheet::{Sheet, Surroundings};
+use crate::world::NetdevView;
+
+/// Chains that belong to one network on one hook: its number times this, and those that follow.
+const CHAINS_PER_NETWORK: u32 = 64;
+
+/// Where in them the chains are over which unicast that no port owns is flooded: behind those of
+/// the groups' flood, which are at most [`MAX_GOTOS`].
+const UNKNOWN_FLOOD: u32 = 32;
+
+/// Highest network number whose chains fit into the 28 bits of a chain id
+/// (`TC_ACT_EXT_VAL_MASK`, `include/uapi/linux/pkt_cls.h`).
+pub const MAX_NETWORK_NUMBER: u32 = (1 << 28) / CHAINS_PER_NETWORK - 1;
+
+/// Gotos that one frame may take (`max_reclassify_loop`, `net/sched/cls_api.c`): one of them is
+/// the admission.
+const MAX_GOTOS: usize = 16;
+
+/// Receivers of one flood rule: 32 actions (`TCA_ACT_MAX_PRIO`) less the tag change and the end.
+const RECEIVERS_PER_RULE: usize = 30;
+
+/// All flows that an adapter should hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowProgram {
+    /// The rules.
+    pub rules: RuleSet,
+    /// Why each rule is there.
+    pub why: BTreeMap<RuleId, Arc<Why>>,
+    /// The netdevs whose ingress hooks the program covers, with or without rules.
+    pub netdevs: BTreeMap<Ifindex, NetdevView>,
+    /// The representors that carry a port: they are to be up.
+    pub in_use: BTreeSet<NetdevView>,
+}
+
+/// Why a rule is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// What it does.
+    pub purpose: Purpose,
+    /// The port that is the reason for it.
+    pub port: Option<Id>,
+    /// The network that is the reason for it.
+    pub network: Option<Id>,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Drops frames to link-local groups, which no bridge forwards (IEEE 802.1Q table 8-1).
+    LinkLocalGuard,
+    /// Drops frames with two tags: after the outer one is gone the inner would name a network.
+    DoubleTagGuard,
+    /// Drops tagged frames that no attachment admits.
+    TagGuard,
+    /// Admits a source address with a tag.
+    Admission(MacAddr),
+    /// Drops what nothing admitted.
+    DefaultDrop,
+    /// Sends frames to a local address to its port.
+    Unicast(MacAddr),
+    /// Never returns a guest's own frame to it, nor sends it out.
+    OwnAddressGuard(MacAddr),
+    /// Sends groups to every member but the sender.
+    Flood,
+    /// Decides about unicast that no port owns.
+    UnknownUnicast,
+    /// Leaves frames to the host.
+    HostPass,
+    /// Leads a network's frames from the uplink to its chain.
+    FromUplink,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Purpose::LinkLocalGuard => f.write_str("link-local groups"),
+            Purpose::DoubleTagGuard => f.write_str("double tagged"),
+            Purpose::TagGuard => f.write_str("tag not attached"),
+            Purpose::Admission(mac) => write!(f, "admission of {mac}"),
+            Purpose::DefaultDrop => f.write_str("default drop"),
+            Purpose::Unicast(mac) => write!(f, "unicast to {mac}"),
+            Purpose::OwnAddressGuard(mac) => write!(f, "own address {mac}"),
+            Purpose::Flood => f.write_str("flood"),
+            Purpose::UnknownUnicast => f.write_str("unknown unicast"),
+            Purpose::HostPass => f.write_str("pass to host"),
+            Purpose::FromUplink => f.write_str("from uplink"),
+        }
+    }
+}
+
+/// A rule with the reason for it.
+pub type Reasoned = (Rule, Arc<Why>);
+
+/// What changed in a [`FlowProgram`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FlowDelta {
+    /// Rules that are no longer wanted.
+    pub gone: Vec<Reasoned>,
+    /// Rules that are wanted now, with what stood at their identity before.
+    pub put: Vec<(RuleId, Option<Reasoned>)>,
+    /// Whether netdevs came, went or are used otherwise.
+    pub netdevs: bool,
+}
+
+pub(super) fn network_missing(network: &Id) -> Finding {
+    Finding::new(
+        "NetworkMissing",
+        format!("there is no network `{network}`; create it with PUT /v1/networks/{network}"),
+    )
+}

@@ -1,0 +1,222 @@
+//! A network's part of one adapter: its members there, and its place on the uplink.
+//!
+//! In: what the earlier stages say of ports. Out: a [`Segment`], complete in itself, so that two of
+//! them tell what of the rules must be written anew ([`Part`]). No rules here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::UnknownUnicast,
+    types::{Id, MacAddr},
+};
+use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
+
+use super::{
+    CHAINS_PER_NETWORK, MAX_GOTOS, RECEIVERS_PER_RULE,
+    rules::{FloodEnd, flood_steps},
+};
+use crate::plan::Finding;
+
+/// The outer tag of a frame.
+pub(super) type Tag = Option<(VlanTpid, VlanId)>;
+
+/// A port's attachment to a network on this adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) port: Id,
+    pub(super) ifindex: Ifindex,
+    pub(super) tag: Tag,
+    pub(super) macs: Vec<MacAddr>,
+    /// Whether it gets what no port owns.
+    pub(super) promiscuous: bool,
+}
+
+/// A network's way to the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Uplink {
+    pub(super) ifindex: Ifindex,
+    pub(super) tag: Tag,
+    /// What becomes of a flooded frame from the wire after its last copy.
+    pub(super) end: FloodEnd,
+}
+
+/// A network on this adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) id: Id,
+    /// Its number: who comes first, and where its chains are.
+    pub(super) number: u32,
+    pub(super) unknown_unicast: UnknownUnicast,
+    pub(super) uplink: Option<Uplink>,
+    /// In order of creation.
+    pub(super) members: Vec<Member>,
+    /// The members for which no flood has room: they take part in nothing.
+    pub(super) beyond_ceiling: BTreeSet<Id>,
+}
+
+/// Where a copy of a flooded frame goes, and how it is tagged there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Receiver {
+    pub(super) uplink: bool,
+    pub(super) tag: Tag,
+    pub(super) ifindex: Ifindex,
+}
+
+/// What of a segment's rules.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All.
+    Whole,
+    /// Some.
+    Some {
+        /// Ports of which all is meant: the rules on their own hooks, and those elsewhere that lead
+        /// to them.
+        ports: BTreeSet<Id>,
+        /// Ports of which that is meant which depends on their addresses.
+        addresses: BTreeSet<Id>,
+        /// The floods of groups at all hooks.
+        floods: bool,
+        /// What is done at all hooks with addresses that no port owns.
+        unknown: bool,
+    },
+}
+
+impl Segment {
+    /// The first of its chains.
+    pub(super) const fn base(&self) -> u32 {
+        self.number * CHAINS_PER_NETWORK
+    }
+
+    /// Everybody who gets a copy of a group frame that came in at `from`.
+    pub(super) fn receivers(&self, from: Hook) -> Vec<Receiver> {
+        self.receivers_among(from, true, |_| true)
+    }
+
+    /// Everybody who gets a copy of a frame to an address that no port owns, that came in at
+    /// `from`: some of those who get a group frame, so that no flood of these is longer.
+    pub(super) fn receivers_of_unknown(&self, from: Hook) -> Vec<Receiver> {
+        let uplink = self.unknown_unicast == UnknownUnicast::Uplink;
+        self.receivers_among(from, uplink, |member| member.promiscuous)
+    }
+
+    fn receivers_among(
+        &self,
+        from: Hook,
+        uplink: bool,
+        gets_it: impl Fn(&Member) -> bool,
+    ) -> Vec<Receiver> {
+        let members = self.members.iter().filter(|member| gets_it(member)).map(|member| Receiver {
+            uplink: false,
+            tag: member.tag,
+            ifindex: member.ifindex,
+        });
+        let uplink = self.uplink.filter(|_| uplink).map(|uplink| Receiver {
+            uplink: true,
+            tag: uplink.tag,
+            ifindex: uplink.ifindex,
+        });
+        members.chain(uplink).filter(|receiver| Some(receiver.ifindex) != from.ifindex()).collect()
+    }
+
+    /// Takes out the last members, in order of creation, until a flood from anywhere fits.
+    pub(super) fn cut_to_ceiling(&mut self) {
+        while self.may_be_long() && self.longest_flood() > MAX_GOTOS {
+            match self.members.pop() {
+                Some(member) => self.beyond_ceiling.insert(member.port),
+                None => break,
+            };
+        }
+    }
+
+    /// Whether a flood may be too long: not where each tagging has room of its own.
+    fn may_be_long(&self) -> bool {
+        let tags: BTreeSet<Tag> = self.members.iter().map(|member| member.tag).collect();
+        // Each tagging's last rule may have room left; the uplink, the way back and the admission
+        // take one more each.
+        tags.len() + self.members.len() / RECEIVERS_PER_RULE + 3 > MAX_GOTOS
+    }
+
+    /// Gotos of the longest flood, the admission's among them.
+    fn longest_flood(&self) -> usize {
+        // A sender's own tag decides how many rewrites its flood takes: one sender of each is enough.
+        let mut seen = BTreeSet::new();
+        let members = self.members.iter().map(|member| (member.ifindex, member.tag));
+        let uplink = self.uplink.map(|uplink| (uplink.ifindex, uplink.tag));
+        members
+            .chain(uplink)
+            .filter(|(_, tag)| seen.insert(*tag))
+            .map(|(from, tag)| {
+                flood_steps(tag, self.receivers(Hook::ingress(from)), FloodEnd::ToHost).len()
+            })
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Why this port's attachment is not as it should be.
+    pub(super) fn finding(&self, port: &Id) -> Option<Finding> {
+        self.beyond_ceiling.contains(port).then(|| {
+            Finding::new(
+                "FloodCeiling",
+                format!(
+                    "network `{}` has more members than one frame can be flooded to ({MAX_GOTOS} \
+                     gotos of {RECEIVERS_PER_RULE} receivers); use a second network",
+                    self.id
+                ),
+            )
+        })
+    }
+}
+
+impl Part {
+    /// What differs between two states of one segment.
+    pub(super) fn between(old: &Segment, new: &Segment) -> Part {
+        let outside = |segment: &Segment| {
+            (segment.number, segment.unknown_unicast, segment.uplink)
+        };
+        if outside(old) != outside(new) {
+            return Part::Whole;
+        }
+        let (mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        let mut unknown = false;
+        let mut olds: BTreeMap<&Id, &Member> =
+            old.members.iter().map(|member| (&member.port, member)).collect();
+        for member in &new.members {
+            match olds.remove(&member.port) {
+                Some(before) if (before.ifindex, before.tag) == (member.ifindex, member.tag) => {
+                    if before.macs != member.macs {
+                        addresses.insert(member.port.clone());
+                    }
+                    unknown |= before.promiscuous != member.promiscuous;
+                }
+                _ => {
+                    ports.insert(member.port.clone());
+                }
+            }
+        }
+        ports.extend(olds.into_keys().cloned());
+        let floods = !ports.is_empty();
+        Part::Some { ports, addresses, floods, unknown: unknown || floods }
+    }
+
+    pub(super) fn whole(&self, port: &Id) -> bool {
+        match self {
+            Part::Whole => true,
+            Part::Some { ports, .. } => ports.contains(port),
+        }
+    }
+
+    pub(super) fn addresses(&self, port: &Id) -> bool {
+        match self {
+            Part::Whole => true,
+            Part::Some { ports, addresses, .. } => ports.contains(port) || addresses.contains(port),
+        }
+    }
+
+    pub(super) const fn floods(&self) -> bool {
+        matches!(self, Part::Whole | Part::Some { floods: true, .. })
+    }
+
+    pub(super) const fn unknown(&self) -> bool {
+        matches!(self, Part::Whole | Part::Some { unknown: true, .. })
+    }
+}

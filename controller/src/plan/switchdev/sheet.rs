@@ -1,0 +1,387 @@
+//! One adapter's program, kept in step part by part.
+//!
+//! In: which ports and networks may be otherwise than before ([`Surroundings`]). Out: the program
+//! changed in its place, what changed in it, and what stands in the way of whom. What an event
+//! costs depends on the size of the networks that it touches, not on the adapter's.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::{
+    resources::{AdminState, NetworkKind, VlanProto},
+    types::Id,
+};
+use tc_flows::{Ifindex, Rule, VlanId, VlanTpid};
+
+use super::{
+    FlowDelta, FlowProgram,
+    rules::{FloodEnd, Owned, Rules, representor_guards, uplink_entry},
+    segment::{Member, Part, Segment, Tag, Uplink},
+};
+use crate::{
+    config::UplinkUse,
+    intent::Intent,
+    plan::{Finding, PortPlan, roster::Roster},
+    world::{AdapterView, NetdevView},
+};
+
+/// What a program is made from, and what of it may have changed.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) adapter_id: &'a Id,
+    pub(crate) adapter: &'a AdapterView,
+    pub(crate) uplink_use: UplinkUse,
+    pub(crate) intent: &'a Intent,
+    pub(crate) roster: &'a Roster,
+    pub(crate) ports: &'a BTreeMap<Id, PortPlan>,
+    /// Ports that may stand elsewhere or have other addresses.
+    pub(crate) touched_ports: &'a BTreeSet<Id>,
+    /// Networks that may be others, or whose ports may.
+    pub(crate) touched_networks: &'a BTreeSet<Id>,
+    /// Whether the adapter may be otherwise; all networks are touched then.
+    pub(crate) adapter_touched: bool,
+}
+
+/// What an adapter's program was made from.
+#[derive(Debug, Default)]
+pub(crate) struct Sheet {
+    /// The networks that have members here.
+    segments: BTreeMap<Id, Segment>,
+    /// Those of them that want a tag on the uplink: the first has it.
+    claimants: BTreeMap<Tag, BTreeSet<(u32, Id)>>,
+    /// Those that do not have theirs, and so no rules, with who has it.
+    displaced: BTreeMap<Id, Id>,
+    /// What the uplink's chain 0 was made from.
+    entry: Option<Entry>,
+    representors: BTreeSet<Ifindex>,
+    /// The representor of each port that stands here.
+    uses: BTreeMap<Id, NetdevView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    uplink: NetdevView,
+    uplink_use: UplinkUse,
+    owned: Vec<Owned>,
+}
+
+impl Entry {
+    fn rules(&self, out: &mut Rules) {
+        uplink_entry(out, &self.uplink, self.uplink_use, &self.owned);
+    }
+}
+
+impl Sheet {
+    /// Brings `program` up to date. Returns the networks for whose ports [`Sheet::finding`] may say
+    /// something else than before.
+    pub(crate) fn update(
+        &mut self,
+        around: &Surroundings<'_>,
+        program: &mut FlowProgram,
+        delta: &mut FlowDelta,
+    ) -> BTreeSet<Id> {
+        let (mut old, mut new) = (Rules::default(), Rules::default());
+        if around.adapter_touched {
+            self.netdevs(around.adapter, program, delta, &mut old, &mut new);
+        }
+        self.in_use(around, program, delta);
+        let (networks, tags_moved) = self.networks(around, &mut old, &mut new);
+        if around.adapter_touched || tags_moved {
+            self.entry(around, &mut old, &mut new);
+        }
+        exchange(program, old, new, delta);
+        networks
+    }
+
+    /// What stands in the way of this port's attachment to this network.
+    pub(crate) fn finding(&self, adapter: &Id, network: &Id, port: &Id) -> Option<Finding> {
+        self.network_finding(adapter, network)
+            .or_else(|| self.segments.get(network).and_then(|segment| segment.finding(port)))
+    }
+
+    /// What stands in the way of this network.
+    pub(crate) fn network_finding(&self, adapter: &Id, network: &Id) -> Option<Finding> {
+        let first = self.displaced.get(network)?;
+        Some(Finding::new(
+            "UplinkTagTaken",
+            format!(
+                "network `{first}` is on the uplink of `{adapter}` in the same way; give one of \
+                 the two another VLAN"
+            ),
+        ))
+    }
+
+    fn netdevs(
+        &mut self,
+        adapter: &AdapterView,
+        program: &mut FlowProgram,
+        delta: &mut FlowDelta,
+        old: &mut Rules,
+        new: &mut Rules,
+    ) {
+        let of_vfs = adapter.vfs.values().filter_map(|vf| vf.representor.as_ref());
+        let representors: Vec<&NetdevView> =
+            adapter.representors.values().chain(of_vfs).collect();
+        let netdevs: BTreeMap<Ifindex, NetdevView> = representors
+            .iter()
+            .copied()
+            .chain(&adapter.uplink)
+            .map(|netdev| (netdev.ifindex, netdev.clone()))
+            .collect();
+        if program.netdevs != netdevs {
+            program.netdevs = netdevs;
+            delta.netdevs = true;
+        }
+        let representors: BTreeSet<Ifindex> =
+            representors.iter().map(|netdev| netdev.ifindex).collect();
+        for gone in self.representors.difference(&representors) {
+            representor_guards(old, *gone);
+        }
+        for come in representors.difference(&self.representors) {
+            representor_guards(new, *come);
+        }
+        self.representors = representors;
+    }
+
+    fn in_use(
+        &mut self,
+        around: &Surroundings<'_>,
+        program: &mut FlowProgram,
+        delta: &mut FlowDelta,
+    ) {
+        let used_by = |port: &Id| {
+            let place = around.ports.get(port)?.place.as_ref().ok()?;
+            place.representor.as_ref().filter(|_| place.adapter == *around.adapter_id)
+        };
+        let changed: Vec<&Id> = around
+            .touched_ports
+            .iter()
+            .filter(|port| used_by(port) != self.uses.get(*port))
+            .collect();
+        delta.netdevs |= !changed.is_empty();
+        for port in &changed {
+            if let Some(netdev) = self.uses.remove(*port) {
+                program.in_use.remove(&netdev);
+            }
+        }
+        for port in changed {
+            if let Some(netdev) = used_by(port) {
+                program.in_use.insert(netdev.clone());
+                self.uses.insert(port.clone(), netdev.clone());
+            }
+        }
+    }
+
+    /// Brings the touched networks up to date, and those whose tags they give up or take; says
+    /// which they were, and whether there was one that gave up or took a tag.
+    fn networks(
+        &mut self,
+        around: &Surroundings<'_>,
+        old: &mut Rules,
+        new: &mut Rules,
+    ) -> (BTreeSet<Id>, bool) {
+        let mut networks = around.touched_networks.clone();
+        let mut tags_moved = false;
+        let mut before: BTreeMap<Id, Option<Segment>> = BTreeMap::new();
+        for id in around.touched_networks {
+            let was = self.segments.remove(id);
+            let now = segment(around, id, was.as_ref());
+            let claim = |segment: &Segment| {
+                segment.uplink.map(|uplink| (uplink.tag, (segment.number, segment.id.clone())))
+            };
+            let (claimed, claims) = (was.as_ref().and_then(claim), now.as_ref().and_then(claim));
+            if claimed != claims {
+                tags_moved = true;
+                if let Some((tag, claimant)) = &claimed
+                    && let Some(claimants) = self.claimants.get_mut(tag)
+                {
+                    claimants.remove(claimant);
+                    networks.extend(claimants.iter().map(|(_, network)| network.clone()));
+                    if claimants.is_empty() {
+                        self.claimants.remove(tag);
+                    }
+                }
+                if let Some((tag, claimant)) = claims {
+                    let claimants = self.claimants.entry(tag).or_default();
+                    claimants.insert(claimant);
+                    networks.extend(claimants.iter().map(|(_, network)| network.clone()));
+                }
+            }
+            before.insert(id.clone(), was);
+            self.segments.extend(now.map(|now| (id.clone(), now)));
+        }
+        for id in &networks {
+            let was_displaced = self.displaced.remove(id).is_some();
+            let now = self.segments.get(id);
+            let first = now.and_then(|now| now.uplink).and_then(|uplink| {
+                let (_, first) = self.claimants.get(&uplink.tag)?.first()?;
+                (first != id).then(|| first.clone())
+            });
+            let was = match before.get(id) {
+                Some(was) => was.as_ref(),
+                None => now,
+            };
+            let was = was.filter(|_| !was_displaced);
+            let now = now.filter(|_| first.is_none());
+            match (was, now) {
+                (Some(was), Some(now)) if was == now => {}
+                (Some(was), Some(now)) => {
+                    let part = Part::between(was, now);
+                    was.rules(&part, old);
+                    now.rules(&part, new);
+                }
+                (Some(was), None) => was.rules(&Part::Whole, old),
+                (None, Some(now)) => now.rules(&Part::Whole, new),
+                (None, None) => {}
+            }
+            self.displaced.extend(first.map(|first| (id.clone(), first)));
+        }
+        (networks, tags_moved)
+    }
+
+    fn entry(&mut self, around: &Surroundings<'_>, old: &mut Rules, new: &mut Rules) {
+        let entry = around.adapter.uplink.as_ref().map(|uplink| {
+            let mut owners: Vec<&Segment> = self
+                .segments
+                .values()
+                .filter(|segment| !self.displaced.contains_key(&segment.id))
+                .collect();
+            owners.sort_by_key(|segment| (segment.number, &segment.id));
+            let owned = |segment: &&Segment| {
+                let tag = segment.uplink?.tag;
+                Some(Owned { network: segment.id.clone(), base: segment.base(), tag })
+            };
+            Entry {
+                uplink: uplink.clone(),
+                uplink_use: around.uplink_use,
+                owned: owners.iter().filter_map(owned).collect(),
+            }
+        });
+        if self.entry == entry {
+            return;
+        }
+        if let Some(before) = &self.entry {
+            before.rules(old);
+        }
+        if let Some(entry) = &entry {
+            entry.rules(new);
+        }
+        self.entry = entry;
+    }
+}
+
+/// A network's part of this adapter, if it has one: a member at least.
+fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Option<Segment> {
+    let network = around.intent.networks.get(id)?;
+    let elsewhere = |adapter: &Id| adapter != around.adapter_id;
+    if network.spec.adapter.as_ref().is_some_and(elsewhere) {
+        return None;
+    }
+    let members: Vec<Member> = around
+        .roster
+        .of_network(id)
+        .flat_map(|port| members(around, id, port))
+        .collect();
+    if members.is_empty() {
+        return None;
+    }
+    let uplink = around.adapter.uplink.as_ref().and_then(|netdev| {
+        let tag = match &network.spec.kind {
+            NetworkKind::Isolated => return None,
+            NetworkKind::Flat => None,
+            NetworkKind::Vlan(tag) => Some((tpid(tag.proto), VlanId::new(tag.vid.get())?)),
+        };
+        let host_is_on_it = tag.is_none() && around.uplink_use == UplinkUse::Shared;
+        let end = if host_is_on_it { FloodEnd::ToHost } else { FloodEnd::Drop };
+        Some(Uplink { ifindex: netdev.ifindex, tag, end })
+    });
+    let mut segment = Segment {
+        id: id.clone(),
+        number: network.number,
+        unknown_unicast: network.spec.unknown_unicast,
+        uplink,
+        members,
+        beyond_ceiling: BTreeSet::new(),
+    };
+    match before {
+        // Addresses are nothing to a flood.
+        Some(before)
+            if before.beyond_ceiling.is_empty() && same_floods(before, &segment) => {}
+        _ => segment.cut_to_ceiling(),
+    }
+    Some(segment)
+}
+
+fn same_floods(one: &Segment, other: &Segment) -> bool {
+    let members = |segment: &Segment| {
+        segment.members.iter().map(|member| (member.ifindex, member.tag)).collect::<Vec<_>>()
+    };
+    one.uplink == other.uplink && members(one) == members(other)
+}
+
+/// A port's attachments to a network on this adapter: one at most.
+fn members(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> {
+    let plan = around.ports.get(port)?;
+    let place = plan.place.as_ref().ok()?;
+    let representor = place.representor.as_ref()?;
+    let spec = &around.intent.ports.get(port)?.spec;
+    if place.adapter != *around.adapter_id
+        || spec.admin_state == AdminState::Down
+        || plan.macs.is_empty()
+    {
+        return None;
+    }
+    let attachment = spec.attachments.iter().find(|attachment| attachment.network == *network)?;
+    let tag = attachment.tag.and_then(|vid| Some((VlanTpid::Dot1Q, VlanId::new(vid.get())?)));
+    Some(Member {
+        port: port.clone(),
+        ifindex: representor.ifindex,
+        tag,
+        macs: plan.macs.clone(),
+        promiscuous: plan.promiscuous,
+    })
+}
+
+/// Takes the old rules out of the program and puts the new ones in, but for those that stay.
+fn exchange(program: &mut FlowProgram, old: Rules, new: Rules, delta: &mut FlowDelta) {
+    let by_id = |one: &(Rule, _), other: &(Rule, _)| one.0.id().cmp(other.0.id());
+    let (Rules(mut old), Rules(mut new)) = (old, new);
+    old.sort_unstable_by(by_id);
+    new.sort_unstable_by(by_id);
+    let mut put = Vec::with_capacity(new.len());
+    let mut new = new.into_iter().peekable();
+    for (was, why_was) in old {
+        while let Some((rule, why)) = new.next_if(|(rule, _)| rule.id() < was.id()) {
+            put.push((rule, why, None));
+        }
+        match new.next_if(|(rule, _)| rule.id() == was.id()) {
+            Some((rule, why)) if rule == was && why == why_was => {}
+            Some((rule, why)) => {
+                program.rules.remove(was.id());
+                put.push((rule, why, Some((was, why_was))));
+            }
+            None => {
+                program.rules.remove(was.id());
+                program.why.remove(was.id());
+                delta.gone.push((was, why_was));
+            }
+        }
+    }
+    put.extend(new.map(|(rule, why)| (rule, why, None)));
+    for (rule, why, before) in put {
+        let id = rule.id().clone();
+        match program.rules.insert(rule) {
+            Ok(()) => {
+                program.why.insert(id.clone(), why);
+                delta.put.push((id, before));
+            }
+            // A property test holds the planner to it that this cannot be.
+            Err(error) => debug_assert!(false, "{error}"),
+        }
+    }
+}
+
+fn tpid(proto: VlanProto) -> VlanTpid {
+    match proto {
+        VlanProto::Dot1Q => VlanTpid::Dot1Q,
+        VlanProto::Dot1Ad => VlanTpid::Dot1Ad,
+    }
+}
