@@ -57,8 +57,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
         representors,
         ..AdapterView::default()
     };
-    let world =
-        World { adapters: BTreeMap::from([(id("soft-lab"), adapter)]), ..World::default() };
+    let world = World { adapters: BTreeMap::from([(id("soft-lab"), adapter)]), ..World::default() };
     let mut intent = Intent::default();
     for n in 0..networks {
         let tag = VlanTag { vid: Vid::try_from(n as u16 + 1).unwrap(), proto: VlanProto::Dot1Q };
@@ -73,11 +72,11 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
     for n in 0..ports {
         let [_, b, c, d] = n.to_be_bytes();
         let spec = PortSpec {
-            function: PortFunction::Netdev {
-                adapter: id("soft-lab"),
-                name: format!("rep{n}"),
-            },
-            attachments: vec![Attachment { network: id(&format!("net{}", n % networks)), tag: None }],
+            function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{n}") },
+            attachments: vec![Attachment {
+                network: id(&format!("net{}", n % networks)),
+                tag: None,
+            }],
             macs: vec![MacAddr([2, 0, 0, b, c, d])],
             guest_macs: None,
             promiscuous: Default::default(),

@@ -269,7 +269,8 @@ impl AdapterFlows {
 
     /// The kernel's words about the first flow of this port that it refused.
     pub(super) fn refusal(&self, program: &FlowProgram, port: &Id) -> Option<&str> {
-        let of_port = |id: &RuleId| program.why.get(id).is_some_and(|w| w.port.as_ref() == Some(port));
+        let of_port =
+            |id: &RuleId| program.why.get(id).is_some_and(|w| w.port.as_ref() == Some(port));
         let refused = self.refused.iter().find(|(id, _)| of_port(id));
         refused.map(|(_, reason)| reason.as_str()).or_else(|| {
             let of_hook = |hook: &Hook| program.rules.of_hook(*hook).any(|rule| of_port(rule.id()));
@@ -339,10 +340,11 @@ impl AdapterFlows {
         let read = |hook: &&Hook| self.adopted.contains_key(hook) || !self.hooks.contains(hook);
         let wanted = self.unsettled.iter().filter(read).map(|hook| {
             let of_hook = program.rules.of_hook(*hook);
-            let attainable = of_hook.filter_map(|rule| match self.refused.contains_key(rule.id()) {
-                true => self.installed.get(rule.id()).map(|held| &held.rule),
-                false => Some(rule),
-            });
+            let attainable =
+                of_hook.filter_map(|rule| match self.refused.contains_key(rule.id()) {
+                    true => self.installed.get(rule.id()).map(|held| &held.rule),
+                    false => Some(rule),
+                });
             (*hook, attainable.collect())
         });
         diff_hooks(&self.installed, wanted)
@@ -459,7 +461,8 @@ impl AdapterFlows {
     /// Gives what was refused or unusable another chance with the next job.
     pub(super) fn retry(&mut self, program: &FlowProgram) {
         let refused: BTreeSet<Hook> = self.refused.keys().map(RuleId::hook).collect();
-        let hooks: BTreeSet<Hook> = refused.into_iter().chain(self.unusable.keys().copied()).collect();
+        let hooks: BTreeSet<Hook> =
+            refused.into_iter().chain(self.unusable.keys().copied()).collect();
         for hook in &hooks {
             self.book_hook(program, *hook, Entry::Out);
         }

@@ -7,6 +7,8 @@
 
 mod conditions;
 mod flows;
+#[cfg(test)]
+mod history;
 mod ledger;
 mod serve;
 mod status;

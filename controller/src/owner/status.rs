@@ -11,8 +11,8 @@ use std::{
 use api::{
     resources::{
         Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode, Flow,
-        FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus,
-        Port, PortFunction, PortStatus, RefusedMac, Resource,
+        FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus, Port,
+        PortFunction, PortStatus, RefusedMac, Resource,
     },
     server::FlowFilter,
     types::Id,
@@ -20,11 +20,7 @@ use api::{
 
 use tc_flows::Ifindex;
 
-use super::{
-    Owner,
-    conditions::Statement,
-    flows::AdapterFlows,
-};
+use super::{Owner, conditions::Statement, flows::AdapterFlows};
 use crate::{
     plan::{Finding, PortPlan, Program, switchdev::FlowProgram, vdpa::device_name},
     world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
@@ -558,7 +554,9 @@ impl Owner {
         metrics.guests.set(gauge(guests.count()));
         metrics.guests_connected.set(gauge(connected));
         metrics.guest_functions_enabled.set(gauge(functions.filter(|f| f.enabled).count()));
-        metrics.refused_macs.set(gauge(self.planner.plan().ports.values().map(|p| p.refused.len()).sum()));
+        metrics
+            .refused_macs
+            .set(gauge(self.planner.plan().ports.values().map(|p| p.refused.len()).sum()));
         metrics.ready.set(i64::from(self.not_ready().is_empty()));
         metrics.flows.reset();
         metrics.foreign_filters.reset();

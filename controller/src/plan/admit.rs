@@ -24,6 +24,9 @@ use crate::{
     world::{GuestFunction, RxFilter, World},
 };
 
+/// How often one decision follows from another at most: more than any history that was tried needs.
+const PASSES: usize = 8;
+
 /// The outcome of this stage, and what it takes to bring it up to date.
 #[derive(Debug, Default)]
 pub struct Admissions {
@@ -79,16 +82,32 @@ impl Admissions {
         ports: &BTreeSet<Id>,
     ) -> BTreeSet<Id> {
         let affected = self.affected(world, intent, bindings, ports);
+        // What one port is told of another must hold when all have been decided for.
+        for _ in 0..PASSES {
+            if !self.decide(world, intent, bindings, &affected) {
+                break;
+            }
+        }
+        affected
+    }
+
+    /// Decides for these ports once; says whether that changed anything.
+    fn decide(
+        &mut self,
+        world: &World,
+        intent: &Intent,
+        bindings: &Bindings,
+        affected: &BTreeSet<Id>,
+    ) -> bool {
+        let mut changed = false;
         let mut wishes: Vec<(u64, Wish<'_>)> = Vec::with_capacity(affected.len());
-        for id in &affected {
+        for id in affected {
             let held = self.claims.take_from(id);
             match intent.ports.get(id) {
                 Some(port) => {
                     wishes.push((port.created, Wish::of(world, bindings, id, &port.spec, held)));
                 }
-                None => {
-                    self.ports.remove(id);
-                }
+                None => changed |= self.ports.remove(id).is_some() || !held.is_empty(),
             }
         }
         wishes.sort_by_key(|(created, wish)| (*created, wish.id));
@@ -103,9 +122,10 @@ impl Admissions {
         }
         for (_, wish) in &wishes {
             let admission = wish.decide(world, intent, &mut self.claims);
+            changed |= self.ports.get(wish.id) != Some(&admission);
             self.ports.insert(wish.id.clone(), admission);
         }
-        affected
+        changed || wishes.iter().any(|(_, wish)| !self.claims.of_port(wish.id).eq(&wish.held))
     }
 
     /// These ports, and all with whom they share an address that one asks for or holds, directly
@@ -132,7 +152,8 @@ impl Admissions {
             if let Some(port) = intent.ports.get(id) {
                 let wish = Wish::of(world, bindings, id, &port.spec, concerns.clone());
                 let held = wish.held.iter().map(|(_, mac)| *mac);
-                let macs: BTreeSet<MacAddr> = wish.fixed().chain(wish.chosen()).chain(held).collect();
+                let macs: BTreeSet<MacAddr> =
+                    wish.fixed().chain(wish.chosen()).chain(held).collect();
                 for network in wish.networks() {
                     concerns.extend(macs.iter().map(|mac| (network.clone(), *mac)));
                 }

@@ -86,7 +86,9 @@ impl Bindings {
             let known: Vec<_> = functions
                 .into_iter()
                 .flatten()
-                .map(|(device, function)| (backing_of(intent, id, device, function), device.clone()))
+                .map(|(device, function)| {
+                    (backing_of(intent, id, device, function), device.clone())
+                })
                 .filter(|(backing, _)| backing.is_known())
                 .collect();
             for (backing, device) in &known {

@@ -169,9 +169,11 @@ impl Planner {
                         fresh = true;
                         Sheet::default()
                     });
-                    let program = self.plan.programs.entry(id.clone()).or_insert_with(|| {
-                        Program::Flows(FlowProgram::default())
-                    });
+                    let program = self
+                        .plan
+                        .programs
+                        .entry(id.clone())
+                        .or_insert_with(|| Program::Flows(FlowProgram::default()));
                     if fresh {
                         *program = Program::Flows(FlowProgram::default());
                     }

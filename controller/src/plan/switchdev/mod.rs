@@ -30,8 +30,8 @@ use std::{
 use api::types::{Id, MacAddr};
 use tc_flows::{Ifindex, Rule, RuleId, RuleSet};
 
-use super::Finding;
 pub(super) use self::sheet::{Sheet, Surroundings};
+use super::Finding;
 use crate::world::NetdevView;
 
 /// Chains that belong to one network on one hook: its number times this, and those that follow.

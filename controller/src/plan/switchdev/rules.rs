@@ -6,9 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use api::types::{Id, MacAddr};
-use tc_flows::{
-    Action, ChainId, Hook, Ifindex, Mac, Match, Prio, Rule, VlanId, VlanTpid,
-};
+use tc_flows::{Action, ChainId, Hook, Ifindex, Mac, Match, Prio, Rule, VlanId, VlanTpid};
 
 use super::{
     Purpose, RECEIVERS_PER_RULE, UNKNOWN_FLOOD, Why,
@@ -219,21 +217,16 @@ impl Segment {
     }
 
     /// At each entrance every address of the other members.
-    fn unicast(
-        &self,
-        part: &Part,
-        entrances: &[(Entrance, Option<&Member>)],
-        out: &mut Rules,
-    ) {
+    fn unicast(&self, part: &Part, entrances: &[(Entrance, Option<&Member>)], out: &mut Rules) {
         let everywhere: Vec<&Member> =
             self.members.iter().filter(|member| part.addresses(&member.port)).collect();
         for receiver in &everywhere {
             self.unicast_to(receiver, entrances.iter().map(|(entrance, _)| *entrance), out);
         }
         // At an entrance that is meant as a whole, those who are not meant everywhere.
-        let whole = entrances.iter().filter(|(_, member)| {
-            member.is_some_and(|member| part.whole(&member.port))
-        });
+        let whole = entrances
+            .iter()
+            .filter(|(_, member)| member.is_some_and(|member| part.whole(&member.port)));
         for (entrance, _) in whole {
             for receiver in self.members.iter().filter(|member| !part.addresses(&member.port)) {
                 self.unicast_to(receiver, std::iter::once(*entrance), out);

@@ -170,9 +170,7 @@ impl Segment {
 impl Part {
     /// What differs between two states of one segment.
     pub(super) fn between(old: &Segment, new: &Segment) -> Part {
-        let outside = |segment: &Segment| {
-            (segment.number, segment.unknown_unicast, segment.uplink)
-        };
+        let outside = |segment: &Segment| (segment.number, segment.unknown_unicast, segment.uplink);
         if outside(old) != outside(new) {
             return Part::Whole;
         }

@@ -118,8 +118,7 @@ impl Sheet {
         new: &mut Rules,
     ) {
         let of_vfs = adapter.vfs.values().filter_map(|vf| vf.representor.as_ref());
-        let representors: Vec<&NetdevView> =
-            adapter.representors.values().chain(of_vfs).collect();
+        let representors: Vec<&NetdevView> = adapter.representors.values().chain(of_vfs).collect();
         let netdevs: BTreeMap<Ifindex, NetdevView> = representors
             .iter()
             .copied()
@@ -275,11 +274,8 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
     if network.spec.adapter.as_ref().is_some_and(elsewhere) {
         return None;
     }
-    let members: Vec<Member> = around
-        .roster
-        .of_network(id)
-        .flat_map(|port| members(around, id, port))
-        .collect();
+    let members: Vec<Member> =
+        around.roster.of_network(id).flat_map(|port| members(around, id, port)).collect();
     if members.is_empty() {
         return None;
     }
@@ -303,8 +299,7 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
     };
     match before {
         // Addresses are nothing to a flood.
-        Some(before)
-            if before.beyond_ceiling.is_empty() && same_floods(before, &segment) => {}
+        Some(before) if before.beyond_ceiling.is_empty() && same_floods(before, &segment) => {}
         _ => segment.cut_to_ceiling(),
     }
     Some(segment)
