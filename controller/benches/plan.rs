@@ -102,7 +102,7 @@ fn full(ports: u32, networks: u32, rounds: u32) {
                 Program::VfSettings(_) => 0,
             })
             .sum();
-        println!("{}", json!({"full_ns": took.as_nanos() as u64, "rules": rules}));
+        println!("{}", json!({"ns": took.as_nanos() as u64, "rules": rules}));
     }
 }
 
@@ -125,6 +125,6 @@ fn event(ports: u32, networks: u32, rounds: u32) {
         let took = begun.elapsed();
         let rules: usize =
             changes.flows.values().map(|delta| delta.gone.len() + delta.put.len()).sum();
-        println!("{}", json!({"event_ns": took.as_nanos() as u64, "rules": rules}));
+        println!("{}", json!({"ns": took.as_nanos() as u64, "rules": rules}));
     }
 }

@@ -65,19 +65,42 @@ impl Daemon {
     /// # Errors
     /// It does not start, or is not ready in time.
     pub fn restart(&mut self) -> Result<()> {
-        self.spawn()?;
+        self.spawn(&[])?;
         self.wait_until("the daemon is ready", || {
             self.request("GET", "/readyz", None).is_ok_and(|answer| answer.status == 200)
         })
     }
 
-    fn spawn(&mut self) -> Result<()> {
+    /// Starts it again as an argument of another program, `strace` for example, and does not wait
+    /// until it is ready.
+    ///
+    /// # Errors
+    /// That program does not start.
+    pub fn restart_under(&mut self, wrapper: &[&str]) -> Result<()> {
+        self.spawn(wrapper)
+    }
+
+    /// Whether it runs: false once it has ended by itself.
+    pub fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn spawn(&mut self, wrapper: &[&str]) -> Result<()> {
         let log = fs::File::options()
             .create(true)
             .append(true)
             .open(self.folder.join("log"))
             .at("opening the log")?;
-        let child = Command::new(program()?)
+        let program = program()?;
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(self.configuration())
             .env("ESWITCHD_LOG", "info,controller=debug")

@@ -13,9 +13,11 @@ use crate::{At, Error, Result, cargo};
 
 const ENCODE: &str = "flows/encode";
 const INDEX: &str = "flows/index";
+const PLAN_FULL: &str = "plan/full/1000x10";
+const PLAN_EVENT: &str = "plan/event";
 
 /// Names of all benchmarks here.
-pub const NAMES: [&str; 2] = [ENCODE, INDEX];
+pub const NAMES: [&str; 4] = [ENCODE, INDEX, PLAN_FULL, PLAN_EVENT];
 
 /// Runs one of [`NAMES`].
 ///
@@ -24,7 +26,9 @@ pub const NAMES: [&str; 2] = [ENCODE, INDEX];
 pub fn run(name: &str) -> Result<Line> {
     match name {
         ENCODE => encode(),
-        _ => index(),
+        INDEX => index(),
+        PLAN_FULL => plan(name, "full", 20, ("ms", 1e6)),
+        _ => plan(name, "event", 200, ("µs", 1e3)),
     }
 }
 
@@ -47,9 +51,9 @@ pub(super) fn not_understood(what: &str, text: impl ToString) -> Error {
     Error::Format { what: what.to_owned(), text: text.to_string() }
 }
 
-fn bench(target: &str) -> Command {
+fn bench(package: &str, target: &str) -> Command {
     let mut command = cargo::cargo();
-    command.args(["bench", "--package", "tc-flows", "--bench", target]);
+    command.args(["bench", "--package", package, "--bench", target]);
     command
 }
 
@@ -64,7 +68,7 @@ fn target_folder() -> Result<PathBuf> {
 
 /// Encoding, by criterion's samples, with the number of instructions a rule by callgrind.
 fn encode() -> Result<Line> {
-    output(&mut bench("encode"))?;
+    output(&mut bench("tc-flows", "encode"))?;
     let target = target_folder()?;
     // Format: criterion's own `sample.json`, each sample's iterations and nanoseconds in all.
     let file = target.join("criterion/encode/admission/new/sample.json");
@@ -113,7 +117,7 @@ fn instructions(target: &Path) -> Result<String> {
 
 /// Memory of the index of installed rules.
 fn index() -> Result<Line> {
-    let text = output(&mut bench("index"))?;
+    let text = output(&mut bench("tc-flows", "index"))?;
     // `312.0 bytes a rule, 96 of them the rule's value, 100000 rules`
     let words: Vec<&str> = text.split_whitespace().collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok());
@@ -123,4 +127,32 @@ fn index() -> Result<Line> {
     let run = super::Run { ours: all - value, theirs: Vec::new() };
     let note = format!("this machine, heap bytes beyond the rule's own value; {}", text.trim());
     Ok(Line::of(INDEX, "bytes/rule", &[run], note))
+}
+
+/// Planning, from nothing or after one event.
+fn plan(
+    name: &str,
+    what: &str,
+    rounds: usize,
+    (unit, nanoseconds): (&'static str, f64),
+) -> Result<Line> {
+    let rounds = rounds.to_string();
+    let text = output(bench("eswitchd", "plan").args(["--", what, "1000", "10", &rounds]))?;
+    let figures: Vec<Value> =
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let runs: Vec<super::Run> = figures
+        .iter()
+        // The first warms caches up.
+        .skip(1)
+        .filter_map(|figure| figure["ns"].as_f64())
+        .map(|ns| super::Run { ours: ns / nanoseconds, theirs: Vec::new() })
+        .collect();
+    let rules = figures.last().and_then(|figure| figure["rules"].as_u64()).unwrap_or_default();
+    let note = match what {
+        "full" => {
+            format!("this machine; 1,000 access ports, 100 in each of 10 networks: {rules} rules")
+        }
+        _ => format!("this machine; one of those ports has another address: {rules} rules change"),
+    };
+    Ok(Line::of(name, unit, &runs, note))
 }

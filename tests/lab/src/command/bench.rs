@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use lab::{
     At, Result,
-    bench::{Line, flows, guest, native, observer},
+    bench::{Line, daemon, flows, guest, native, observer},
     setup,
     vm::{self, Job},
 };
@@ -35,17 +35,17 @@ impl Arguments {
 
 /// On the machine: runs what needs no VM, boots the VM and has the others run in it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let in_vm = flows::names();
-    let in_vm = in_vm.iter().map(String::as_str).chain([guest::EVENT_TO_FLOW]);
-    let in_vm: Vec<&str> = in_vm.filter(|name| arguments.wants(name)).collect();
+    let mut all_in_vm = flows::names();
+    all_in_vm.push(guest::EVENT_TO_FLOW.to_owned());
+    all_in_vm.extend(daemon::names().map(str::to_owned));
+    let in_vm: Vec<&String> = all_in_vm.iter().filter(|name| arguments.wants(name)).collect();
     let native: Vec<&str> =
         native::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
     let observer: Vec<&str> =
         observer::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
     if in_vm.is_empty() && native.is_empty() && observer.is_empty() {
-        let mut all = flows::names();
+        let mut all = all_in_vm;
         all.extend(native::NAMES.into_iter().chain(observer::NAMES).map(str::to_owned));
-        all.push(guest::EVENT_TO_FLOW.to_owned());
         let text = format!("no benchmark is called so; there are: {}\n", all.join(" "));
         vm::to_stderr(text.as_bytes());
         return Ok(ExitCode::FAILURE);
@@ -85,6 +85,12 @@ pub(crate) fn inside(arguments: &Arguments) -> Result<ExitCode> {
         let line = guest::event_to_flow(&folder, arguments.runs.unwrap_or(20), &mut say)?;
         tell(&line, arguments.json);
     }
+    daemon::run(
+        &|name| arguments.wants(name),
+        arguments.runs.unwrap_or(3),
+        &mut say,
+        &mut |line| tell(&line, arguments.json),
+    )?;
     flows::run(
         &|name| arguments.wants(name),
         arguments.runs.unwrap_or(5),

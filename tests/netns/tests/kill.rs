@@ -1,0 +1,333 @@
+//! eswitchd killed at any point: at each system call that changes the kernel or the store.
+//!
+//! `strace` kills it when a thread enters the n-th call of a kind, for every n until it lives through
+//! the whole story. After each end it is started again as it is, and has to come to the same state:
+//! nothing that it acknowledged is lost, and a bystander's flows and packets never notice.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
+use std::{
+    collections::BTreeSet,
+    process::{Child, Command, Stdio},
+};
+
+use lab::{
+    daemon::Daemon,
+    net::{self, Netns},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+/// What changes the kernel: requests over netlink.
+const KERNEL: &str = "sendto,sendmsg,sendmmsg";
+
+/// What changes the store.
+const STORE: &str = "pwrite64,fsync,fdatasync,ftruncate,fallocate,rename";
+
+/// In the ordinary run, every so many calls; in the long one, each.
+const STRIDE: usize = 6;
+
+/// Of one network: the ports that the story is about, and the bystanders'.
+const REPRESENTORS: [&str; 5] = ["rep1", "rep2", "rep3", "by1", "by2"];
+
+/// A step of the story, as the API is asked for it.
+struct Step {
+    method: &'static str,
+    path: &'static str,
+    spec: Value,
+}
+
+fn put(path: &'static str, spec: Value) -> Step {
+    Step { method: "PUT", path, spec }
+}
+
+fn port(netdev: &str, network: &str, macs: &[&str]) -> Value {
+    json!({
+        "function": {"netdev": {"adapter": "soft-lab", "name": netdev}},
+        "attachments": [{"network": network}],
+        "macs": macs,
+    })
+}
+
+/// A network and three ports; one gets another address, one goes, and the network moves to another
+/// VLAN.
+fn story() -> Vec<Step> {
+    let blue = |vid: u16| json!({"kind": {"vlan": {"vid": vid}}});
+    vec![
+        put("/v1/networks/blue", blue(100)),
+        put("/v1/ports/p1", port("rep1", "blue", &["02:00:00:00:00:01"])),
+        put("/v1/ports/p2", port("rep2", "blue", &["02:00:00:00:00:02"])),
+        put("/v1/ports/p3", port("rep3", "blue", &["02:00:00:00:00:03"])),
+        put("/v1/ports/p2", port("rep2", "blue", &["02:00:00:00:00:22"])),
+        Step { method: "DELETE", path: "/v1/ports/p3", spec: Value::Null },
+        put("/v1/networks/blue", blue(101)),
+    ]
+}
+
+/// What undoes it.
+const UNDO: [&str; 4] = ["/v1/ports/p1", "/v1/ports/p2", "/v1/ports/p3", "/v1/networks/blue"];
+
+struct Rig {
+    daemon: Daemon,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let peers = [("rep1", "vm1"), ("rep2", "vm2"), ("rep3", "vm3"), ("up0", "wire")];
+        for (near, far) in peers {
+            net::ip(&format!("link add {near} type veth peer name {far}")).expect("veth");
+            net::ip(&format!("link set {far} up")).expect("up");
+        }
+        net::ip("link set up0 up").expect("up");
+        // The bystanders are containers: they speak to each other.
+        for number in [1, 2] {
+            let inside = format!("bystander{number}");
+            drop(Netns::named(&inside).expect("a namespace"));
+            net::ip(&format!(
+                "link add by{number} type veth peer name eth0 address 02:00:00:00:01:0{number} \
+                 netns {inside}"
+            ))
+            .expect("veth");
+            net::ip(&format!("-n {inside} addr add 10.8.0.{number}/24 dev eth0")).expect("address");
+            net::ip(&format!("-n {inside} link set eth0 up")).expect("up");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"up0\"\n\
+                             representors = [\"rep*\", \"by?\"]\n";
+        let daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
+        daemon.put("/v1/networks/green", json!({"kind": "isolated"})).expect("a network");
+        for number in [1, 2] {
+            let mac = format!("02:00:00:00:01:0{number}");
+            let spec = port(&format!("by{number}"), "green", &[&mac]);
+            daemon.put(&format!("/v1/ports/by{number}"), spec).expect("a port");
+        }
+        for path in ["/v1/ports/by1", "/v1/ports/by2"] {
+            daemon.wait_for_condition(path, "Programmed", "True").expect("programmed");
+        }
+        // Whatever is to be made of the others is made.
+        net::wait_for("the guards", lab::daemon::PATIENCE, || {
+            REPRESENTORS.iter().all(|netdev| !outline(netdev).is_empty()).then_some(())
+        })
+        .expect("guards");
+        Rig { daemon, _folder: folder }
+    }
+
+    /// One step; whether it was acknowledged.
+    fn take(&self, step: &Step) -> bool {
+        let body = (step.method == "PUT").then(|| json!({ "spec": step.spec }));
+        match self.daemon.request(step.method, step.path, body.as_ref()) {
+            // A step whose acknowledgement was lost may be there already.
+            Ok(answer) => (200..300).contains(&answer.status) || answer.status == 404,
+            Err(_) => false,
+        }
+    }
+
+    /// What clients were told and is there.
+    fn intent(&self) -> Vec<Value> {
+        let specs = |path| {
+            let list = self.daemon.get(path).expect("a list");
+            let items = list["items"].as_array().expect("items").clone();
+            items.into_iter().map(|item| json!([item["id"], item["spec"]]))
+        };
+        specs("/v1/networks").chain(specs("/v1/ports")).collect()
+    }
+
+    fn programmed(&self) {
+        for path in ["/v1/ports/p1", "/v1/ports/p2"] {
+            self.daemon.wait_for_condition(path, "Programmed", "True").expect("programmed");
+        }
+    }
+
+    fn undo(&self) {
+        for path in UNDO {
+            let answer = self.daemon.request("DELETE", path, None).expect("an answer");
+            assert!([204, 404].contains(&answer.status), "{path}: {answer:?}");
+        }
+    }
+}
+
+/// A netdev's filters without handles, counters and ages.
+fn outline(netdev: &str) -> Vec<String> {
+    let text = net::command("tc", ["-j", "filter", "show", "dev", netdev, "ingress"]).expect("tc");
+    let all: Value = serde_json::from_str(&text).expect("JSON");
+    let mut outline: Vec<String> = all
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter(|filter| filter["options"].is_object())
+        .map(|filter| {
+            let words: Vec<String> = filter["options"]["actions"]
+                .as_array()
+                .expect("actions")
+                .iter()
+                .map(|action| {
+                    let mut action = action.clone();
+                    for varies in ["index", "ref", "bind", "order"] {
+                        action.as_object_mut().expect("an action").remove(varies);
+                    }
+                    action.to_string()
+                })
+                .collect();
+            let (chain, prio, protocol) = (&filter["chain"], &filter["pref"], &filter["protocol"]);
+            format!("{chain} {prio} {protocol} {} {words:?}", filter["options"]["keys"])
+        })
+        .collect();
+    outline.sort();
+    outline
+}
+
+fn state() -> Vec<Vec<String>> {
+    REPRESENTORS.iter().chain(&["up0"]).map(|netdev| outline(netdev)).collect()
+}
+
+fn background(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("started")
+}
+
+/// Interrupts a program: what it printed.
+fn end(child: Child) -> String {
+    let pid = Pid::from_raw(child.id().try_into().expect("a process id"));
+    kill(pid, Signal::SIGINT).expect("interrupted");
+    let output = child.wait_with_output().expect("ended");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn killed_at_any_change_of_kernel_or_store_it_comes_to_the_same_state() {
+    let stride = if std::env::var_os("ESWITCHD_LONG").is_some() { 1 } else { STRIDE };
+    let _netns = Netns::enter().expect("a namespace");
+    let mut rig = Rig::new();
+    let base = state();
+    for step in story() {
+        assert!(rig.take(&step), "{} {}", step.method, step.path);
+    }
+    rig.programmed();
+    let (told, expected) = (rig.intent(), {
+        settled(None);
+        state()
+    });
+    rig.undo();
+    settled(Some(&base));
+    rig.daemon.end(Signal::SIGTERM).expect("stopped");
+
+    let monitor = background(Command::new("tc").arg("monitor"));
+    let mut ping = Command::new("ip");
+    ping.args(["netns", "exec", "bystander1", "ping", "-i", "0.02", "10.8.0.2"]);
+    let ping = background(&mut ping);
+
+    for calls in [KERNEL, STORE] {
+        let (mut nth, mut kills) = (1, 0);
+        loop {
+            let inject = format!("inject={calls}:signal=KILL:when={nth}");
+            let trace = format!("trace={calls}");
+            rig.daemon
+                .restart_under(&[
+                    "strace",
+                    "-f",
+                    "--kill-on-exit",
+                    "--seccomp-bpf",
+                    "-qqq",
+                    "-o",
+                    "/dev/null",
+                    "-e",
+                    &trace,
+                    "-e",
+                    &inject,
+                ])
+                .expect("strace");
+            let killed = tell(&mut rig, &told, &expected);
+            if !killed {
+                break;
+            }
+            kills += 1;
+            rig.undo();
+            settled(Some(&base));
+            rig.daemon.end(Signal::SIGTERM).expect("stopped");
+            nth += stride;
+        }
+        println!("{calls}: killed at {kills} calls, each {stride}th up to the {nth}th");
+        assert!(kills * stride >= 20, "{calls}: so few calls are not the whole story");
+        // It lived: this is the state from which the other kind begins.
+        rig.undo();
+        settled(Some(&base));
+        rig.daemon.end(Signal::SIGTERM).expect("stopped");
+    }
+
+    let pings = end(ping);
+    let answered: BTreeSet<u32> = pings
+        .split("icmp_seq=")
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
+        .collect();
+    let last = answered.last().copied().expect("an answer");
+    let lost: Vec<u32> = (1..last).filter(|sequence| !answered.contains(sequence)).collect();
+    assert!(last > 100 && lost.is_empty(), "{lost:?} of {last} pings were lost");
+    let touched: Vec<String> = end(monitor)
+        .lines()
+        .filter(|line| line.contains("dev by1") || line.contains("dev by2"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(touched, [""; 0], "flows of bystanders were touched");
+    println!("{last} pings between bystanders, none lost");
+}
+
+/// Tells the story to a daemon that may be killed meanwhile, and is started again where it is.
+/// Returns whether it was.
+fn tell(rig: &mut Rig, told: &[Value], expected: &[Vec<String>]) -> bool {
+    let mut killed = false;
+    let story = story();
+    let mut next = 0;
+    let mut waited = 0;
+    while next < story.len() {
+        if rig.take(&story[next]) {
+            next += 1;
+            continue;
+        }
+        if rig.daemon.runs() {
+            // It has not opened its socket yet.
+            waited += 1;
+            assert!(waited < 600, "neither dead nor answering:\n{}", rig.daemon.log());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            continue;
+        }
+        assert!(!killed, "killed twice");
+        killed = true;
+        rig.daemon.restart().expect("started again");
+    }
+    // The end may come after the last answer, while flows are written.
+    let programmed = net::wait_for("the end of the story", lab::daemon::PATIENCE, || {
+        let ended = !rig.daemon.runs();
+        (ended || state() == expected).then_some(ended)
+    });
+    match programmed {
+        Ok(true) => {
+            assert!(!killed, "killed twice");
+            killed = true;
+            rig.daemon.restart().expect("started again");
+        }
+        Ok(false) => {}
+        Err(error) => panic!("{error}:\nis {:#?}\nshould be {expected:#?}", state()),
+    }
+    rig.programmed();
+    assert_eq!(rig.intent(), told, "what was acknowledged is there");
+    settled(Some(expected));
+    killed
+}
+
+/// Waits until the flows are these; where nothing is expected, until they stay as they are.
+fn settled(expected: Option<&[Vec<String>]>) {
+    let mut last = state();
+    let found = net::wait_for("the flows", lab::daemon::PATIENCE, || {
+        let now = state();
+        let is_so = expected.map_or(now == last, |expected| now == expected);
+        last = now;
+        is_so.then_some(())
+    });
+    if let Err(error) = found {
+        panic!("{error}:\nare {last:#?}\nshould be {expected:#?}");
+    }
+}
