@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::types::{Id, MacAddr, MacPrefix, Vid};
+use crate::types::{Bitrate, Id, MacAddr, MacPrefix, Priority, Vid};
 
 /// A resource with its identity. `revision` grows with every change of the spec, over all
 /// resources of the daemon, and never repeats.
@@ -155,6 +155,9 @@ pub struct PortSpec {
     /// Whether the VF may receive more than what is sent to it.
     #[serde(default)]
     pub promiscuous: Promiscuous,
+    /// How fast the VF may be; not limited where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<Qos>,
     /// `down` passes nothing and keeps the port.
     #[serde(default)]
     pub admin_state: AdminState,
@@ -199,6 +202,23 @@ pub struct Attachment {
     /// The 802.1Q tag under which the guest sends and receives; untagged where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<Vid>,
+    /// The 802.1Q priority that the VF's frames get in the network's VLAN on the wire; 0 where
+    /// absent. Only in VLAN networks, and where the adapter can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+}
+
+/// How fast a VF may be. Rates are of what it sends. In legacy mode the NIC keeps them
+/// (`IFLA_VF_RATE`); in switchdev mode devlink rate objects do, where the driver has them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Qos {
+    /// At most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_max: Option<Bitrate>,
+    /// At least, while others want to send; not above `tx_max`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_min: Option<Bitrate>,
 }
 
 /// How far a guest may choose its own addresses.
@@ -572,6 +592,15 @@ pub struct VfSettings {
     pub vlan: u16,
     /// Protocol of the port VLAN.
     pub vlan_proto: VlanProto,
+    /// Priority in the port VLAN.
+    #[serde(default)]
+    pub vlan_priority: Priority,
+    /// The most that the VF may send; absent where that is not limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_max: Option<Bitrate>,
+    /// What it may send at least; absent where it is promised nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_min: Option<Bitrate>,
     /// Source MAC check; absent where the driver does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spoof_check: Option<bool>,

@@ -149,6 +149,108 @@ impl fmt::Display for Vid {
     }
 }
 
+/// An IEEE 802.1Q priority (PCP): 0 to 7.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(try_from = "u8", into = "u8")]
+#[schema(value_type = u8, minimum = 0, maximum = 7, example = 5)]
+pub struct Priority(u8);
+
+impl Priority {
+    /// The priority as a number, 0 to 7.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u8> for Priority {
+    type Error = InvalidValue;
+
+    fn try_from(priority: u8) -> Result<Self, Self::Error> {
+        match priority {
+            0..=7 => Ok(Priority(priority)),
+            _ => Err(InvalidValue(format!("{priority} is not a VLAN priority: use 0 to 7"))),
+        }
+    }
+}
+
+impl From<Priority> for u8 {
+    fn from(priority: Priority) -> Self {
+        priority.0
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A rate in bits per second, headers included: 1 Mbit/s to 1 Tbit/s. NICs count whole Mbit/s:
+/// what lies between two of them is rounded up.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(try_from = "u64", into = "u64")]
+#[schema(value_type = u64, minimum = 1_000_000, maximum = 1_000_000_000_000_u64, example = 500_000_000)]
+pub struct Bitrate(u64);
+
+const MBIT: u64 = 1_000_000;
+
+impl Bitrate {
+    /// Bits per second.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// In Mbit/s, rounded up, as rtnetlink has it (`struct ifla_vf_rate`).
+    pub fn mbit(self) -> u32 {
+        u32::try_from(self.0.div_ceil(MBIT)).unwrap_or(u32::MAX)
+    }
+
+    /// So many Mbit/s; none where that is 0 (no limit), or no rate.
+    pub fn from_mbit(mbit: u32) -> Option<Bitrate> {
+        Bitrate::try_from(u64::from(mbit) * MBIT).ok()
+    }
+}
+
+impl TryFrom<u64> for Bitrate {
+    type Error = InvalidValue;
+
+    fn try_from(bits: u64) -> Result<Self, Self::Error> {
+        match bits {
+            1_000_000..=1_000_000_000_000 => Ok(Bitrate(bits)),
+            _ => Err(InvalidValue(format!(
+                "{bits} bit/s is not a rate of a NIC: use 1000000 to 1000000000000"
+            ))),
+        }
+    }
+}
+
+impl From<Bitrate> for u64 {
+    fn from(rate: Bitrate) -> Self {
+        rate.0
+    }
+}
+
+impl fmt::Display for Bitrate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} Mbit/s", self.0.div_ceil(MBIT))
+    }
+}
+
 /// The client's own name for a resource: 1 to 128 of `A-Z a-z 0-9 . _ : -`, not starting with a dot.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -248,6 +350,22 @@ mod tests {
     fn vlan_ids_outside_1_to_4094_are_refused() {
         assert!(Vid::try_from(0).is_err() && Vid::try_from(4095).is_err());
         assert!(Vid::try_from(1).is_ok() && Vid::try_from(4094).is_ok());
+    }
+
+    #[test]
+    fn priorities_above_7_are_refused() {
+        assert!(Priority::try_from(8).is_err() && Priority::try_from(7).is_ok());
+    }
+
+    #[test]
+    fn rates_are_what_a_nic_can_count_and_rounded_up_to_mbit() {
+        for bad in [0, 999_999, 1_000_000_000_001] {
+            assert!(Bitrate::try_from(bad).is_err(), "{bad}");
+        }
+        let mbit = |bits: u64| Bitrate::try_from(bits).unwrap().mbit();
+        assert_eq!((mbit(1_000_000), mbit(1_000_001), mbit(2_500_000_000)), (1, 2, 2500));
+        assert_eq!(Bitrate::from_mbit(0), None);
+        assert_eq!(Bitrate::from_mbit(25).map(Bitrate::get), Some(25_000_000));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::InvalidField,
-    resources::{Attachment, Backing, GuestMacs, GuestSpec, NetworkSpec, PortFunction, PortSpec},
+    resources::{
+        Attachment, Backing, GuestMacs, GuestSpec, NetworkSpec, PortFunction, PortSpec, Qos,
+    },
     types::MacAddr,
 };
 
@@ -69,7 +71,8 @@ impl PortSpec {
         at_most("spec.macs", self.macs.len(), MACS_MAX)?;
         stations("spec.macs", &self.macs)?;
         distinct("spec.macs", &self.macs)?;
-        self.guest_macs.as_ref().map_or(Ok(()), guest_macs)
+        self.guest_macs.as_ref().map_or(Ok(()), guest_macs)?;
+        self.qos.as_ref().map_or(Ok(()), qos)
     }
 }
 
@@ -137,6 +140,17 @@ fn guest_macs(choice: &GuestMacs) -> Result<(), InvalidField> {
             "no station's address begins like this",
             "use a prefix whose first byte is even, as in 02:aa",
         ),
+    }
+}
+
+fn qos(qos: &Qos) -> Result<(), InvalidField> {
+    match (qos.tx_min, qos.tx_max) {
+        (Some(min), Some(max)) if min > max => invalid(
+            "spec.qos.tx_min",
+            format!("is {min}, more than tx_max"),
+            format!("use at most {}", max.get()),
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -333,6 +347,14 @@ mod tests {
         refused(port(group), "spec.guest_macs.allow[1]", "even");
         let many = json!({"guest_macs": {"max": 1, "allow": vec!["02"; 65]}});
         refused(port(many), "spec.guest_macs.allow", "at most 64");
+    }
+
+    #[test]
+    fn a_minimum_is_not_above_the_maximum() {
+        let of = |min: u64, max: u64| port(json!({"qos": {"tx_min": min, "tx_max": max}}));
+        assert_eq!(of(2_000_000, 2_000_000), Ok(()));
+        assert_eq!(port(json!({"qos": {}})), Ok(()));
+        refused(of(3_000_000, 2_000_000), "spec.qos.tx_min", "at most 2000000");
     }
 
     #[test]

@@ -76,10 +76,12 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
             attachments: vec![Attachment {
                 network: id(&format!("net{}", n % networks)),
                 tag: None,
+                priority: None,
             }],
             macs: vec![MacAddr([2, 0, 0, b, c, d])],
             guest_macs: None,
             promiscuous: Default::default(),
+            qos: None,
             admin_state: Default::default(),
         };
         intent.apply(Change::Port(id(&format!("port{n}")), Some(spec)));

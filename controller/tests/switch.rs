@@ -106,6 +106,7 @@ fn port(
         macs,
         guest_macs: None,
         promiscuous: if promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
+        qos: None,
         admin_state: if up { AdminState::Up } else { AdminState::Down },
     };
     Change::Port(id(format!("port{number}")), Some(spec))
@@ -122,7 +123,7 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
             let network = id(format!("net{network}"));
             let tag = tag.map(|tag| Vid::try_from(tag).unwrap());
             if attachments.iter().all(|a| a.network != network && a.tag != tag) {
-                attachments.push(Attachment { network, tag });
+                attachments.push(Attachment { network, tag, priority: None });
             }
         }
         let macs: BTreeSet<MacAddr> = macs.into_iter().map(mac).collect();
@@ -396,7 +397,7 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     let mut intent = intent(vec![isolated], Vec::new());
     for n in 0..520u32 {
         let [_, _, hi, lo] = n.to_be_bytes();
-        let attachment = Attachment { network: id("net0".into()), tag: None };
+        let attachment = Attachment { network: id("net0".into()), tag: None, priority: None };
         intent.apply(port(
             n as usize,
             vec![attachment],

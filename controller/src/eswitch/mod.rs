@@ -22,8 +22,8 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage, AddressProtocol},
     link::{
         self as wire, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
-        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck, VfInfoTrust, VfVlanInfo,
-        VlanProtocol,
+        LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust,
+        VfInfoTxRate, VfVlanInfo, VlanProtocol,
     },
 };
 use netlink_sys::AsyncSocket;
@@ -81,12 +81,43 @@ pub struct VfChange {
     pub mac: Option<MacAddr>,
     /// Port VLAN (`IFLA_VF_VLAN_LIST`).
     pub vlan: Option<VfVlan>,
+    /// Rates (`IFLA_VF_RATE`, or the older `IFLA_VF_TX_RATE`).
+    pub rate: Option<VfRate>,
     /// Source MAC check (`IFLA_VF_SPOOFCHK`).
     pub spoof_check: Option<bool>,
     /// Link state (`IFLA_VF_LINK_STATE`).
     pub link_state: Option<VfLinkState>,
     /// Whether the VF may ask for every frame (`IFLA_VF_TRUST`).
     pub trust: Option<bool>,
+}
+
+impl VfChange {
+    /// The settings that it names, in the order in which they are written: a link goes down before
+    /// anything else, and comes up after everything else, so that no frame passes in between.
+    pub fn settings(&self) -> Vec<VfSetting> {
+        let down = self.link_state == Some(VfLinkState::Disable);
+        [
+            (VfSetting::LinkState, down),
+            (VfSetting::Mac, self.mac.is_some()),
+            (VfSetting::Vlan, self.vlan.is_some()),
+            (VfSetting::SpoofCheck, self.spoof_check.is_some()),
+            (VfSetting::Trust, self.trust.is_some()),
+            (VfSetting::Rate, self.rate.is_some()),
+            (VfSetting::LinkState, self.link_state.is_some() && !down),
+        ]
+        .into_iter()
+        .filter_map(|(setting, named)| named.then_some(setting))
+        .collect()
+    }
+}
+
+/// The rates of a VF, of what it sends (`struct ifla_vf_rate`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VfRate {
+    /// At most, in Mbit/s; 0 for no limit.
+    pub max_mbit: u32,
+    /// At least, in Mbit/s; 0 for no promise.
+    pub min_mbit: u32,
 }
 
 /// The port VLAN of a VF.
@@ -107,6 +138,8 @@ pub enum VfSetting {
     Mac,
     /// Port VLAN.
     Vlan,
+    /// Rates.
+    Rate,
     /// Source MAC check.
     SpoofCheck,
     /// Link state.
@@ -120,6 +153,7 @@ impl fmt::Display for VfSetting {
         f.write_str(match self {
             VfSetting::Mac => "MAC address",
             VfSetting::Vlan => "VLAN",
+            VfSetting::Rate => "rate",
             VfSetting::SpoofCheck => "spoof check",
             VfSetting::LinkState => "link state",
             VfSetting::Trust => "trust",
@@ -179,8 +213,7 @@ impl EswitchHandle {
     }
 
     /// Writes settings of VF number `vf` of the PF `pf`, each in a message of its own, so that one
-    /// refusal does not hide the rest. Answers in the order MAC, VLAN, spoof check, link state,
-    /// trust, for those that `change` names.
+    /// refusal does not hide the rest. Answers in the order of [`VfChange::settings`].
     ///
     /// A driver may accept a setting and ignore it: what is in force is what the next snapshot of
     /// `observe::host` shows.
@@ -191,13 +224,31 @@ impl EswitchHandle {
         change: &VfChange,
     ) -> Vec<(VfSetting, Result<(), KernelRefusal>)> {
         let mut answers = Vec::new();
-        for (setting, info) in vf_infos(vf, change) {
+        for setting in change.settings() {
+            let Some(info) = vf_info(vf, change, setting) else { continue };
             let what = format!("set the {setting} of VF {vf}");
-            let list = LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]);
-            let message = LinkUnspec::new_with_index(pf.get()).append_extra_attribute(list).build();
-            answers.push((setting, self.set_link(&what, message).await));
+            let mut answer = self.set_vf_info(&what, pf, info).await;
+            // A kernel of before 3.16 knows only the older attribute, which has no minimum.
+            if let (Some(old), Err(refusal)) = (old_rate(vf, change, setting), &answer)
+                && [Errno::EINVAL, Errno::EOPNOTSUPP].contains(&Errno::from_raw(refusal.errno))
+                && self.set_vf_info(&what, pf, old).await.is_ok()
+            {
+                answer = Ok(());
+            }
+            answers.push((setting, answer));
         }
         answers
+    }
+
+    async fn set_vf_info(
+        &self,
+        what: &str,
+        pf: Ifindex,
+        info: VfInfo,
+    ) -> Result<(), KernelRefusal> {
+        let list = LinkAttribute::VfInfoList(vec![LinkVfInfo(vec![info])]);
+        let message = LinkUnspec::new_with_index(pf.get()).append_extra_attribute(list).build();
+        self.set_link(what, message).await
     }
 
     /// Sees to it that the netdev never makes itself an IPv6 address, and takes away one that it
@@ -256,39 +307,41 @@ impl EswitchHandle {
     }
 }
 
-/// The settings that a change names, as rtnetlink takes them.
-fn vf_infos(vf: u16, change: &VfChange) -> Vec<(VfSetting, VfInfo)> {
+/// A setting that a change names, as rtnetlink takes it.
+fn vf_info(vf: u16, change: &VfChange, setting: VfSetting) -> Option<VfInfo> {
     let id = u32::from(vf);
-    let mac = change.mac.map(|mac| VfInfo::Mac(VfInfoMac::new(id, &mac.0)));
-    let vlan = change.vlan.map(|vlan| {
-        let proto = match vlan.proto {
-            VlanProto::Dot1Q => VlanProtocol::Ieee8021Q,
-            VlanProto::Dot1Ad => VlanProtocol::Ieee8021Ad,
-        };
-        let info = VfVlanInfo::new(id, u32::from(vlan.vid), u32::from(vlan.qos), proto);
-        VfInfo::VlanList(vec![wire::VfVlan::Info(info)])
-    });
-    let spoof_check =
-        change.spoof_check.map(|on| VfInfo::SpoofCheck(VfInfoSpoofCheck::new(id, on)));
-    let link_state = change.link_state.map(|state| {
-        let state = match state {
-            VfLinkState::Auto => wire::VfLinkState::Auto,
-            VfLinkState::Enable => wire::VfLinkState::Enable,
-            VfLinkState::Disable => wire::VfLinkState::Disable,
-        };
-        VfInfo::LinkState(VfInfoLinkState::new(id, state))
-    });
-    let trust = change.trust.map(|on| VfInfo::Trust(VfInfoTrust::new(id, on)));
-    [
-        (VfSetting::Mac, mac),
-        (VfSetting::Vlan, vlan),
-        (VfSetting::SpoofCheck, spoof_check),
-        (VfSetting::LinkState, link_state),
-        (VfSetting::Trust, trust),
-    ]
-    .into_iter()
-    .filter_map(|(setting, info)| Some((setting, info?)))
-    .collect()
+    Some(match setting {
+        VfSetting::Mac => VfInfo::Mac(VfInfoMac::new(id, &change.mac?.0)),
+        VfSetting::Vlan => {
+            let vlan = change.vlan?;
+            let proto = match vlan.proto {
+                VlanProto::Dot1Q => VlanProtocol::Ieee8021Q,
+                VlanProto::Dot1Ad => VlanProtocol::Ieee8021Ad,
+            };
+            let info = VfVlanInfo::new(id, u32::from(vlan.vid), u32::from(vlan.qos), proto);
+            VfInfo::VlanList(vec![wire::VfVlan::Info(info)])
+        }
+        VfSetting::Rate => {
+            let VfRate { max_mbit, min_mbit } = change.rate?;
+            VfInfo::Rate(VfInfoRate::new(id, min_mbit, max_mbit))
+        }
+        VfSetting::SpoofCheck => VfInfo::SpoofCheck(VfInfoSpoofCheck::new(id, change.spoof_check?)),
+        VfSetting::LinkState => {
+            let state = match change.link_state? {
+                VfLinkState::Auto => wire::VfLinkState::Auto,
+                VfLinkState::Enable => wire::VfLinkState::Enable,
+                VfLinkState::Disable => wire::VfLinkState::Disable,
+            };
+            VfInfo::LinkState(VfInfoLinkState::new(id, state))
+        }
+        VfSetting::Trust => VfInfo::Trust(VfInfoTrust::new(id, change.trust?)),
+    })
+}
+
+/// The rate as the older attribute has it, where that can say it.
+fn old_rate(vf: u16, change: &VfChange, setting: VfSetting) -> Option<VfInfo> {
+    let rate = change.rate.filter(|rate| setting == VfSetting::Rate && rate.min_mbit == 0)?;
+    Some(VfInfo::TxRate(VfInfoTxRate::new(u32::from(vf), rate.max_mbit)))
 }
 
 /// An rtnetlink connection that tells the kernel's words, and what drives it.
@@ -326,14 +379,16 @@ mod tests {
     use super::*;
     use crate::eswitch::netlink::recorded;
 
+    fn bytes(info: VfInfo) -> Vec<u8> {
+        let list = LinkVfInfo(vec![info]);
+        let mut bytes = vec![0; list.buffer_len()];
+        list.emit(&mut bytes);
+        bytes
+    }
+
     fn encoded(change: &VfChange) -> Vec<(VfSetting, Vec<u8>)> {
-        let encode = |(setting, info)| {
-            let list = LinkVfInfo(vec![info]);
-            let mut bytes = vec![0; list.buffer_len()];
-            list.emit(&mut bytes);
-            (setting, bytes)
-        };
-        vf_infos(1, change).into_iter().map(encode).collect()
+        let encode = |setting| Some((setting, bytes(vf_info(1, change, setting)?)));
+        change.settings().into_iter().filter_map(encode).collect()
     }
 
     #[test]
@@ -341,6 +396,7 @@ mod tests {
         let change = VfChange {
             mac: Some(MacAddr([2, 0xaa, 0, 0, 0, 1])),
             vlan: Some(VfVlan { vid: 200, qos: 3, proto: VlanProto::Dot1Ad }),
+            rate: Some(VfRate { max_mbit: 500, min_mbit: 10 }),
             spoof_check: Some(true),
             link_state: Some(VfLinkState::Disable),
             trust: Some(true),
@@ -350,13 +406,38 @@ mod tests {
         assert_eq!(
             encoded(&change),
             [
+                (VfSetting::LinkState, recorded("100001000c0005000100000002000000")),
                 (VfSetting::Mac, recorded(&mac)),
                 (VfSetting::Vlan, recorded(vlan)),
                 (VfSetting::SpoofCheck, recorded("100001000c0004000100000001000000")),
-                (VfSetting::LinkState, recorded("100001000c0005000100000002000000")),
                 (VfSetting::Trust, recorded("100001000c0009000100000001000000")),
+                (VfSetting::Rate, recorded("1400010010000600010000000a000000f4010000")),
             ]
         );
+        let old = old_rate(1, &change, VfSetting::Rate);
+        assert_eq!(old, None, "the older attribute has no minimum");
+    }
+
+    #[test]
+    fn the_older_rate_attribute_says_a_maximum() {
+        let rate = Some(VfRate { max_mbit: 500, min_mbit: 0 });
+        let change = VfChange { rate, ..VfChange::default() };
+        let old = old_rate(1, &change, VfSetting::Rate).map(bytes);
+        assert_eq!(old, Some(recorded("100001000c00030001000000f4010000")));
+        assert_eq!(old_rate(1, &change, VfSetting::Mac), None);
+    }
+
+    #[test]
+    fn a_link_goes_down_first_and_comes_up_last() {
+        let change = |link_state| VfChange {
+            mac: Some(MacAddr([0; 6])),
+            link_state: Some(link_state),
+            ..VfChange::default()
+        };
+        assert_eq!(change(VfLinkState::Disable).settings(), [VfSetting::LinkState, VfSetting::Mac]);
+        for up in [VfLinkState::Auto, VfLinkState::Enable] {
+            assert_eq!(change(up).settings(), [VfSetting::Mac, VfSetting::LinkState]);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod flows;
 mod history;
 mod ledger;
 mod serve;
+mod settings;
 mod status;
 
 use std::{
@@ -35,14 +36,14 @@ pub(crate) use self::serve::DaemonHandle;
 use self::{
     conditions::ConditionLog,
     flows::{AdapterFlows, Drift},
+    settings::VfWrites,
 };
 use crate::{
     apply::{
         flows::{FlowDone, FlowJob},
-        settings,
         vdpa::{self, VdpaChange},
     },
-    eswitch::{EswitchHandle, KernelRefusal, VfChange, VfSetting, vdpa::Vdpa},
+    eswitch::{EswitchHandle, KernelRefusal, VfSetting, vdpa::Vdpa},
     intent::{Change, Claims, Effect, Intent},
     metrics::Metrics,
     observe::{
@@ -52,7 +53,6 @@ use crate::{
     },
     plan::{
         AdapterPolicies, Dirty, Planner, Program,
-        legacy::{LegacyProgram, VfProgram},
         switchdev::{FlowProgram, MAX_NETWORK_NUMBER},
         vdpa::VdpaProgram,
     },
@@ -84,7 +84,7 @@ pub(crate) enum Call {
     /// Reads the owner's state.
     Read(Box<dyn FnOnce(&mut Owner) + Send>),
     /// Changes the intent.
-    Write(Write),
+    Write(Box<Write>),
 }
 
 /// A change of the intent that a client asks for; answered when it is durable.
@@ -129,6 +129,7 @@ pub(crate) struct Outlets {
 enum Finished {
     OffloadOn(Id, NetdevView, Result<(), KernelRefusal>),
     BroughtUp(Id, NetdevView, Result<(), KernelRefusal>),
+    VfGathered(Id, u16),
     VfWritten(Id, u16, Vec<(VfSetting, Result<(), KernelRefusal>)>),
     VdpaChanged(Id, VdpaChange, Result<(), KernelRefusal>),
 }
@@ -163,11 +164,7 @@ struct AdapterState {
     to_bring_up: BTreeSet<NetdevView>,
     /// What a representor lacks, in the kernel's words.
     problems: BTreeMap<Ifindex, String>,
-    /// What each VF was told last.
-    vf_told: BTreeMap<u16, VfProgram>,
-    /// What the driver refused of it.
-    vf_refused: BTreeMap<u16, BTreeMap<VfSetting, KernelRefusal>>,
-    vf_under_way: BTreeSet<u16>,
+    settings: VfWrites,
     /// What was asked for each vDPA device last, by name.
     vdpa_told: BTreeMap<String, VdpaChange>,
     /// What the kernel refused of it.
@@ -353,17 +350,10 @@ impl Owner {
         for (id, view) in &message.adapters {
             let before = self.world.adapters.get(id);
             let state = self.adapters.entry(id.clone()).or_default();
-            for (index, vf) in &view.vfs {
-                let was = before.and_then(|before| before.vfs.get(index));
-                if was.is_none_or(|was| was.settings != vf.settings) {
-                    state.vf_told.remove(index);
-                }
-            }
+            state.settings.seen(before, view);
             if before.is_none_or(|before| before.vdpa != view.vdpa) {
                 state.vdpa_told.clear();
             }
-            state.vf_refused.retain(|index, _| view.vfs.contains_key(index));
-            state.vf_told.retain(|index, _| view.vfs.contains_key(index));
         }
         let before = std::mem::replace(&mut self.world.adapters, message.adapters);
         let now = &self.world.adapters;
@@ -447,7 +437,7 @@ impl Owner {
                 read(self);
             }
             Call::Write(write) => {
-                self.store.writes.push_back(write);
+                self.store.writes.push_back(*write);
                 self.next_write();
             }
         }
@@ -652,41 +642,6 @@ impl Owner {
         }
     }
 
-    /// Writes VF settings that differ; says whether there is work under way.
-    fn drive_settings(&mut self, id: &Id, program: &LegacyProgram) -> bool {
-        let Some(pf) = &program.pf else { return false };
-        let view = self.world.adapters.get(id);
-        let state = self.adapters.entry(id.clone()).or_default();
-        for (index, wanted) in &program.vfs {
-            if state.vf_under_way.contains(index) {
-                continue;
-            }
-            if state.vf_told.get(index).is_some_and(|told| told != wanted) {
-                state.vf_refused.remove(index);
-            }
-            let has = view.and_then(|v| v.vfs.get(index)).and_then(|vf| vf.settings.as_ref());
-            let Some(mut change) = settings::change(has, wanted) else { continue };
-            if state.vf_told.get(index) == Some(wanted) {
-                continue;
-            }
-            if let Some(refused) = state.vf_refused.get(index) {
-                withhold(&mut change, refused);
-            }
-            state.vf_told.insert(*index, wanted.clone());
-            if change == VfChange::default() {
-                continue;
-            }
-            state.vf_under_way.insert(*index);
-            let (eswitch, ifindex, index) = (self.outlets.eswitch.clone(), pf.ifindex, *index);
-            let (id, finished) = (id.clone(), self.finished_to.clone());
-            tokio::spawn(async move {
-                let results = eswitch.set_vf(ifindex, index, &change).await;
-                finished.send(Finished::VfWritten(id, index, results)).ok();
-            });
-        }
-        !state.vf_under_way.is_empty()
-    }
-
     /// Makes and removes vDPA devices, one change of each at a time; says whether one is under way.
     fn drive_vdpa(&mut self, id: &Id, program: &VdpaProgram) -> bool {
         let view = self.world.adapters.get(id).and_then(|adapter| adapter.vdpa.as_ref());
@@ -733,26 +688,8 @@ impl Owner {
             Finished::BroughtUp(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Up, result);
             }
-            Finished::VfWritten(id, index, results) => {
-                let Some(state) = self.adapters.get_mut(&id) else { return };
-                state.vf_under_way.remove(&index);
-                for (setting, result) in results {
-                    self.metrics.tally("vf_setting", result.is_ok());
-                    match result {
-                        Ok(()) => {
-                            if let Some(refused) = state.vf_refused.get_mut(&index) {
-                                refused.remove(&setting);
-                            }
-                        }
-                        Err(refusal) => {
-                            info!(adapter = %id, vf = index, %refusal, "setting refused");
-                            self.metrics.errors.with_label_values(&["vf_settings"]).inc();
-                            state.vf_refused.entry(index).or_default().insert(setting, refusal);
-                        }
-                    }
-                }
-                self.outlets.host.look_again();
-            }
+            Finished::VfGathered(id, index) => self.vf_gathered(&id, index),
+            Finished::VfWritten(id, index, results) => self.vf_written(&id, index, results),
             Finished::VdpaChanged(id, change, result) => {
                 let Some(state) = self.adapters.get_mut(&id) else { return };
                 state.vdpa_under_way.remove(change.name());
@@ -807,6 +744,7 @@ impl Owner {
                 if let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) {
                     state.flows.retry(program);
                 }
+                state.settings.retry();
                 state.vdpa_told.clear();
             }
         }
@@ -947,18 +885,5 @@ impl Owner {
     fn forgetful(&self) -> bool {
         self.store.remembered.0 != *self.planner.claims()
             || self.store.remembered.1 != self.world.guests
-    }
-}
-
-/// Takes out of `change` what the driver has refused already.
-fn withhold(change: &mut VfChange, refused: &BTreeMap<VfSetting, KernelRefusal>) {
-    for setting in refused.keys() {
-        match setting {
-            VfSetting::Mac => change.mac = None,
-            VfSetting::Vlan => change.vlan = None,
-            VfSetting::SpoofCheck => change.spoof_check = None,
-            VfSetting::LinkState => change.link_state = None,
-            VfSetting::Trust => change.trust = None,
-        }
     }
 }

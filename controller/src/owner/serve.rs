@@ -56,7 +56,7 @@ impl DaemonHandle {
     async fn write(&self, change: Change, only_if: Precondition) -> Result<Effect, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.calls
-            .send(Call::Write(Write { change, only_if, answer }))
+            .send(Call::Write(Box::new(Write { change, only_if, answer })))
             .await
             .map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?

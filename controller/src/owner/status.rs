@@ -20,9 +20,12 @@ use api::{
 
 use tc_flows::Ifindex;
 
-use super::{Owner, conditions::Statement, flows::AdapterFlows};
+use super::{Owner, conditions::Statement, flows::AdapterFlows, settings::VfState};
 use crate::{
-    plan::{Finding, PortPlan, Program, switchdev::FlowProgram, vdpa::device_name},
+    plan::{
+        Finding, PortPlan, Program, legacy::LegacyProgram, switchdev::FlowProgram,
+        vdpa::device_name,
+    },
     world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
 };
 
@@ -188,19 +191,32 @@ impl Owner {
                     ),
                 }
             }
-            Some(Program::VfSettings(_)) => {
-                let state = self.adapters.get(&place.adapter);
-                let refusals = state.zip(place.vf).and_then(|(s, vf)| s.vf_refused.get(&vf));
-                let words: Vec<String> =
-                    refusals.into_iter().flatten().map(|(_, r)| r.to_string()).collect();
-                if words.is_empty() {
-                    say(True, "Set", "the VF's settings are made".into())
-                } else {
-                    say(Partial, "Refused", words.join("; "))
+            Some(Program::VfSettings(program)) => {
+                let state = place.vf.and_then(|vf| self.vf_state(&place.adapter, vf, program));
+                match state {
+                    Some(VfState::Set) => say(True, "Set", "the VF's settings are made".into()),
+                    Some(VfState::Refused(words)) => say(Partial, "Refused", words.join("; ")),
+                    Some(VfState::Ignored(settings)) => {
+                        let settings: Vec<_> = settings.iter().map(ToString::to_string).collect();
+                        let message = format!(
+                            "the driver accepted and does not show: {}; see `ip -d link show`",
+                            settings.join(", ")
+                        );
+                        say(Partial, "Ignored", message)
+                    }
+                    Some(VfState::Pending) | None => {
+                        say(False, "Pending", "the VF's settings are on their way".into())
+                    }
                 }
             }
             None => say(False, "AdapterMissing", "the adapter is not there".into()),
         }
+    }
+
+    fn vf_state(&self, adapter: &Id, vf: u16, program: &LegacyProgram) -> Option<VfState> {
+        let has = self.world.adapters.get(adapter)?.vfs.get(&vf)?.settings.as_ref();
+        let wanted = program.vfs.get(&vf)?;
+        Some(self.adapters.get(adapter)?.settings.state(vf, has, wanted))
     }
 
     fn offloaded(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
@@ -436,7 +452,7 @@ impl Owner {
                     netdev.unwrap_or("?")
                 )
             }));
-            for (index, refused) in &state.vf_refused {
+            for (index, refused) in state.settings.refused() {
                 problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
             }
             problems.extend(state.vdpa_refused.values().map(ToString::to_string));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use api::{
     resources::{AdminState, NetworkKind, Promiscuous, VfLinkState, VlanProto},
-    types::{Id, MacAddr},
+    types::{Bitrate, Id, MacAddr, Priority},
 };
 
 use super::{Finding, PortPlan, switchdev::network_missing};
@@ -37,6 +37,12 @@ pub struct VfProgram {
     pub vlan: u16,
     /// Its protocol.
     pub vlan_proto: VlanProto,
+    /// Priority in it.
+    pub vlan_priority: Priority,
+    /// The most that the VF may send.
+    pub tx_max: Option<Bitrate>,
+    /// What it may send at least.
+    pub tx_min: Option<Bitrate>,
     /// Source address check.
     pub spoof_check: bool,
     /// Link state.
@@ -53,6 +59,9 @@ impl VfProgram {
             mac: MacAddr([0; 6]),
             vlan: 0,
             vlan_proto: VlanProto::Dot1Q,
+            vlan_priority: Priority::default(),
+            tx_max: None,
+            tx_min: None,
             spoof_check: true,
             link_state: VfLinkState::Disable,
             trust: false,
@@ -82,19 +91,27 @@ pub fn program(
             // By the permission, not by what the guest asks for now: some drivers reset a running
             // VF whenever this is written.
             trust: port.spec.promiscuous == Promiscuous::Allow,
+            tx_max: port.spec.qos.and_then(|qos| qos.tx_max),
+            tx_min: port.spec.qos.and_then(|qos| qos.tx_min),
             ..VfProgram::released()
         };
-        if plan.macs.len() > 1 {
+        // A VF that is trusted may set further addresses by itself.
+        if plan.macs.len() > 1 && !settings.trust {
             plan.unmet.push(Finding::new(
                 "OneMacOnly",
                 format!(
-                    "in legacy mode a VF has one address: {} is set, the others not",
+                    "in legacy mode a VF has one address, {}, unless it is trusted: allow it more \
+                     with promiscuous: allow, or use switchdev mode",
                     settings.mac
                 ),
             ));
         }
         match attachment(adapter_id, intent, &port.spec.attachments) {
-            Ok((vlan, proto)) => (settings.vlan, settings.vlan_proto) = (vlan, proto),
+            Ok(tag) => {
+                (settings.vlan, settings.vlan_proto) = (tag.vid, tag.proto);
+                settings.vlan_priority = tag.priority;
+                plan.unmet.extend(tag.unmet);
+            }
             Err(finding) => {
                 plan.unmet.push(finding);
                 settings.link_state = VfLinkState::Disable;
@@ -108,12 +125,22 @@ pub fn program(
     LegacyProgram { pf: adapter.pf.clone(), vfs }
 }
 
-/// The port VLAN that stands for a port's attachments; 0 for an untagged network.
+/// The port VLAN of a VF.
+struct PortVlan {
+    /// 0 for an untagged network.
+    vid: u16,
+    proto: VlanProto,
+    priority: Priority,
+    /// What cannot be had, and lets no frame through that should not pass.
+    unmet: Option<Finding>,
+}
+
+/// The port VLAN that stands for a port's attachments.
 fn attachment(
     adapter_id: &Id,
     intent: &Intent,
     attachments: &[api::resources::Attachment],
-) -> Result<(u16, VlanProto), Finding> {
+) -> Result<PortVlan, Finding> {
     let [only] = attachments else {
         return Err(Finding::new(
             "OneNetworkOnly",
@@ -137,12 +164,136 @@ fn attachment(
         ));
     }
     match network.spec.kind {
-        NetworkKind::Flat => Ok((0, VlanProto::Dot1Q)),
-        NetworkKind::Vlan(tag) => Ok((tag.vid.get(), tag.proto)),
+        NetworkKind::Flat => Ok(PortVlan {
+            vid: 0,
+            proto: VlanProto::Dot1Q,
+            priority: Priority::default(),
+            unmet: only.priority.map(|_| priority_needs_vlan(&only.network)),
+        }),
+        NetworkKind::Vlan(tag) => Ok(PortVlan {
+            vid: tag.vid.get(),
+            proto: tag.proto,
+            priority: only.priority.unwrap_or_default(),
+            unmet: None,
+        }),
         NetworkKind::Isolated => Err(Finding::new(
             "IsolationUnsupported",
             "in legacy mode the NIC cannot keep a network off the wire; use a VLAN of its own, or \
              switchdev mode; the link is disabled",
         )),
+    }
+}
+
+/// A frame without a tag has no priority.
+pub(super) fn priority_needs_vlan(network: &Id) -> Finding {
+    Finding::new(
+        "PriorityNeedsVlan",
+        format!(
+            "network `{network}` is untagged on the wire, and a frame without a tag has no \
+             priority: leave `priority` out, or use a VLAN network"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use api::resources::{EswitchMode, NetworkSpec, PortSpec, VfSettings};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        intent::{Change, Claims},
+        plan::{self, Program},
+        world::{VfView, World},
+    };
+
+    fn id(text: &str) -> Id {
+        text.parse().unwrap()
+    }
+
+    /// What VF 0 of two is set to, with this port on it, and what of the port's spec cannot be had.
+    fn planned(port: Value) -> (VfProgram, Vec<&'static str>) {
+        let vf = VfView { representor: None, settings: None::<VfSettings> };
+        let adapter = AdapterView {
+            handle: "a/b".into(),
+            mode: Some(EswitchMode::Legacy),
+            vfs: [(0, vf.clone()), (1, vf)].into(),
+            ..AdapterView::default()
+        };
+        let world = World { adapters: [(id("a-b"), adapter)].into(), ..World::default() };
+        let mut intent = Intent::default();
+        for (name, kind) in [
+            ("flat", json!("flat")),
+            ("blue", json!({"vlan": {"vid": 100, "proto": "802.1ad"}})),
+            ("island", json!("isolated")),
+        ] {
+            let spec: NetworkSpec = serde_json::from_value(json!({"kind": kind})).unwrap();
+            intent.apply(Change::Network(id(name), Some(spec)));
+        }
+        let mut spec = json!({
+            "function": {"vf": {"adapter": "a-b", "index": 0}},
+            "attachments": [{"network": "blue"}],
+            "macs": ["02:00:00:00:00:01"],
+        });
+        spec.as_object_mut().unwrap().extend(port.as_object().unwrap().clone());
+        let spec: PortSpec = serde_json::from_value(spec).unwrap();
+        intent.apply(Change::Port(id("p"), Some(spec)));
+        let plan = plan::plan(&world, &intent, &Claims::default(), &Default::default());
+        let Program::VfSettings(program) = &plan.programs[&id("a-b")] else { panic!("flows") };
+        assert_eq!(program.vfs[&1], VfProgram::released(), "nobody's");
+        let unmet = plan.ports[&id("p")].unmet.iter().map(|finding| finding.reason).collect();
+        (program.vfs[&0].clone(), unmet)
+    }
+
+    #[test]
+    fn a_port_is_address_vlan_priority_rates_spoof_check_and_link() {
+        let (vf, unmet) = planned(json!({
+            "attachments": [{"network": "blue", "priority": 5}],
+            "qos": {"tx_max": 500_000_000, "tx_min": 10_000_000},
+        }));
+        let expected = VfProgram {
+            port: Some(id("p")),
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            vlan: 100,
+            vlan_proto: VlanProto::Dot1Ad,
+            vlan_priority: Priority::try_from(5).unwrap(),
+            tx_max: Bitrate::from_mbit(500),
+            tx_min: Bitrate::from_mbit(10),
+            spoof_check: true,
+            link_state: VfLinkState::Auto,
+            trust: false,
+        };
+        assert_eq!((vf, unmet), (expected, vec![]));
+    }
+
+    #[test]
+    fn what_would_let_frames_through_disables_the_link() {
+        for (port, reason) in [
+            (json!({"attachments": [{"network": "island"}]}), "IsolationUnsupported"),
+            (json!({"attachments": [{"network": "blue", "tag": 7}]}), "TrunkUnsupported"),
+            (json!({"attachments": [{"network": "none"}]}), "NetworkMissing"),
+            (json!({"attachments": []}), "OneNetworkOnly"),
+        ] {
+            let (vf, unmet) = planned(port);
+            assert_eq!((vf.link_state, &unmet[..]), (VfLinkState::Disable, &[reason][..]));
+        }
+        let (vf, _) = planned(json!({"admin_state": "down"}));
+        assert_eq!(vf.link_state, VfLinkState::Disable);
+    }
+
+    #[test]
+    fn a_priority_without_a_vlan_is_told_and_harms_nobody() {
+        let (vf, unmet) = planned(json!({"attachments": [{"network": "flat", "priority": 5}]}));
+        assert_eq!(unmet, ["PriorityNeedsVlan"]);
+        assert_eq!((vf.vlan_priority, vf.link_state), (Priority::default(), VfLinkState::Auto));
+    }
+
+    #[test]
+    fn a_second_address_needs_trust() {
+        let macs = json!(["02:00:00:00:00:01", "02:00:00:00:00:02"]);
+        let (vf, unmet) = planned(json!({"macs": macs}));
+        assert_eq!((vf.trust, &unmet[..]), (false, &["OneMacOnly"][..]));
+        let (vf, unmet) = planned(json!({"macs": macs, "promiscuous": "allow"}));
+        assert_eq!((vf.trust, unmet), (true, vec![]));
     }
 }

@@ -15,6 +15,7 @@ pub mod admit;
 pub mod bind;
 pub mod legacy;
 mod planner;
+mod rate;
 mod roster;
 pub mod switchdev;
 pub mod vdpa;

@@ -15,7 +15,7 @@ use super::{
     AdapterPolicies, Finding, Plan, PortPlan, Program,
     admit::Admissions,
     bind::Bindings,
-    legacy,
+    legacy, rate,
     roster::Roster,
     switchdev::{FlowDelta, FlowProgram, Sheet, Surroundings, network_missing},
     vdpa,
@@ -300,7 +300,8 @@ impl Planner {
             },
         };
         let attachments = spec.attachments.iter();
-        Some(attachments.filter_map(|attachment| finding(&attachment.network)).collect())
+        let findings = attachments.filter_map(|attachment| finding(&attachment.network));
+        Some(findings.chain(rate::unmet(intent, spec)).collect())
     }
 
     /// The vDPA devices, where they are ours to manage: rare, and so planned whole.

@@ -14,11 +14,11 @@ use std::{
 
 use api::{
     resources::{EswitchMode, VfLinkState, VlanProto},
-    types::{Id, MacAddr},
+    types::{Bitrate, Id, MacAddr},
 };
 use controller::{
     config::AdapterConfig,
-    eswitch::{EswitchHandle, VfChange, VfSetting, VfVlan},
+    eswitch::{EswitchHandle, VfChange, VfRate, VfSetting, VfVlan},
     observe::host::{HostMessage, HostWatch},
     world::{AdapterView, NetdevView},
 };
@@ -334,6 +334,7 @@ fn everything() -> VfChange {
     VfChange {
         mac: Some(mac("02:aa:00:00:00:01")),
         vlan: Some(VfVlan { vid: 100, qos: 3, proto: VlanProto::Dot1Q }),
+        rate: Some(VfRate { max_mbit: 500, min_mbit: 10 }),
         spoof_check: Some(true),
         link_state: Some(VfLinkState::Enable),
         trust: None,
@@ -524,6 +525,8 @@ fn legacy_vf_settings_are_written_one_by_one_and_read_back() {
         });
         let now = watched.latest.vfs[&1].settings.clone().expect("settings");
         assert_eq!(now.mac, mac("02:aa:00:00:00:01"));
+        assert_eq!(now.vlan_priority.get(), 3);
+        assert_eq!((now.tx_max, now.tx_min), (Bitrate::from_mbit(500), Bitrate::from_mbit(10)));
     }
     let shown = json(&format!("ip -j link show dev {}", pf.name))[0]["vfinfo_list"][1].clone();
     assert_eq!(shown["address"], "02:aa:00:00:00:01");
@@ -531,6 +534,7 @@ fn legacy_vf_settings_are_written_one_by_one_and_read_back() {
     assert_eq!(shown["vlan_list"][0]["qos"], 3);
     assert_eq!(shown["vlan_list"][0]["protocol"], "802.1ad");
     assert_eq!(shown["link_state"], "disable");
+    assert_eq!(shown["rate"], serde_json::json!({"max_tx": 500, "min_tx": 10}));
     assert_eq!(watched.latest.vfs[&0], untouched);
 
     let answers = watched.runtime.block_on(eswitch.set_vf(pf.ifindex, 9, &everything()));
@@ -588,6 +592,8 @@ fn igb_takes_legacy_settings_and_says_what_it_has_not() {
     assert_eq!(answers[&VfSetting::Mac], Ok(()));
     assert_eq!(answers[&VfSetting::Vlan], Ok(()));
     assert_eq!(answers[&VfSetting::SpoofCheck], Ok(()));
+    let refusal = answers[&VfSetting::Rate].clone().expect_err("igb promises no minimum");
+    assert_eq!(refusal.errno, Errno::EINVAL as i32, "{refusal}");
     let refusal = answers[&VfSetting::LinkState].clone().expect_err("igb has no VF link state");
     assert_eq!(refusal.errno, Errno::EOPNOTSUPP as i32, "{refusal}");
     watched.until("the settings", |view| {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use api::{
     resources::{VfLinkState, VfSettings, VlanProto},
-    types::MacAddr,
+    types::{Bitrate, MacAddr, Priority},
 };
 use netlink_packet_core::{
     Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -53,8 +53,10 @@ mod vf_attribute {
     pub(super) const INFO: u16 = 1;
     pub(super) const MAC: u16 = 1;
     pub(super) const VLAN: u16 = 2;
+    pub(super) const TX_RATE: u16 = 3;
     pub(super) const SPOOFCHK: u16 = 4;
     pub(super) const LINK_STATE: u16 = 5;
+    pub(super) const RATE: u16 = 6;
     pub(super) const TRUST: u16 = 9;
     pub(super) const VLAN_LIST: u16 = 12;
     /// `IFLA_VF_VLAN_INFO`, inside the list.
@@ -184,6 +186,9 @@ fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
         mac: MacAddr([0; 6]),
         vlan: 0,
         vlan_proto: VlanProto::Dot1Q,
+        vlan_priority: Priority::default(),
+        tx_max: None,
+        tx_min: None,
         spoof_check: None,
         link_state: None,
         trust: None,
@@ -194,16 +199,25 @@ fn vf_settings(info: &[u8]) -> Option<(u16, VfSettings)> {
                 vf = u32_at(value, 0).and_then(|number| u16::try_from(number).ok());
                 settings.mac = MacAddr(value.get(4..10)?.try_into().ok()?);
             }
-            vf_attribute::VLAN => settings.vlan = vlan_id(value)?,
+            vf_attribute::VLAN => {
+                settings.vlan = vlan_id(value)?;
+                settings.vlan_priority = vlan_priority(value);
+            }
             vf_attribute::VLAN_LIST => {
                 let first = attributes(value).find(|(kind, _)| *kind == vf_attribute::VLAN_INFO);
                 if let Some((_, tag)) = first {
                     settings.vlan = vlan_id(tag)?;
+                    settings.vlan_priority = vlan_priority(tag);
                     settings.vlan_proto = match u16_at(tag, 12).map(u16::from_be) {
                         Some(ETH_P_8021AD) => VlanProto::Dot1Ad,
                         _ => VlanProto::Dot1Q,
                     };
                 }
+            }
+            // The kernel writes this one first, and on kernels of before 3.16 there is no other.
+            vf_attribute::TX_RATE => settings.tx_max = mbit(value, 4),
+            vf_attribute::RATE => {
+                (settings.tx_min, settings.tx_max) = (mbit(value, 4), mbit(value, 8));
             }
             // All ones: the driver does not say.
             vf_attribute::SPOOFCHK => settings.spoof_check = switch(value),
@@ -230,6 +244,17 @@ fn switch(value: &[u8]) -> Option<bool> {
 /// The VLAN id in an `ifla_vf_vlan` or `ifla_vf_vlan_info`.
 fn vlan_id(value: &[u8]) -> Option<u16> {
     u32_at(value, 4).and_then(|vid| u16::try_from(vid).ok())
+}
+
+/// The priority in an `ifla_vf_vlan` or `ifla_vf_vlan_info`.
+fn vlan_priority(value: &[u8]) -> Priority {
+    let priority = u32_at(value, 8).and_then(|priority| u8::try_from(priority).ok());
+    priority.and_then(|priority| Priority::try_from(priority).ok()).unwrap_or_default()
+}
+
+/// The rate at this place, in Mbit/s; none where it is 0.
+fn mbit(value: &[u8], at: usize) -> Option<Bitrate> {
+    u32_at(value, at).and_then(Bitrate::from_mbit)
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
@@ -336,8 +361,8 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use netlink_packet_route::link::{
-        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoSpoofCheck,
-        VfInfoTrust, VfInfoVlan, VfVlan, VfVlanInfo, VlanProtocol,
+        self as wire, LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck,
+        VfInfoTrust, VfInfoTxRate, VfInfoVlan, VfVlan, VfVlanInfo, VlanProtocol,
     };
     use proptest::prelude::*;
 
@@ -411,12 +436,20 @@ mod tests {
                         3,
                         VlanProtocol::Ieee8021Ad,
                     ))]),
+                    VfInfo::TxRate(VfInfoTxRate::new(0, 500)),
+                    VfInfo::Rate(VfInfoRate::new(0, 10, 500)),
                     VfInfo::SpoofCheck(VfInfoSpoofCheck::new(0, true)),
                     VfInfo::LinkState(VfInfoLinkState::new(0, wire::VfLinkState::Disable)),
                     VfInfo::Trust(VfInfoTrust::new(0, true)),
                 ],
             ),
-            vf(1, vec![VfInfo::Vlan(VfInfoVlan::new(1, 5, 0))]),
+            vf(
+                1,
+                vec![
+                    VfInfo::Vlan(VfInfoVlan::new(1, 5, 0)),
+                    VfInfo::TxRate(VfInfoTxRate::new(1, 7)),
+                ],
+            ),
         ];
         let bytes = message(3, vec![LinkAttribute::NumVf(2), LinkAttribute::VfInfoList(list)]);
         let table = VfTable::decode(&bytes);
@@ -427,6 +460,9 @@ mod tests {
                 mac: MacAddr([2, 0xaa, 0, 0, 0, 0]),
                 vlan: 200,
                 vlan_proto: VlanProto::Dot1Ad,
+                vlan_priority: Priority::try_from(3).unwrap(),
+                tx_max: Bitrate::from_mbit(500),
+                tx_min: Bitrate::from_mbit(10),
                 spoof_check: Some(true),
                 link_state: Some(VfLinkState::Disable),
                 trust: Some(true),
@@ -438,6 +474,9 @@ mod tests {
                 mac: MacAddr([2, 0xaa, 0, 0, 0, 1]),
                 vlan: 5,
                 vlan_proto: VlanProto::Dot1Q,
+                vlan_priority: Priority::default(),
+                tx_max: Bitrate::from_mbit(7),
+                tx_min: None,
                 spoof_check: None,
                 link_state: None,
                 trust: None,
@@ -452,10 +491,13 @@ mod tests {
         assert_eq!(link.name, "eth1");
         assert_eq!(link.parent, Some("netdevsim/netdevsim10".parse().unwrap()));
         assert_eq!(link.switch_id.map(|id| id.len()), Some(64));
-        let settings = |mac, vlan, vlan_proto, on, link_state| VfSettings {
+        let settings = |mac, vlan, vlan_proto, priority, on, link_state| VfSettings {
             mac: MacAddr(mac),
             vlan,
             vlan_proto,
+            vlan_priority: Priority::try_from(priority).unwrap(),
+            tx_max: None,
+            tx_min: None,
             spoof_check: Some(on),
             link_state: Some(link_state),
             trust: Some(false),
@@ -466,8 +508,8 @@ mod tests {
             VfTable {
                 count: 2,
                 settings: [
-                    (0, settings([0; 6], 0, VlanProto::Dot1Q, false, VfLinkState::Auto)),
-                    (1, settings(mac, 200, VlanProto::Dot1Ad, true, VfLinkState::Disable)),
+                    (0, settings([0; 6], 0, VlanProto::Dot1Q, 0, false, VfLinkState::Auto)),
+                    (1, settings(mac, 200, VlanProto::Dot1Ad, 3, true, VfLinkState::Disable)),
                 ]
                 .into(),
             }
