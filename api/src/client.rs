@@ -30,10 +30,10 @@ use crate::{
     DEFAULT_SOCKET,
     error::Problem,
     resources::{
-        Adapter, Desired, Flow, Guest, GuestSpec, List, Network, NetworkSpec, Port, PortSpec,
-        Resource,
+        Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
+        NetworkSpec, Port, PortSpec, Resource,
     },
-    server::{FlowFilter, Put, PutOutcome, declared::Declared, reply::OUTCOME},
+    server::{EswitchHow, FlowFilter, Put, PutOutcome, declared::Declared, reply::OUTCOME},
     types::Id,
 };
 
@@ -232,6 +232,20 @@ impl Client {
     /// An adapter.
     pub async fn adapter(&self, id: &Id) -> Result<Adapter, ClientError> {
         json(&self.ask(Method::GET, &format!("/v1/adapters/{id}"), None).await?)
+    }
+
+    /// Changes an adapter's mode and number of VFs, or only says what that would mean.
+    pub async fn put_eswitch(
+        &self,
+        id: &Id,
+        spec: EswitchSpec,
+        how: EswitchHow,
+    ) -> Result<EswitchChange, ClientError> {
+        let body = serde_json::to_vec(&Desired { spec })
+            .map_err(|error| ClientError::Broken(error.into()))?;
+        let EswitchHow { dry_run, force } = how;
+        let path = format!("/v1/adapters/{id}/eswitch?dry_run={dry_run}&force={force}");
+        json(&self.ask(Method::PUT, &path, Some(body.into())).await?)
     }
 
     /// The flows that match `filter`.

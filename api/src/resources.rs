@@ -549,8 +549,107 @@ pub struct Adapter {
     pub flows: FlowCounts,
     /// Filters of other owners on its hooks: reported, never touched.
     pub foreign_filters: u64,
-    /// What holds and what does not.
+    /// What devlink says of its eswitch, where the driver has one to configure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eswitch: Option<EswitchSettings>,
+    /// What holds and what does not: `Present`, `Healthy`, and `Eswitch` where another shape was
+    /// asked for.
     pub conditions: Vec<Condition>,
+}
+
+/// What devlink says of an eswitch besides its mode (`include/uapi/linux/devlink.h`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EswitchSettings {
+    /// How much of a frame a VF must hand over inline: `none`, `link`, `network` or `transport`;
+    /// absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inline_mode: Option<String>,
+    /// Whether it can put frames into tunnels; absent where the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encap: Option<bool>,
+    /// Its rate objects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<RateObject>,
+}
+
+/// A devlink rate object: of a VF, or of a group of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RateObject {
+    /// The VF that it is of (a leaf).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf: Option<u16>,
+    /// Its name, where it is of a group (a node).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// At most, in bits per second; 0 for no limit.
+    pub tx_max: u64,
+    /// At least, in bits per second; 0 for no promise.
+    pub tx_share: u64,
+    /// The group that it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+}
+
+/// What an eswitch should become: `PUT /v1/adapters/{id}/eswitch`. What is absent stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EswitchSpec {
+    /// The mode: `legacy` or `switchdev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<EswitchMode>,
+    /// How many VFs there are to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_vfs: Option<u16>,
+}
+
+/// Mode and number of VFs of an eswitch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EswitchShape {
+    /// The mode.
+    pub mode: EswitchMode,
+    /// How many VFs there are.
+    pub num_vfs: u16,
+}
+
+impl std::fmt::Display for EswitchShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mode = match self.mode {
+            EswitchMode::Legacy => "legacy",
+            EswitchMode::Switchdev => "switchdev",
+            EswitchMode::Software => "software",
+        };
+        write!(f, "{mode} with {} VFs", self.num_vfs)
+    }
+}
+
+/// What another shape of an eswitch means: the answer to `PUT /v1/adapters/{id}/eswitch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EswitchChange {
+    /// How it is.
+    pub now: EswitchShape,
+    /// How it would be.
+    pub then: EswitchShape,
+    /// The way there, step by step; empty where there is nothing to do. With the first step every
+    /// VF is gone until the last.
+    pub steps: Vec<String>,
+    /// What ports would lose for good.
+    pub ports: Vec<PortLoss>,
+    /// Who uses the VFs.
+    pub in_use: Vec<String>,
+    /// Why it is refused, in a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Whether it was begun; the adapter's condition `Eswitch` says how it goes on.
+    pub started: bool,
+}
+
+/// What a port would lose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortLoss {
+    /// The port.
+    pub port: Id,
+    /// Each loss, a sentence.
+    pub loses: Vec<String>,
 }
 
 /// The mode of an eswitch.
@@ -574,6 +673,9 @@ pub struct AdapterVf {
     /// The representor, in switchdev and software mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub representor: Option<Netdev>,
+    /// The host's driver of the VF, where the daemon looks at it (`manage_eswitch`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
     /// The settings in force, in legacy mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<VfSettings>,

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     error::InvalidField,
     resources::{
-        Attachment, Backing, GuestMacs, GuestSpec, NetworkSpec, PortFunction, PortSpec, Qos,
+        Attachment, Backing, EswitchMode, EswitchSpec, GuestMacs, GuestSpec, NetworkSpec,
+        PortFunction, PortSpec, Qos,
     },
     types::MacAddr,
 };
@@ -73,6 +74,21 @@ impl PortSpec {
         distinct("spec.macs", &self.macs)?;
         self.guest_macs.as_ref().map_or(Ok(()), guest_macs)?;
         self.qos.as_ref().map_or(Ok(()), qos)
+    }
+}
+
+impl EswitchSpec {
+    /// Checks everything about this spec that needs no knowledge of the adapter.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        match (self.mode, self.num_vfs) {
+            (Some(EswitchMode::Software), _) => invalid(
+                "spec.mode",
+                "`software` is no mode that an eswitch can be set to",
+                "use legacy or switchdev",
+            ),
+            (None, None) => invalid("spec", "asks for nothing", "give mode, num_vfs or both"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -355,6 +371,15 @@ mod tests {
         assert_eq!(of(2_000_000, 2_000_000), Ok(()));
         assert_eq!(port(json!({"qos": {}})), Ok(()));
         refused(of(3_000_000, 2_000_000), "spec.qos.tx_min", "at most 2000000");
+    }
+
+    #[test]
+    fn an_eswitch_is_asked_for_something_that_it_can_be() {
+        let of = |spec: Value| serde_json::from_value::<EswitchSpec>(spec).unwrap().validate();
+        assert_eq!(of(json!({"mode": "switchdev"})), Ok(()));
+        assert_eq!(of(json!({"num_vfs": 0})), Ok(()));
+        refused(of(json!({})), "spec", "mode, num_vfs");
+        refused(of(json!({"mode": "software"})), "spec.mode", "legacy or switchdev");
     }
 
     #[test]

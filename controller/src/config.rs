@@ -66,6 +66,11 @@ pub struct AdapterConfig {
     /// Whether the host itself uses the uplink.
     #[serde(default)]
     pub uplink_use: UplinkUse,
+    /// Whether clients of the API may change the NIC's eswitch mode and its number of VFs.
+    #[serde(default)]
+    pub manage_eswitch: bool,
+    /// The most VFs that they may ask for.
+    pub max_vfs: Option<u16>,
     /// Whether the daemon makes vDPA devices for ports, and removes those that it made.
     #[serde(default)]
     pub vdpa: VdpaUse,
@@ -225,6 +230,18 @@ impl AdapterConfig {
             }
             _ => {}
         }
+        if self.manage_eswitch && self.software.is_some() {
+            return Err(
+                "a software adapter has no eswitch to manage: remove `manage_eswitch`".into()
+            );
+        }
+        if self.max_vfs.is_some() && !self.manage_eswitch {
+            return Err(
+                "`max_vfs` bounds what clients may ask for, and they may ask for nothing: \
+                        add manage_eswitch = true, or remove it"
+                    .into(),
+            );
+        }
         let text = match (&self.handle, &self.software) {
             (Some(handle), None) => {
                 if !self.representors.is_empty() {
@@ -325,6 +342,16 @@ mod tests {
                 "[[adapter]]\nsoftware = \"x\"\nrepresentors = [\"t\"]\nvdpa = \"manage\"\n",
                 "/etc/eswitchd.toml:1:",
                 "vdpa_management =",
+            ),
+            (
+                "[[adapter]]\nhandle = \"a/b\"\nmax_vfs = 4\n",
+                "/etc/eswitchd.toml:1:",
+                "manage_eswitch = true",
+            ),
+            (
+                "[[adapter]]\nsoftware = \"x\"\nrepresentors = [\"t\"]\nmanage_eswitch = true\n",
+                "/etc/eswitchd.toml:1:",
+                "remove `manage_eswitch`",
             ),
             (
                 "[[adapter]]\nhandle = \"a/b\"\nvdpa_management = \"sim\"\n",

@@ -21,7 +21,7 @@ use crate::{
         guest::{GuestWatch, GuestWatchError},
         host::HostWatch,
     },
-    owner::{DaemonHandle, Inbox, Outlets, Owner},
+    owner::{DaemonHandle, EswitchPolicy, Inbox, Outlets, Owner, Policies},
     store::{RedbStore, Store, StoreError},
 };
 
@@ -85,6 +85,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let metrics = Arc::new(Metrics::new()?);
     let adapters = config.adapters();
     let policies = adapters.iter().map(|(id, a)| (id.clone(), a.uplink_use)).collect();
+    let eswitches = adapters.iter().filter_map(|(id, a)| {
+        let device = a.handle.as_ref()?.parse().ok()?;
+        let (manage, max_vfs) = (a.manage_eswitch, a.max_vfs);
+        Some((id.clone(), EswitchPolicy { device, manage, max_vfs }))
+    });
+    let eswitches = eswitches.collect();
 
     let (flows_done, flows) = mpsc::unbounded_channel();
     let (host_sink, host) = mpsc::channel(QUEUE);
@@ -105,6 +111,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
             cancel.clone(),
         )?,
     };
+    let policies = Policies { adapters: policies, eswitches };
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
     let inbox = Inbox { host, guests, flows, flow_news };
     let handle = DaemonHandle::new(calls, metrics);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     error::ResourceKind,
-    resources::{GuestSpec, NetworkSpec, PortSpec},
+    resources::{EswitchShape, GuestSpec, NetworkSpec, PortSpec},
     types::{Id, MacAddr},
 };
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,50 @@ pub struct Intent {
     pub ports: BTreeMap<Id, Stored<PortSpec>>,
     /// Guests that were put (others are only discovered).
     pub guests: BTreeMap<Id, Stored<GuestSpec>>,
+    /// What the eswitches of adapters were asked to be.
+    pub eswitches: BTreeMap<Id, Stored<EswitchOrder>>,
+}
+
+/// What an eswitch was asked to be, and how far that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EswitchOrder {
+    /// What was asked for.
+    pub wanted: EswitchShape,
+    /// What it was then: where to go back to if the kernel refuses.
+    pub before: EswitchShape,
+    /// How far it is.
+    pub stage: OrderStage,
+}
+
+/// How far an [`EswitchOrder`] is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderStage {
+    /// On its way.
+    Forward,
+    /// On its way back.
+    Back {
+        /// What the kernel refused.
+        why: String,
+    },
+    /// There.
+    Settled,
+    /// Back where it was.
+    GivenUp {
+        /// What the kernel refused.
+        why: String,
+    },
+}
+
+impl EswitchOrder {
+    /// Where the eswitch is to be brought; none where nothing is left to do.
+    pub fn target(&self) -> Option<EswitchShape> {
+        match self.stage {
+            OrderStage::Forward => Some(self.wanted),
+            OrderStage::Back { .. } => Some(self.before),
+            OrderStage::Settled | OrderStage::GivenUp { .. } => None,
+        }
+    }
 }
 
 /// A spec as it is stored.
@@ -99,6 +143,8 @@ pub enum Change {
     Port(Id, Option<PortSpec>),
     /// Of a guest.
     Guest(Id, Option<GuestSpec>),
+    /// Of an adapter's eswitch.
+    Eswitch(Id, Option<EswitchOrder>),
 }
 
 /// What a change did.
@@ -152,6 +198,9 @@ impl Intent {
             }
             Change::Port(id, spec) => of(ResourceKind::Port, &self.ports, id, spec.as_ref()),
             Change::Guest(id, spec) => of(ResourceKind::Guest, &self.guests, id, spec.as_ref()),
+            Change::Eswitch(id, order) => {
+                of(ResourceKind::Adapter, &self.eswitches, id, order.as_ref())
+            }
         }
     }
 
@@ -163,6 +212,7 @@ impl Intent {
             Change::Network(id, spec) => put(&mut self.networks, id, spec, revision),
             Change::Port(id, spec) => put(&mut self.ports, id, spec, revision),
             Change::Guest(id, spec) => put(&mut self.guests, id, spec, revision),
+            Change::Eswitch(id, order) => put(&mut self.eswitches, id, order, revision),
         };
         if matches!(effect, Effect::Created | Effect::Updated | Effect::Deleted) {
             self.revision = revision;

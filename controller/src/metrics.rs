@@ -140,7 +140,8 @@ impl Metrics {
             drift: counters(
                 "eswitchd_drift_repaired_total",
                 "Flows of the daemon that somebody else deleted or changed, or added under its \
-                 name, by adapter and kind; each was repaired.",
+                 name, and eswitches that somebody else changed (eswitch), by adapter and \
+                 kind; each was repaired.",
                 &["adapter", "kind"],
             )?,
             event_to_programmed,

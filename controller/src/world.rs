@@ -56,8 +56,41 @@ pub struct AdapterView {
     pub representors: BTreeMap<String, NetdevView>,
     /// Its vDPA devices, where the configuration says that they are ours to manage.
     pub vdpa: Option<VdpaView>,
+    /// What devlink says of the eswitch besides its mode, where there is one to configure.
+    pub eswitch: Option<EswitchView>,
     /// What could not be read, in the kernel's words.
     pub problems: Vec<String>,
+}
+
+/// What devlink says of an eswitch besides its mode.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EswitchView {
+    /// How much of a frame a VF must hand over inline.
+    pub inline_mode: Option<&'static str>,
+    /// Whether it can put frames into tunnels.
+    pub encap: Option<bool>,
+    /// Rates of VFs, by VF: the devlink port's index, and what it keeps to.
+    pub leaves: BTreeMap<u16, (u32, RateView)>,
+    /// Rates of groups, by name.
+    pub nodes: BTreeMap<String, RateView>,
+}
+
+/// A devlink rate object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RateView {
+    /// What it keeps to.
+    pub rate: LeafRate,
+    /// The group that it belongs to.
+    pub parent: Option<String>,
+}
+
+/// Rates as devlink has them, in bytes per second; 0 for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeafRate {
+    /// At most.
+    pub tx_max: u64,
+    /// At least.
+    pub tx_share: u64,
 }
 
 /// The vDPA side of an adapter, by place: `vf3` for a VF, the representor's name on a software
@@ -84,6 +117,8 @@ pub struct VfView {
     pub representor: Option<NetdevView>,
     /// Its settings on the PF, in legacy mode.
     pub settings: Option<VfSettings>,
+    /// The host's driver of it, where the adapter's eswitch is ours to manage.
+    pub driver: Option<String>,
 }
 
 /// A guest, as its QMP socket and the host's kernel show it. What was seen last is stored, so that

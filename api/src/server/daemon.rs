@@ -8,7 +8,10 @@ use std::future::Future;
 
 use crate::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
-    resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
+    resources::{
+        Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
+        PortSpec,
+    },
     types::Id,
 };
 
@@ -52,6 +55,15 @@ pub struct FlowFilter {
     pub port: Option<Id>,
     /// The network that is the reason for them.
     pub network: Option<Id>,
+}
+
+/// How an eswitch is changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EswitchHow {
+    /// Not at all: only say what it would mean.
+    pub dry_run: bool,
+    /// Even while VFs are in use.
+    pub force: bool,
 }
 
 /// In which state a resource must be to be changed (RFC 9110, 13.1.1 and 13.1.2): so that nobody
@@ -163,6 +175,15 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// An adapter.
     fn adapter(&self, id: &Id) -> impl Future<Output = Result<Adapter, ApiError>> + Send;
+
+    /// Changes an adapter's mode and number of VFs, or only says what that would mean.
+    /// [`ApiError::Conflict`] where it may not be, or VFs are in use and `how` does not force it.
+    fn put_eswitch(
+        &self,
+        id: &Id,
+        spec: EswitchSpec,
+        how: EswitchHow,
+    ) -> impl Future<Output = Result<EswitchChange, ApiError>> + Send;
 
     /// The flows that match `filter`, in order of adapter, netdev and rule.
     fn flows(&self, filter: FlowFilter)

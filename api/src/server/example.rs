@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::declared::Declared;
 use crate::{
     error::ResourceKind,
-    resources::{Adapter, Flow},
+    resources::{Adapter, EswitchChange, Flow},
 };
 
 /// An example as JSON, which by passing through its type is known to be one.
@@ -114,6 +114,18 @@ pub(super) fn adapter() -> Value {
         "flows": {"in_hw": 15, "not_in_hw": 0, "refused": 0, "pending": 0},
         "foreign_filters": 0,
         "conditions": [condition("Programmed", "True", "Installed", "all flows are installed")],
+    }))
+}
+
+/// What another shape of an eswitch means.
+pub(super) fn eswitch_change(started: bool) -> Value {
+    checked::<EswitchChange>(json!({
+        "now": {"mode": "legacy", "num_vfs": 2},
+        "then": {"mode": "switchdev", "num_vfs": 2},
+        "steps": ["remove all VFs", "set the mode switchdev", "make 2 VFs"],
+        "ports": [{"port": "web-1", "loses": ["nothing on this adapter keeps rates"]}],
+        "in_use": ["port web-1 (VF 0)"],
+        "started": started,
     }))
 }
 

@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, http::Uri};
 
-pub use daemon::{Daemon, FlowFilter, Precondition, Put, PutOutcome};
+pub use daemon::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
 pub use listen::{Bound, ConnectionLimits, Listeners, ServeError, UnixListenSpec, serve};
 
 use crate::error::ApiError;

@@ -27,8 +27,8 @@ use crate::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
     resources::{
-        Adapter, Backing, Desired, Flow, GuestSpec, NetworkKind, NetworkSpec, PortFunction,
-        PortSpec, Resource,
+        Adapter, Backing, Desired, EswitchChange, EswitchSpec, Flow, GuestSpec, NetworkKind,
+        NetworkSpec, PortFunction, PortSpec, Resource,
     },
     types::Id,
 };
@@ -97,6 +97,9 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     declared_schemas::<GuestSpec>(&mut schemas);
     found_schemas::<Adapter>(&mut schemas);
     found_schemas::<Flow>(&mut schemas);
+    found_schemas::<EswitchSpec>(&mut schemas);
+    found_schemas::<EswitchChange>(&mut schemas);
+    schemas.push(("DesiredEswitch".to_owned(), Desired::<EswitchSpec>::schema()));
     found_schemas::<Problem>(&mut schemas);
     let mut schemas: BTreeMap<_, _> = schemas.into_iter().collect();
     for name in [NetworkKind::name(), PortFunction::name(), Backing::name()] {
@@ -272,6 +275,61 @@ pub(super) fn adapter() -> PathItem {
         .parameter(id_parameter(example::id(kind)))
         .response("200", json_response("It.", component("Adapter"), example::adapter()).build());
     get(with_problems(operation, reading(vec![not_found(kind, "pci-0000:99:00.0")])))
+}
+
+/// PUT of an adapter's mode and number of VFs.
+pub(super) fn eswitch() -> PathItem {
+    let kind = ResourceKind::Adapter;
+    let switch = |name: &str, description: &str| {
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(description))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
+            .example(Some(false.into()))
+            .build()
+    };
+    let answer = |description: &str, started: bool| {
+        let example = example::eswitch_change(started);
+        json_response(description, component("EswitchChange"), example).build()
+    };
+    let put = operation("adapters", "put_eswitch")
+        .summary(Some("Change an adapter's mode and number of VFs, or say what that would mean"))
+        .description(Some(
+            "Only where the configuration has manage_eswitch. What is absent from the spec stays. \
+             Answers when the order is durable; the adapter's condition `Eswitch` says when it is \
+             carried out. If the kernel refuses a step, everything is put back as it was.",
+        ))
+        .parameter(id_parameter(example::id(kind)))
+        .parameter(switch("dry_run", "Change nothing: only say what it would mean."))
+        .parameter(switch("force", "Even while VFs are in use."))
+        .request_body(Some(
+            RequestBodyBuilder::new()
+                .description(Some("What is wanted."))
+                .required(Some(Required::True))
+                .content(
+                    JSON,
+                    ContentBuilder::new()
+                        .schema(Some(component("DesiredEswitch")))
+                        .example(Some(json!({"spec": {"mode": "switchdev", "num_vfs": 2}})))
+                        .build(),
+                )
+                .build(),
+        ))
+        .response("200", answer("A dry run, or there is nothing to do.", false))
+        .response("202", answer("It is begun.", true));
+    let blocked = ApiError::Conflict {
+        detail: "VFs of adapter `pci-0000:03:00.0` are in use: port web-1 (VF 0)".into(),
+        blockers: vec![ResourceRef { kind: ResourceKind::Port, id: example_id("web-1") }],
+        remedy: "take the guests off them first, or repeat with force=true".into(),
+    };
+    let problems = [
+        reading(vec![not_found(kind, "pci-0000:99:00.0"), blocked.problem()]),
+        body_problems(),
+        vec![ApiError::Store(cause()).problem(), ApiError::StoreFull(cause()).problem()],
+    ];
+    PathItemBuilder::new().operation(HttpMethod::Put, with_problems(put, problems.concat())).build()
 }
 
 /// GET of flows.

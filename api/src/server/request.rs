@@ -15,10 +15,10 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use super::{App, Daemon, FlowFilter, Limits, Precondition, declared::Declared};
+use super::{App, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared};
 use crate::{
     error::{ApiError, InvalidField},
-    resources::Desired,
+    resources::{Desired, EswitchSpec},
     types::Id,
 };
 
@@ -86,6 +86,33 @@ impl<S: Send + Sync> FromRequestParts<S> for FlowFilter {
     }
 }
 
+impl<S: Send + Sync> FromRequestParts<S> for EswitchHow {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let (mut dry_run, mut force) = (None, None);
+        for (key, value) in query(parts)? {
+            let place = match key.as_str() {
+                "dry_run" => &mut dry_run,
+                "force" => &mut force,
+                _ => {
+                    let remedy = "use dry_run or force";
+                    return Err(parameter(&key, "no such query parameter", remedy));
+                }
+            };
+            let value = value.parse().map_err(|_| {
+                let detail = "is neither true nor false";
+                parameter(&key, detail, "write true or false")
+            })?;
+            if place.replace(value).is_some() {
+                return Err(parameter(&key, "is there twice", "name each parameter once"));
+            }
+        }
+        let (dry_run, force) = (dry_run.unwrap_or_default(), force.unwrap_or_default());
+        Ok(EswitchHow { dry_run, force })
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Precondition {
     type Rejection = ApiError;
 
@@ -141,6 +168,21 @@ impl<Spec: Declared, D: Daemon> FromRequest<App<D>> for SpecBody<Spec> {
         let Desired { spec } = json::<Desired<Spec>>(&bytes)?;
         spec.validate()?;
         Ok(SpecBody(spec))
+    }
+}
+
+/// The spec of a PUT that changes an eswitch, valid by itself.
+pub(super) struct EswitchBody(pub(super) EswitchSpec);
+
+impl<D: Daemon> FromRequest<App<D>> for EswitchBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = whole_body(request.into_body(), &app.limits).await?;
+        let Desired { spec } = json::<Desired<EswitchSpec>>(&bytes)?;
+        spec.validate()?;
+        Ok(EswitchBody(spec))
     }
 }
 

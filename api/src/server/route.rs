@@ -8,19 +8,19 @@ use axum::{
     extract::State,
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get},
+    routing::{self, MethodRouter, get},
 };
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, Daemon, FlowFilter, Precondition,
+    App, Daemon, EswitchHow, FlowFilter, Precondition,
     declared::Declared,
     openapi, reply,
-    request::{NoQuery, PathId, SpecBody},
+    request::{EswitchBody, NoQuery, PathId, SpecBody},
 };
 use crate::{
     error::ApiError,
-    resources::{Adapter, Flow, GuestSpec, List, NetworkSpec, PortSpec},
+    resources::{Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec},
 };
 
 /// The media type of Prometheus' text format.
@@ -49,6 +49,7 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
         route("/v1/guests/{id}", single::<GuestSpec, D>(), openapi::one::<GuestSpec>()),
         route("/v1/adapters", get(adapters::<D>), openapi::adapters()),
         route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter()),
+        route("/v1/adapters/{id}/eswitch", routing::put(put_eswitch::<D>), openapi::eswitch()),
         route("/v1/flows", get(flows::<D>), openapi::flows()),
         route("/healthz", get(healthy), openapi::healthz()),
         route("/readyz", get(ready::<D>), openapi::readyz()),
@@ -109,6 +110,17 @@ async fn adapter<D: Daemon>(
     _: NoQuery,
 ) -> Result<Json<Adapter>, ApiError> {
     app.daemon.adapter(&id).await.map(Json)
+}
+
+async fn put_eswitch<D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    how: EswitchHow,
+    EswitchBody(spec): EswitchBody,
+) -> Result<(StatusCode, Json<EswitchChange>), ApiError> {
+    let change = app.daemon.put_eswitch(&id, spec, how).await?;
+    let status = if change.started { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(change)))
 }
 
 async fn flows<D: Daemon>(

@@ -61,7 +61,7 @@ async fn what_answers_is_described_and_what_is_described_answers() {
     assert_eq!(document["openapi"], "3.1.0");
     let described: BTreeSet<_> =
         operations(&document).into_iter().map(|(path, method, _)| (path, method)).collect();
-    assert_eq!(described.len(), 19);
+    assert_eq!(described.len(), 20);
     for path in document["paths"].as_object().unwrap().keys() {
         for method in METHODS {
             let answer =
@@ -119,7 +119,7 @@ async fn the_examples_of_requests_are_accepted() {
     let api = api();
     let mut accepted = 0;
     for (path, method, operation) in operations(&document().await) {
-        if method == "PUT" {
+        if method == "PUT" && path.ends_with("{id}") {
             let id = operation["parameters"][0]["example"].as_str().unwrap();
             let body = &operation["requestBody"]["content"]["application/json"]["example"];
             let answer = put(&api, &path.replace("{id}", id), body).await;

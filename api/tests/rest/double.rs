@@ -12,7 +12,7 @@ use std::{
 use eswitchd_api::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::*,
-    server::{Daemon, FlowFilter, Precondition, Put, PutOutcome},
+    server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     types::Id,
 };
 
@@ -230,6 +230,36 @@ impl Daemon for Double {
         self.trouble().await?;
         self.change(|state| state.adapters.iter().find(|adapter| adapter.id == *id).cloned())
             .ok_or_else(|| ApiError::NotFound { kind: ResourceKind::Adapter, id: id.clone() })
+    }
+
+    async fn put_eswitch(
+        &self,
+        id: &Id,
+        spec: EswitchSpec,
+        how: EswitchHow,
+    ) -> Result<EswitchChange, ApiError> {
+        let adapter = self.adapter(id).await?;
+        let num_vfs = adapter.vfs.len() as u16;
+        let now = EswitchShape { mode: adapter.mode.unwrap_or(EswitchMode::Legacy), num_vfs };
+        let then = EswitchShape {
+            mode: spec.mode.unwrap_or(now.mode),
+            num_vfs: spec.num_vfs.unwrap_or(now.num_vfs),
+        };
+        let in_use: Vec<String> =
+            adapter.vfs.iter().filter_map(|vf| Some(vf.port.as_ref()?.to_string())).collect();
+        if !in_use.is_empty() && !how.force && !how.dry_run {
+            let (detail, remedy) = ("VFs are in use".into(), "force it".into());
+            return Err(ApiError::Conflict { detail, blockers: Vec::new(), remedy });
+        }
+        Ok(EswitchChange {
+            now,
+            then,
+            steps: Vec::new(),
+            ports: Vec::new(),
+            in_use,
+            refused: None,
+            started: !how.dry_run && now != then,
+        })
     }
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {

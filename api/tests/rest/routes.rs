@@ -117,6 +117,36 @@ async fn a_resource_is_created_changed_read_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn an_eswitch_is_changed_tried_and_forced_as_the_query_says() {
+    let mut nic = adapter("pci-a");
+    nic.mode = Some(EswitchMode::Legacy);
+    nic.vfs = vec![
+        serde_json::from_value(json!({"index": 0, "port": "web-1"})).unwrap(),
+        serde_json::from_value(json!({"index": 1})).unwrap(),
+    ];
+    let api = router(Double::with(|state| state.adapters = vec![nic]));
+    let path = "/v1/adapters/pci-a/eswitch";
+    let body = json!({"spec": {"mode": "switchdev"}});
+    let status = async |query: &str, body: &Value| {
+        put(&api, &format!("{path}{query}"), body).await.status.as_u16()
+    };
+    assert_eq!(status("", &body).await, 409);
+    let dry = put(&api, &format!("{path}?dry_run=true"), &body).await;
+    assert_eq!((dry.status.as_u16(), &dry.json()["started"]), (200, &json!(false)));
+    assert_eq!(dry.json()["then"], json!({"mode": "switchdev", "num_vfs": 2}));
+    let forced = put(&api, &format!("{path}?dry_run=false&force=true"), &body).await;
+    assert_eq!((forced.status.as_u16(), &forced.json()["started"]), (202, &json!(true)));
+    assert_eq!(status("?force=true", &json!({"spec": {"num_vfs": 2}})).await, 200);
+    for query in ["?force=yes", "?dry_run", "?force=true&force=true", "?colour=red"] {
+        assert_eq!(status(query, &body).await, 400, "{query}");
+    }
+    for wrong in [json!({"spec": {}}), json!({"spec": {"mode": "software"}})] {
+        assert_eq!(status("", &wrong).await, 422, "{wrong}");
+    }
+    assert_eq!(put(&api, "/v1/adapters/pci-b/eswitch", &body).await.status.as_u16(), 404);
+}
+
+#[tokio::test]
 async fn a_network_with_ports_stays_and_the_ports_are_named() {
     let api = api();
     put(&api, "/v1/networks/blue", &json!({"spec": {"kind": "flat"}})).await;

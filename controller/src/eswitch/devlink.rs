@@ -1,11 +1,11 @@
-//! devlink: eswitch modes and ports, over generic netlink.
+//! devlink: eswitches, ports and rate objects, over generic netlink.
 //!
-//! In: devlink handles. Out: modes, and ports with what they stand for. Formats and numbers are
+//! In: devlink handles, and what is to be set. Out: modes, ports with what they stand for, rates. Formats and numbers are
 //! those of `include/uapi/linux/devlink.h` and of `Documentation/netlink/specs/devlink.yaml` in the
-//! kernel's source. Nothing here changes a device. A malformed message decodes to one with less in
+//! kernel's source. Nothing here decides what should be. A malformed message decodes to one with less in
 //! it; it never panics.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use genetlink::GenetlinkHandle;
 use netlink_packet_core::{DecodeError, Emitable, ParseableParametrized};
@@ -15,9 +15,11 @@ use nix::errno::Errno;
 use super::{
     KernelRefusal,
     netlink::{
-        Answer, attributes, flag, generic_refusal, generic_request, put_text, text, u16_at, u32_at,
+        Answer, attributes, flag, generic_refusal, generic_request, generic_request_within, put,
+        put_text, text, u16_at, u32_at, u64_at,
     },
 };
+use crate::world::{LeafRate, RateView};
 
 /// `DEVLINK_GENL_VERSION`.
 const VERSION: u8 = 1;
@@ -26,11 +28,16 @@ const CONFIG_GROUP: &str = "config";
 /// How often an interrupted dump is begun anew before it is taken as it is: the notification of
 /// what interrupted it leads to another look anyway.
 const DUMP_ATTEMPTS: usize = 3;
+/// How long a driver may take for another mode: it takes its netdevs down and loads firmware.
+const MODE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// `enum devlink_command`.
 mod command {
     pub(super) const PORT_GET: u8 = 5;
     pub(super) const ESWITCH_GET: u8 = 29;
+    pub(super) const ESWITCH_SET: u8 = 30;
+    pub(super) const RATE_GET: u8 = 74;
+    pub(super) const RATE_SET: u8 = 75;
 }
 
 /// `enum devlink_attr`.
@@ -41,12 +48,18 @@ mod attribute {
     pub(super) const PORT_NETDEV_IFINDEX: u16 = 6;
     pub(super) const PORT_NETDEV_NAME: u16 = 7;
     pub(super) const ESWITCH_MODE: u16 = 25;
+    pub(super) const ESWITCH_INLINE_MODE: u16 = 26;
+    pub(super) const ESWITCH_ENCAP_MODE: u16 = 62;
     pub(super) const PORT_FLAVOUR: u16 = 77;
     pub(super) const PORT_NUMBER: u16 = 78;
     pub(super) const PORT_PCI_PF_NUMBER: u16 = 127;
     pub(super) const PORT_PCI_VF_NUMBER: u16 = 128;
     pub(super) const PORT_EXTERNAL: u16 = 149;
     pub(super) const PORT_CONTROLLER_NUMBER: u16 = 150;
+    pub(super) const RATE_TX_SHARE: u16 = 166;
+    pub(super) const RATE_TX_MAX: u16 = 167;
+    pub(super) const RATE_NODE_NAME: u16 = 168;
+    pub(super) const RATE_PARENT_NODE_NAME: u16 = 169;
 }
 
 /// The name of a devlink device: bus and device, written `pci/0000:03:00.0`.
@@ -108,6 +121,52 @@ impl From<u16> for DevlinkMode {
     }
 }
 
+impl From<DevlinkMode> for u16 {
+    fn from(mode: DevlinkMode) -> Self {
+        match mode {
+            DevlinkMode::Legacy => 0,
+            DevlinkMode::Switchdev => 1,
+            DevlinkMode::Other(other) => other,
+        }
+    }
+}
+
+/// What there is to know of a device's eswitch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DevlinkEswitch {
+    /// Its mode.
+    pub(crate) mode: DevlinkMode,
+    /// How much of a frame a VF must hand over inline (`enum devlink_eswitch_inline_mode`).
+    pub(crate) inline_mode: Option<&'static str>,
+    /// Whether it can put frames into tunnels (`enum devlink_eswitch_encap_mode`).
+    pub(crate) encap: Option<bool>,
+}
+
+/// `enum devlink_eswitch_inline_mode` as `devlink` prints it.
+fn inline_mode(mode: u8) -> Option<&'static str> {
+    ["none", "link", "network", "transport"].get(usize::from(mode)).copied()
+}
+
+/// A rate object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DevlinkRate {
+    /// The device.
+    pub(crate) device: DevlinkName,
+    /// Of which port or group it is.
+    pub(crate) of: RateOf,
+    /// What it keeps to, and the group that it belongs to.
+    pub(crate) view: RateView,
+}
+
+/// What a rate object is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RateOf {
+    /// The port of this index.
+    Leaf(u32),
+    /// The group of this name.
+    Node(String),
+}
+
 /// What a devlink port stands for (`enum devlink_port_flavour`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavour {
@@ -166,6 +225,8 @@ pub(crate) enum DevlinkMessage {
         command: u8,
         /// The device; all of them (in a dump) where absent.
         device: Option<DevlinkName>,
+        /// What is to be set.
+        set: Set,
     },
     /// An answer or a notification.
     Told {
@@ -174,6 +235,38 @@ pub(crate) enum DevlinkMessage {
         /// The attributes that we know.
         content: Box<Content>,
     },
+}
+
+/// Rates to be set, in bytes per second. A driver may know one of them only, and refuses a message
+/// that names the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RateChange {
+    /// At most.
+    tx_max: Option<u64>,
+    /// At least.
+    tx_share: Option<u64>,
+}
+
+impl RateChange {
+    /// What makes these rates of those.
+    pub(crate) fn between(has: LeafRate, wanted: LeafRate) -> RateChange {
+        let differs = |has: u64, wanted: u64| (has != wanted).then_some(wanted);
+        RateChange {
+            tx_max: differs(has.tx_max, wanted.tx_max),
+            tx_share: differs(has.tx_share, wanted.tx_share),
+        }
+    }
+}
+
+/// What a request sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Set {
+    /// Nothing.
+    Nothing,
+    /// An eswitch's mode.
+    Mode(DevlinkMode),
+    /// Rates of the port of this index.
+    Rate(u32, RateChange),
 }
 
 /// The attributes of a devlink message that we know.
@@ -185,6 +278,11 @@ pub(crate) struct Content {
     ifindex: Option<u32>,
     netdev: Option<String>,
     eswitch_mode: Option<u16>,
+    inline_mode: Option<u8>,
+    encap_mode: Option<u8>,
+    rate: LeafRate,
+    rate_node: Option<String>,
+    rate_parent: Option<String>,
     flavour: Option<u16>,
     number: Option<u32>,
     pf: Option<u16>,
@@ -204,6 +302,16 @@ impl Content {
                 attribute::PORT_NETDEV_IFINDEX => content.ifindex = u32_at(value, 0),
                 attribute::PORT_NETDEV_NAME => content.netdev = Some(text(value)),
                 attribute::ESWITCH_MODE => content.eswitch_mode = u16_at(value, 0),
+                attribute::ESWITCH_INLINE_MODE => content.inline_mode = value.first().copied(),
+                attribute::ESWITCH_ENCAP_MODE => content.encap_mode = value.first().copied(),
+                attribute::RATE_TX_SHARE => {
+                    content.rate.tx_share = u64_at(value, 0).unwrap_or_default();
+                }
+                attribute::RATE_TX_MAX => {
+                    content.rate.tx_max = u64_at(value, 0).unwrap_or_default();
+                }
+                attribute::RATE_NODE_NAME => content.rate_node = Some(text(value)),
+                attribute::RATE_PARENT_NODE_NAME => content.rate_parent = Some(text(value)),
                 attribute::PORT_FLAVOUR => content.flavour = u16_at(value, 0),
                 attribute::PORT_NUMBER => content.number = u32_at(value, 0),
                 attribute::PORT_PCI_PF_NUMBER => content.pf = u16_at(value, 0),
@@ -218,6 +326,24 @@ impl Content {
 
     fn name(&self) -> Option<DevlinkName> {
         Some(DevlinkName { bus: self.bus.clone()?, device: self.device.clone()? })
+    }
+
+    fn eswitch(&self) -> Option<DevlinkEswitch> {
+        Some(DevlinkEswitch {
+            mode: self.eswitch_mode?.into(),
+            inline_mode: self.inline_mode.and_then(inline_mode),
+            encap: self.encap_mode.map(|mode| mode != 0),
+        })
+    }
+
+    fn rate(&self) -> Option<DevlinkRate> {
+        let of = match (&self.rate_node, self.port_index) {
+            (Some(name), _) => RateOf::Node(name.clone()),
+            (None, Some(port)) => RateOf::Leaf(port),
+            (None, None) => return None,
+        };
+        let view = RateView { rate: self.rate, parent: self.rate_parent.clone() };
+        Some(DevlinkRate { device: self.name()?, of, view })
     }
 
     fn port(&self) -> Option<DevlinkPort> {
@@ -255,9 +381,26 @@ impl GenlFamily for DevlinkMessage {
 impl DevlinkMessage {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        if let DevlinkMessage::Ask { device: Some(device), .. } = self {
+        let DevlinkMessage::Ask { device, set, .. } = self else { return bytes };
+        if let Some(device) = device {
             put_text(&mut bytes, attribute::BUS_NAME, &device.bus);
             put_text(&mut bytes, attribute::DEV_NAME, &device.device);
+        }
+        match set {
+            Set::Nothing => {}
+            Set::Mode(mode) => {
+                put(&mut bytes, attribute::ESWITCH_MODE, &u16::from(*mode).to_ne_bytes());
+            }
+            Set::Rate(port, RateChange { tx_max, tx_share }) => {
+                put(&mut bytes, attribute::PORT_INDEX, &port.to_ne_bytes());
+                for (kind, rate) in
+                    [(attribute::RATE_TX_SHARE, tx_share), (attribute::RATE_TX_MAX, tx_max)]
+                {
+                    if let Some(rate) = rate {
+                        put(&mut bytes, kind, &rate.to_ne_bytes());
+                    }
+                }
+            }
         }
         bytes
     }
@@ -302,40 +445,94 @@ impl Devlink {
         }
     }
 
-    /// The mode of a device's eswitch; `None` where it has none.
+    /// A device's eswitch; `None` where it has none to configure.
     ///
     /// # Errors
     /// `ENODEV` where there is no such devlink device in our network namespace.
-    pub(crate) async fn eswitch_mode(
+    pub(crate) async fn eswitch(
         &self,
         device: &DevlinkName,
-    ) -> Result<Option<DevlinkMode>, KernelRefusal> {
+    ) -> Result<Option<DevlinkEswitch>, KernelRefusal> {
         let what = format!("read the eswitch mode of {device}");
-        let ask =
-            DevlinkMessage::Ask { command: command::ESWITCH_GET, device: Some(device.clone()) };
+        let ask = DevlinkMessage::Ask {
+            command: command::ESWITCH_GET,
+            device: Some(device.clone()),
+            set: Set::Nothing,
+        };
         match self.ask(&what, ask, flag::REQUEST).await {
-            Ok(answer) => Ok(answer
-                .messages
-                .iter()
-                .find_map(|content| content.eswitch_mode)
-                .map(DevlinkMode::from)),
+            Ok(answer) => Ok(answer.messages.iter().find_map(Content::eswitch)),
             Err(refusal) if refusal.errno == Errno::EOPNOTSUPP as i32 => Ok(None),
             Err(refusal) => Err(refusal),
         }
     }
 
+    /// Sets the mode of a device's eswitch. A driver may take a minute for it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) async fn set_eswitch_mode(
+        &self,
+        device: &DevlinkName,
+        mode: DevlinkMode,
+    ) -> Result<(), KernelRefusal> {
+        let what = format!("set the eswitch mode of {device}");
+        let ask = DevlinkMessage::Ask {
+            command: command::ESWITCH_SET,
+            device: Some(device.clone()),
+            set: Set::Mode(mode),
+        };
+        let flags = flag::REQUEST | flag::ACK;
+        let answer = generic_request_within(MODE_PATIENCE, &self.handle, &what, ask, flags);
+        answer.await.map(drop)
+    }
+
+    /// Sets the rates of a port.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(crate) async fn set_rate(
+        &self,
+        device: &DevlinkName,
+        port: u32,
+        change: RateChange,
+    ) -> Result<(), KernelRefusal> {
+        let what = format!("set the rate of {device}/{port}");
+        let ask = DevlinkMessage::Ask {
+            command: command::RATE_SET,
+            device: Some(device.clone()),
+            set: Set::Rate(port, change),
+        };
+        self.ask(&what, ask, flag::REQUEST | flag::ACK).await.map(drop)
+    }
+
     /// The ports of all devices of our network namespace.
     pub(crate) async fn ports(&self) -> Result<Vec<DevlinkPort>, KernelRefusal> {
-        let what = "read the devlink ports";
+        self.dump("read the devlink ports", command::PORT_GET, Content::port).await
+    }
+
+    /// The rate objects of all devices of our network namespace; none on a kernel without them.
+    pub(crate) async fn rates(&self) -> Result<Vec<DevlinkRate>, KernelRefusal> {
+        match self.dump("read the devlink rates", command::RATE_GET, Content::rate).await {
+            Err(refusal) if refusal.errno == Errno::EOPNOTSUPP as i32 => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
+    async fn dump<T>(
+        &self,
+        what: &str,
+        command: u8,
+        read: impl Fn(&Content) -> Option<T>,
+    ) -> Result<Vec<T>, KernelRefusal> {
         let mut attempts = 1;
         loop {
-            let ask = DevlinkMessage::Ask { command: command::PORT_GET, device: None };
+            let ask = DevlinkMessage::Ask { command, device: None, set: Set::Nothing };
             let answer = self.ask(what, ask, flag::REQUEST | flag::DUMP).await?;
             if answer.interrupted && attempts < DUMP_ATTEMPTS {
                 attempts += 1;
                 continue;
             }
-            return Ok(answer.messages.iter().filter_map(Content::port).collect());
+            return Ok(answer.messages.iter().filter_map(&read).collect());
         }
     }
 
@@ -380,12 +577,67 @@ mod tests {
 
     #[test]
     fn a_request_names_the_device_by_bus_and_name() {
-        let ask = DevlinkMessage::Ask { command: command::ESWITCH_GET, device: Some(name()) };
+        let ask = DevlinkMessage::Ask {
+            command: command::ESWITCH_GET,
+            device: Some(name()),
+            set: Set::Nothing,
+        };
         let mut bytes = vec![0; ask.buffer_len()];
         ask.emit(&mut bytes);
         let expected: &[u8] = b"\x0e\0\x01\0netdevsim\0\0\0\x10\0\x02\0netdevsim10\0";
         assert_eq!(bytes, expected);
         assert_eq!(ask.command(), 29);
+    }
+
+    /// The attributes behind the device's name.
+    fn set(command: u8, set: Set) -> Vec<u8> {
+        let ask = DevlinkMessage::Ask { command, device: Some(name()), set };
+        let named = DevlinkMessage::Ask { command, device: Some(name()), set: Set::Nothing };
+        ask.encode().split_off(named.encode().len())
+    }
+
+    #[test]
+    fn a_mode_is_set_as_devlink_sets_it() {
+        let bytes = set(command::ESWITCH_SET, Set::Mode(DevlinkMode::Switchdev));
+        assert_eq!(bytes, b"\x06\0\x19\0\x01\0\0\0");
+    }
+
+    #[test]
+    fn rates_are_set_in_bytes_per_second_and_read_back() {
+        let rate = LeafRate { tx_max: 62_500_000, tx_share: 1_250_000 };
+        let change = RateChange::between(LeafRate::default(), rate);
+        let bytes = set(command::RATE_SET, Set::Rate(129, change));
+        let expected =
+            recorded("0800030081000000 0c00a600d012130000000000 0c00a700a0acb90300000000");
+        assert_eq!(bytes, expected);
+        let faster = LeafRate { tx_max: 1, ..rate };
+        let bytes_of_one = set(command::RATE_SET, Set::Rate(1, RateChange::between(rate, faster)));
+        assert_eq!(bytes_of_one, recorded("0800030001000000 0c00a7000100000000000000"));
+        let mut told_bytes = Vec::new();
+        put_text(&mut told_bytes, attribute::BUS_NAME, "netdevsim");
+        put_text(&mut told_bytes, attribute::DEV_NAME, "netdevsim10");
+        told_bytes.extend(bytes);
+        put_text(&mut told_bytes, attribute::RATE_PARENT_NODE_NAME, "group");
+        let expected = DevlinkRate {
+            device: name(),
+            of: RateOf::Leaf(129),
+            view: RateView { rate, parent: Some("group".into()) },
+        };
+        assert_eq!(told(command::RATE_GET, &told_bytes).rate(), Some(expected));
+    }
+
+    #[test]
+    fn inline_and_encap_mode_are_read_where_a_driver_has_them() {
+        let mut bytes = Vec::new();
+        put(&mut bytes, attribute::ESWITCH_MODE, &1_u16.to_ne_bytes());
+        put(&mut bytes, attribute::ESWITCH_INLINE_MODE, &[3]);
+        put(&mut bytes, attribute::ESWITCH_ENCAP_MODE, &[1]);
+        let expected = DevlinkEswitch {
+            mode: DevlinkMode::Switchdev,
+            inline_mode: Some("transport"),
+            encap: Some(true),
+        };
+        assert_eq!(told(command::ESWITCH_GET, &bytes).eswitch(), Some(expected));
     }
 
     fn told(command: u8, bytes: &[u8]) -> Content {
@@ -409,7 +661,8 @@ mod tests {
         {
             let content = told(command::ESWITCH_GET, &bytes);
             assert_eq!(content.name(), Some(name()));
-            assert_eq!(content.eswitch_mode.map(DevlinkMode::from), Some(mode));
+            let expected = DevlinkEswitch { mode, inline_mode: None, encap: None };
+            assert_eq!(content.eswitch(), Some(expected));
         }
     }
 
@@ -463,7 +716,8 @@ mod tests {
             command: u8,
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
-            let _ = told(command, &bytes).port();
+            let content = told(command, &bytes);
+            let _ = (content.port(), content.eswitch(), content.rate());
         }
     }
 }

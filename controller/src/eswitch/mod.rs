@@ -1,4 +1,5 @@
-//! What changes the host besides flows: representors made ready, VF settings written.
+//! What changes the host besides flows: representors made ready, VF settings and rates written, modes
+//! and numbers of VFs changed.
 //!
 //! In: netdevs and VFs by interface index, and what they should become. Out: the kernel's answer to
 //! each setting, with its errno and its own words. devlink and ethtool are spoken here and nowhere
@@ -7,6 +8,7 @@
 pub(crate) mod devlink;
 mod ethtool;
 pub(crate) mod netlink;
+pub(crate) mod sriov;
 pub mod vdpa;
 
 use std::{fmt, future::Future};
@@ -31,7 +33,10 @@ use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
 use tc_flows::Ifindex;
 
-use self::netlink::{Answer, flag};
+use self::{
+    devlink::Devlink,
+    netlink::{Answer, flag},
+};
 use crate::world::NetdevView;
 
 /// The kernel said no.
@@ -210,6 +215,11 @@ impl EswitchHandle {
         ethtool::switch_tc_offload_on(&self.generic, netdev.ifindex).await.map_err(|refusal| {
             KernelRefusal { what: format!("{} of {}", refusal.what, netdev.name), ..refusal }
         })
+    }
+
+    /// The devlink side.
+    pub(crate) fn devlink(&self) -> Devlink {
+        Devlink::new(self.generic.clone())
     }
 
     /// Writes settings of VF number `vf` of the PF `pf`, each in a message of its own, so that one

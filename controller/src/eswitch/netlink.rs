@@ -113,6 +113,11 @@ pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(offset..offset.checked_add(4)?)?.try_into().ok()?))
 }
 
+/// The 64-bit number at `offset`, in the host's byte order.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(offset..offset.checked_add(8)?)?.try_into().ok()?))
+}
+
 /// Text up to the first NUL; bytes that are no UTF-8 are replaced.
 pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
@@ -137,7 +142,15 @@ pub(crate) async fn answer<T>(
     what: &str,
     replies: impl Stream<Item = NetlinkMessage<T>>,
 ) -> Result<Answer<T>, KernelRefusal> {
-    tokio::time::timeout(PATIENCE, gather(what, pin!(replies)))
+    answer_within(PATIENCE, what, replies).await
+}
+
+async fn answer_within<T>(
+    patience: Duration,
+    what: &str,
+    replies: impl Stream<Item = NetlinkMessage<T>>,
+) -> Result<Answer<T>, KernelRefusal> {
+    tokio::time::timeout(patience, gather(what, pin!(replies)))
         .await
         .unwrap_or_else(|_| Err(lost(what, Errno::ETIMEDOUT, "no answer; the outcome is unknown")))
 }
@@ -250,6 +263,20 @@ pub(crate) async fn generic_request<M>(
 where
     M: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + fmt::Debug,
 {
+    generic_request_within(PATIENCE, handle, what, message, flags).await
+}
+
+/// As [`generic_request`], for what a driver takes longer for.
+pub(crate) async fn generic_request_within<M>(
+    patience: Duration,
+    handle: &GenetlinkHandle,
+    what: &str,
+    message: M,
+    flags: u16,
+) -> Result<Answer<M>, KernelRefusal>
+where
+    M: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + fmt::Debug,
+{
     let mut request = NetlinkMessage::from(GenlMessage::from_payload(message));
     request.header.flags = flags;
     let replies = handle
@@ -258,7 +285,7 @@ where
         .await
         .map_err(|error| generic_refusal(what, error))?
         .filter_map(|reply| std::future::ready(reply.ok()));
-    let answer = answer(what, replies).await?;
+    let answer = answer_within(patience, what, replies).await?;
     let messages = answer.messages.into_iter().map(|message| message.payload).collect();
     Ok(Answer { messages, interrupted: answer.interrupted })
 }

@@ -13,9 +13,9 @@ use std::{
 use api::{
     resources::{
         AdminState, Attachment, Backing, EswitchMode, GuestMacs, GuestSpec, NetworkKind,
-        NetworkSpec, PortFunction, PortSpec, Promiscuous, UnknownUnicast, VlanProto, VlanTag,
+        NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast, VlanProto, VlanTag,
     },
-    types::{Id, MacAddr, Vid},
+    types::{Bitrate, Id, MacAddr, Priority, Vid},
 };
 use proptest::prelude::*;
 use tc_flows::{DumpFault, FakeKernel, Kernel as _, Mode, Op, Owner, Rule};
@@ -27,8 +27,8 @@ use crate::{
     intent::{Change, Intent},
     plan::{AdapterPolicies, Dirty, Plan, Planner, Program},
     world::{
-        AdapterView, BackingView, Connection, GuestFunction, GuestView, NetdevView, RxFilter,
-        VfView, World,
+        AdapterView, BackingView, Connection, EswitchView, GuestFunction, GuestView, NetdevView,
+        RateView, RxFilter, VfView, World,
     },
 };
 
@@ -277,9 +277,13 @@ impl Host {
             view.vfs = (0..VFS)
                 .map(|n| {
                     let representor = switchdev.then(|| netdev(format!("eni1np1v{n}")));
-                    (n, VfView { representor, settings: None })
+                    (n, VfView { representor, ..VfView::default() })
                 })
                 .collect();
+            // All VFs but one have a rate object.
+            let leaves = (1..VFS).map(|n| (n, (u32::from(n), RateView::default())));
+            view.eswitch = switchdev
+                .then(|| EswitchView { leaves: leaves.collect(), ..EswitchView::default() });
         }
         self.world.adapters.insert(id(NIC), view);
     }
@@ -388,7 +392,8 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
         let network = id(format!("net{network}"));
         let tag = tag.map(|tag| Vid::try_from(tag).unwrap());
         if attachments.iter().all(|other| other.network != network && other.tag != tag) {
-            attachments.push(Attachment { network, tag });
+            let priority = tag.and_then(|tag| Priority::try_from(tag.get() as u8 % 8).ok());
+            attachments.push(Attachment { network, tag, priority });
         }
     }
     let macs: BTreeSet<MacAddr> = sketch.macs.into_iter().map(mac).collect();
@@ -398,6 +403,7 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
         macs: macs.into_iter().collect(),
         guest_macs: sketch.choice.map(|max| GuestMacs { max, allow: Vec::new() }),
         promiscuous: if sketch.promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
+        qos: Some(Qos { tx_max: Bitrate::from_mbit(number as u32 / 2), tx_min: None }),
         admin_state: if sketch.down { AdminState::Down } else { AdminState::Up },
     }
 }

@@ -6,10 +6,12 @@
 //! job an adapter.
 
 mod conditions;
+mod eswitch;
 mod flows;
 #[cfg(test)]
 mod history;
 mod ledger;
+mod rates;
 mod serve;
 mod settings;
 mod status;
@@ -32,19 +34,21 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-pub(crate) use self::serve::DaemonHandle;
 use self::{
     conditions::ConditionLog,
+    eswitch::{EswitchPolicies, Orders},
     flows::{AdapterFlows, Drift},
+    rates::RateWrites,
     settings::VfWrites,
 };
+pub(crate) use self::{eswitch::EswitchPolicy, serve::DaemonHandle};
 use crate::{
     apply::{
         flows::{FlowDone, FlowJob},
         vdpa::{self, VdpaChange},
     },
     eswitch::{EswitchHandle, KernelRefusal, VfSetting, vdpa::Vdpa},
-    intent::{Change, Claims, Effect, Intent},
+    intent::{Change, Claims, Effect, Intent, OrderStage},
     metrics::Metrics,
     observe::{
         flows::FlowNews,
@@ -57,7 +61,7 @@ use crate::{
         vdpa::VdpaProgram,
     },
     store::{Remembered, Store, StoreError},
-    world::{Connection, GuestView, NetdevView, World},
+    world::{Connection, GuestView, LeafRate, NetdevView, World},
 };
 
 /// How long a start waits for guests that were there when the daemon ended, before it plans with
@@ -124,6 +128,15 @@ pub(crate) struct Outlets {
     pub(crate) eswitch: EswitchHandle,
 }
 
+/// What the configuration says.
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    /// Of adapters, as far as planning needs it.
+    pub(crate) adapters: AdapterPolicies,
+    /// Of the eswitches of NICs.
+    pub(crate) eswitches: EswitchPolicies,
+}
+
 /// What a task that the owner started has done.
 #[derive(Debug)]
 enum Finished {
@@ -132,6 +145,8 @@ enum Finished {
     VfGathered(Id, u16),
     VfWritten(Id, u16, Vec<(VfSetting, Result<(), KernelRefusal>)>),
     VdpaChanged(Id, VdpaChange, Result<(), KernelRefusal>),
+    Reshaped(Id, Result<(), KernelRefusal>),
+    RateSet(Id, u16, LeafRate, Result<(), KernelRefusal>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -165,6 +180,7 @@ struct AdapterState {
     /// What a representor lacks, in the kernel's words.
     problems: BTreeMap<Ifindex, String>,
     settings: VfWrites,
+    rates: RateWrites,
     /// What was asked for each vDPA device last, by name.
     vdpa_told: BTreeMap<String, VdpaChange>,
     /// What the kernel refused of it.
@@ -225,6 +241,8 @@ pub(crate) struct Owner {
     /// What of World and Intent the planner has not seen.
     dirty: Dirty,
     policies: AdapterPolicies,
+    eswitches: EswitchPolicies,
+    orders: Orders,
     adapters: BTreeMap<Id, AdapterState>,
     timings: BTreeMap<Id, PortTiming>,
     conditions: ConditionLog,
@@ -253,7 +271,7 @@ impl Owner {
     pub(crate) fn new(
         remembered: Remembered,
         store: Box<dyn Store>,
-        policies: AdapterPolicies,
+        policies: Policies,
         outlets: Outlets,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -278,7 +296,9 @@ impl Owner {
             planner: Planner::holding(remembered.claims.clone()),
             dirty: Dirty::all(),
             intent: remembered.intent,
-            policies,
+            policies: policies.adapters,
+            eswitches: policies.eswitches,
+            orders: Orders::default(),
             adapters: BTreeMap::new(),
             timings: BTreeMap::new(),
             conditions: ConditionLog::default(),
@@ -351,6 +371,7 @@ impl Owner {
             let before = self.world.adapters.get(id);
             let state = self.adapters.entry(id.clone()).or_default();
             state.settings.seen(before, view);
+            state.rates.seen(before, view);
             if before.is_none_or(|before| before.vdpa != view.vdpa) {
                 state.vdpa_told.clear();
             }
@@ -453,9 +474,13 @@ impl Owner {
         if !self.dirty.is_empty() {
             self.replan();
         }
+        let mut busy = self.drive_eswitches();
         let planner = std::mem::take(&mut self.planner);
-        let mut busy = false;
         for (id, program) in &planner.plan().programs {
+            // Nothing of what its VFs have outlives the steps.
+            if self.orders.are_taken_at(id) {
+                continue;
+            }
             busy |= match program {
                 Program::Flows(program) => self.drive_flows(id, program),
                 Program::VfSettings(program) => self.drive_settings(id, program),
@@ -463,6 +488,9 @@ impl Owner {
         }
         for (id, program) in &planner.plan().vdpa {
             busy |= self.drive_vdpa(id, program);
+        }
+        for (id, program) in &planner.plan().rates {
+            busy |= self.drive_rates(id, program);
         }
         self.planner = planner;
         if !busy && !self.converged_once {
@@ -688,6 +716,10 @@ impl Owner {
             Finished::BroughtUp(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Up, result);
             }
+            Finished::Reshaped(id, result) => self.reshaped(&id, result),
+            Finished::RateSet(id, index, rate, result) => {
+                self.rate_set(&id, index, rate, result);
+            }
             Finished::VfGathered(id, index) => self.vf_gathered(&id, index),
             Finished::VfWritten(id, index, results) => self.vf_written(&id, index, results),
             Finished::VdpaChanged(id, change, result) => {
@@ -745,8 +777,15 @@ impl Owner {
                     state.flows.retry(program);
                 }
                 state.settings.retry();
+                state.rates.retry();
                 state.vdpa_told.clear();
             }
+        }
+        if tick.is_multiple_of(RETRY_EVERY) {
+            self.orders.retry();
+        }
+        if self.may_act() {
+            self.mend_eswitches();
         }
         self.stamp_conditions();
         self.update_gauges();
@@ -812,6 +851,9 @@ impl Owner {
                     blockers: Vec::new(),
                     remedy: "delete networks that no port uses".into(),
                 })
+            }
+            Change::Eswitch(id, Some(order)) if order.stage == OrderStage::Forward => {
+                self.order_in_the_way(id).map_or(Ok(()), Err)
             }
             _ => Ok(()),
         }

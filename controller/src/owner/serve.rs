@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use api::{
     error::{ApiError, NotReady, ResourceKind},
-    resources::{Adapter, Flow, Guest, GuestSpec, Network, NetworkSpec, Port, PortSpec},
-    server::{Daemon, FlowFilter, Precondition, Put, PutOutcome},
+    resources::{
+        Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
+        PortSpec,
+    },
+    server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     types::Id,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -174,6 +177,25 @@ impl Daemon for DaemonHandle {
 
     async fn adapter(&self, id: &Id) -> Result<Adapter, ApiError> {
         self.find(ResourceKind::Adapter, id, Owner::adapter).await
+    }
+
+    async fn put_eswitch(
+        &self,
+        id: &Id,
+        spec: EswitchSpec,
+        how: EswitchHow,
+    ) -> Result<EswitchChange, ApiError> {
+        let wanted = id.clone();
+        let considered = self.read(move |owner| owner.consider(&wanted, spec, how.force)).await??;
+        if how.dry_run {
+            return Ok(considered.change);
+        }
+        let (mut change, order) = considered.decide()?;
+        if let Some(order) = order {
+            change.started = order.target().is_some();
+            self.write(Change::Eswitch(id.clone(), Some(order)), Precondition::None).await?;
+        }
+        Ok(change)
     }
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {

@@ -10,9 +10,9 @@ use std::{
 
 use api::{
     resources::{
-        Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode, Flow,
-        FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network, NetworkStatus, Port,
-        PortFunction, PortStatus, RefusedMac, Resource,
+        Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode,
+        EswitchSettings, Flow, FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network,
+        NetworkStatus, Port, PortFunction, PortStatus, RateObject, RefusedMac, Resource,
     },
     server::FlowFilter,
     types::Id,
@@ -26,7 +26,7 @@ use crate::{
         Finding, PortPlan, Program, legacy::LegacyProgram, switchdev::FlowProgram,
         vdpa::device_name,
     },
-    world::{AdapterView, BackingView, Connection, GuestView, NetdevView},
+    world::{AdapterView, BackingView, Connection, EswitchView, GuestView, NetdevView, RateView},
 };
 
 /// What became of a port's flows.
@@ -173,6 +173,13 @@ impl Owner {
         if let Some(finding) = plan.unmet.first() {
             return statement("Programmed", Partial, finding);
         }
+        let rates = self.adapters.get(&place.adapter).map(|state| &state.rates);
+        if let Some(refusal) = place.vf.zip(rates).and_then(|(vf, rates)| rates.refusal_of(vf)) {
+            return say(Partial, "RateRefused", refusal.to_string());
+        }
+        if place.vf.is_some_and(|vf| !self.rate_is_set(&place.adapter, vf)) {
+            return say(False, "Pending", "the VF's rate is on its way".into());
+        }
         match self.planner.plan().programs.get(&place.adapter) {
             Some(Program::Flows(_)) => {
                 let FlowCounts { refused, pending, .. } = summary.counts;
@@ -211,6 +218,15 @@ impl Owner {
             }
             None => say(False, "AdapterMissing", "the adapter is not there".into()),
         }
+    }
+
+    /// Whether a VF's rate object, where there is one, shows what it should.
+    fn rate_is_set(&self, adapter: &Id, vf: u16) -> bool {
+        let program = self.planner.plan().rates.get(adapter);
+        let wanted = program.and_then(|program| program.leaves.get(&vf));
+        let view = self.world.adapters.get(adapter).and_then(|view| view.eswitch.as_ref());
+        let has = view.and_then(|view| view.leaves.get(&vf)).map(|(_, view)| &view.rate);
+        wanted.is_none() || wanted == has
     }
 
     fn vf_state(&self, adapter: &Id, vf: u16, program: &LegacyProgram) -> Option<VfState> {
@@ -397,6 +413,7 @@ impl Owner {
             vfs: self.adapter_vfs(id, view),
             flows: self.adapter_counts(id),
             foreign_filters: self.adapters.get(id).map_or(0, |s| s.flows.foreign_filters()),
+            eswitch: view.eswitch.as_ref().map(eswitch_settings),
             conditions: Vec::new(),
         };
         let statements = self.adapter_statements(id, view);
@@ -422,12 +439,14 @@ impl Owner {
         let vfs = view.vfs.iter().map(|(index, vf)| AdapterVf {
             index: Some(*index),
             representor: vf.representor.as_ref().map(netdev),
+            driver: vf.driver.clone(),
             settings: vf.settings.clone(),
             port: port_at(Some(*index), vf.representor.as_ref()),
         });
         let representors = view.representors.values().map(|representor| AdapterVf {
             index: None,
             representor: Some(netdev(representor)),
+            driver: None,
             settings: None,
             port: port_at(None, Some(representor)),
         });
@@ -455,6 +474,7 @@ impl Owner {
             for (index, refused) in state.settings.refused() {
                 problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
             }
+            problems.extend(state.rates.refused().map(|(_, refusal)| refusal.to_string()));
             problems.extend(state.vdpa_refused.values().map(ToString::to_string));
         }
         let present = match view.mode {
@@ -465,7 +485,9 @@ impl Owner {
             true => Statement::new("Healthy", True, "NoProblem", "nothing was refused"),
             false => Statement::new("Healthy", False, "Problems", problems.join("; ")),
         };
-        vec![present, healthy]
+        let mut statements = vec![present, healthy];
+        statements.extend(self.eswitch_statement(id, view));
+        statements
     }
 
     pub(super) fn flows(&self, filter: &FlowFilter) -> Vec<Flow> {
@@ -595,6 +617,24 @@ impl Owner {
 
     fn stamp(&mut self, kind: &str, id: &Id, statements: Vec<Statement>) -> Vec<Condition> {
         self.conditions.stamp(&format!("{kind}/{id}"), SystemTime::now(), statements)
+    }
+}
+
+fn eswitch_settings(view: &EswitchView) -> EswitchSettings {
+    let object = |rate: &RateView| RateObject {
+        tx_max: rate.rate.tx_max * 8,
+        tx_share: rate.rate.tx_share * 8,
+        parent: rate.parent.clone(),
+        ..RateObject::default()
+    };
+    let leaves = view.leaves.iter();
+    let leaves = leaves.map(|(vf, (_, rate))| RateObject { vf: Some(*vf), ..object(rate) });
+    let nodes = view.nodes.iter();
+    let nodes = nodes.map(|(name, rate)| RateObject { node: Some(name.clone()), ..object(rate) });
+    EswitchSettings {
+        inline_mode: view.inline_mode.map(str::to_owned),
+        encap: view.encap,
+        rates: leaves.chain(nodes).collect(),
     }
 }
 

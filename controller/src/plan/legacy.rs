@@ -197,7 +197,7 @@ pub(super) fn priority_needs_vlan(network: &Id) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use api::resources::{EswitchMode, NetworkSpec, PortSpec, VfSettings};
+    use api::resources::{EswitchMode, NetworkSpec, PortSpec};
     use serde_json::{Value, json};
 
     use super::*;
@@ -213,7 +213,7 @@ mod tests {
 
     /// What VF 0 of two is set to, with this port on it, and what of the port's spec cannot be had.
     fn planned(port: Value) -> (VfProgram, Vec<&'static str>) {
-        let vf = VfView { representor: None, settings: None::<VfSettings> };
+        let vf = VfView::default();
         let adapter = AdapterView {
             handle: "a/b".into(),
             mode: Some(EswitchMode::Legacy),

@@ -7,6 +7,7 @@
 //! 2. [`admit`]: which addresses each port may send from (the policy);
 //! 3. [`switchdev`]: the flows of an adapter with representors;
 //!    [`legacy`]: the VF settings of an adapter without;
+//!    [`rate`]: what its VFs may send, where devlink rate objects keep it;
 //!    [`vdpa`]: the vDPA devices of an adapter whose devices are ours to manage.
 //!
 //! [`Planner`] runs them for what changed, [`plan`] for everything.
@@ -15,7 +16,7 @@ pub mod admit;
 pub mod bind;
 pub mod legacy;
 mod planner;
-mod rate;
+pub mod rate;
 mod roster;
 pub mod switchdev;
 pub mod vdpa;
@@ -45,6 +46,8 @@ pub struct Plan {
     pub programs: BTreeMap<Id, Program>,
     /// The vDPA devices that each adapter should have, where they are ours to manage.
     pub vdpa: BTreeMap<Id, vdpa::VdpaProgram>,
+    /// The rates of VFs, of adapters with rate objects for them.
+    pub rates: BTreeMap<Id, rate::RateProgram>,
     /// What became of each port.
     pub ports: BTreeMap<Id, PortPlan>,
     /// What stands in the way of a network.

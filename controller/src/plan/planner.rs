@@ -57,6 +57,7 @@ impl Dirty {
             Change::Network(id, _) => self.networks.insert(id.clone()),
             Change::Port(id, _) => self.ports.insert(id.clone()),
             Change::Guest(id, _) => self.guests.insert(id.clone()),
+            Change::Eswitch(..) => false,
         };
     }
 }
@@ -131,6 +132,7 @@ impl Planner {
         let mut judged: BTreeSet<Id> = ports.clone();
         self.plan.programs.retain(|id, _| world.adapters.contains_key(id));
         self.plan.vdpa.retain(|id, _| world.adapters.contains_key(id));
+        self.plan.rates.retain(|id, _| world.adapters.contains_key(id));
         self.sheets.retain(|id, _| world.adapters.contains_key(id));
         for (id, adapter) in &world.adapters {
             let adapter_touched =
@@ -219,6 +221,24 @@ impl Planner {
                 false => self.plan.networks.insert(id, findings),
             };
         }
+        for (id, adapter) in &world.adapters {
+            let touched = dirty.all || dirty.adapters.contains(id);
+            match self.plan.rates.get_mut(id).filter(|_| !touched) {
+                Some(rates) => {
+                    let was = ports.iter().filter_map(|port| before.get(port)?.as_ref());
+                    rates.release(id, was);
+                    let now = ports.iter().filter_map(|port| self.plan.ports.get_key_value(port));
+                    rates.take(id, intent, now);
+                }
+                None => {
+                    let rates = rate::program(id, adapter, intent, &self.plan.ports);
+                    match rates {
+                        Some(rates) => self.plan.rates.insert(id.clone(), rates),
+                        None => self.plan.rates.remove(id),
+                    };
+                }
+            }
+        }
         self.vdpa(world, intent, &mut before);
         let plan = &self.plan;
         before.retain(|id, was| plan.ports.get(id) != was.as_ref());
@@ -301,7 +321,8 @@ impl Planner {
         };
         let attachments = spec.attachments.iter();
         let findings = attachments.filter_map(|attachment| finding(&attachment.network));
-        Some(findings.chain(rate::unmet(intent, spec)).collect())
+        let rates = rate::unmet(intent, spec, adapter, place.vf);
+        Some(findings.chain(rates).collect())
     }
 
     /// The vDPA devices, where they are ours to manage: rare, and so planned whole.

@@ -24,6 +24,7 @@ const PORTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("ports");
 const GUESTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("guests");
 /// Port by network and MAC address: `network mac` (an id has no space).
 const CLAIMS: TableDefinition<'_, &str, &str> = TableDefinition::new("claims");
+const ESWITCHES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("eswitches");
 const SEEN: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("seen");
 
 /// A [`Store`] in a redb file.
@@ -48,7 +49,7 @@ impl RedbStore {
                 if found.is_none() {
                     meta.insert("format", FORMAT)?;
                 }
-                for table in [NETWORKS, PORTS, GUESTS, SEEN] {
+                for table in [NETWORKS, PORTS, GUESTS, ESWITCHES, SEEN] {
                     write.open_table(table)?;
                 }
                 write.open_table(CLAIMS)?;
@@ -175,6 +176,7 @@ impl Store for RedbStore {
                 networks: self.parsed(NETWORKS)?,
                 ports: self.parsed(PORTS)?,
                 guests: self.parsed(GUESTS)?,
+                eswitches: self.parsed(ESWITCHES)?,
             },
             claims: self.claims()?,
             guests: self.parsed(SEEN)?,
@@ -192,6 +194,7 @@ impl Store for RedbStore {
                 Change::Network(id, _) => put(transaction, NETWORKS, id, &after.networks)?,
                 Change::Port(id, _) => put(transaction, PORTS, id, &after.ports)?,
                 Change::Guest(id, _) => put(transaction, GUESTS, id, &after.guests)?,
+                Change::Eswitch(id, _) => put(transaction, ESWITCHES, id, &after.eswitches)?,
             }
             transaction.open_table(META)?.insert("revision", after.revision)?;
             Ok(())
@@ -224,9 +227,10 @@ impl Store for RedbStore {
 
 #[cfg(test)]
 mod tests {
-    use api::resources::{GuestSpec, NetworkKind, NetworkSpec};
+    use api::resources::{EswitchMode, EswitchShape, GuestSpec, NetworkKind, NetworkSpec};
 
     use super::*;
+    use crate::intent::{EswitchOrder, OrderStage};
 
     fn id(text: &str) -> Id {
         text.parse().unwrap()
@@ -254,11 +258,15 @@ mod tests {
             store.commit(&mut intent, Change::Network(id("net"), Some(flat()))).unwrap();
             store.commit(&mut intent, Change::Guest(id("vm"), Some(GuestSpec::default()))).unwrap();
             store.commit(&mut intent, Change::Guest(id("vm"), None)).unwrap();
+            let shape = |num_vfs| EswitchShape { mode: EswitchMode::Legacy, num_vfs };
+            let stage = OrderStage::Back { why: "no".into() };
+            let order = EswitchOrder { wanted: shape(4), before: shape(2), stage };
+            store.commit(&mut intent, Change::Eswitch(id("nic"), Some(order))).unwrap();
             store.remember(&claims, &guests).unwrap();
         }
         let remembered = RedbStore::open(&path).unwrap().load().unwrap();
         assert_eq!(remembered, Remembered { intent, claims, guests });
-        assert_eq!(remembered.intent.revision, 3);
+        assert_eq!(remembered.intent.revision, 4);
     }
 
     #[test]

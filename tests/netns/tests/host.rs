@@ -133,6 +133,8 @@ fn nic(handle: &str) -> AdapterConfig {
         uplink_use: Default::default(),
         vdpa: Default::default(),
         vdpa_management: None,
+        manage_eswitch: false,
+        max_vfs: None,
     }
 }
 
@@ -145,6 +147,8 @@ fn software(uplink: &str, patterns: &[&str]) -> AdapterConfig {
         uplink_use: Default::default(),
         vdpa: Default::default(),
         vdpa_management: None,
+        manage_eswitch: false,
+        max_vfs: None,
     }
 }
 

@@ -187,9 +187,13 @@ impl Watch {
             for nic in &nics {
                 facts.eswitches.insert(nic.device.clone(), eswitch(devlink, &nic.device).await?);
                 facts.drivers.extend(driver(&nic.device).map(|name| (nic.device.clone(), name)));
+                if nic.manages_eswitch {
+                    facts.vf_drivers.insert(nic.device.clone(), vf_drivers(&nic.device));
+                }
             }
             if facts.eswitches.values().any(|eswitch| *eswitch != Eswitch::Absent) {
                 facts.ports = devlink.ports().await?;
+                facts.rates = devlink.rates().await?;
             }
         }
         // After the ports: a port's netdev is then at most newer than the port says, and what is
@@ -317,8 +321,8 @@ async fn eswitch(devlink: &Devlink, device: &DevlinkName) -> Result<Eswitch, Ker
     if devlink.config_group().await?.is_none() {
         return Ok(Eswitch::Absent);
     }
-    Ok(match told(devlink.eswitch_mode(device).await)? {
-        Ok(Some(mode)) => Eswitch::Mode(mode),
+    Ok(match told(devlink.eswitch(device).await)? {
+        Ok(Some(eswitch)) => Eswitch::There(eswitch),
         Ok(None) => Eswitch::Fixed,
         Err(refusal) if refusal.errno == Errno::ENODEV as i32 => Eswitch::Absent,
         Err(refusal) => Eswitch::Refused(refusal),
@@ -344,6 +348,17 @@ fn vf_addresses(device: &DevlinkName) -> BTreeMap<u16, String> {
             Some((index, vf.file_name()?.to_str()?.to_owned()))
         })
         .collect()
+}
+
+/// The drivers of a device's VFs, by index; of those that have one.
+fn vf_drivers(device: &DevlinkName) -> BTreeMap<u16, String> {
+    let devices = Path::new(BUSES).join(&device.bus).join("devices");
+    let driver = |address: String| {
+        let link = std::fs::read_link(devices.join(address).join("driver")).ok()?;
+        Some(link.file_name()?.to_str()?.to_owned())
+    };
+    let vfs = vf_addresses(device).into_iter();
+    vfs.filter_map(|(index, address)| Some((index, driver(address)?))).collect()
 }
 
 /// The name of a device's kernel driver.

@@ -16,11 +16,13 @@ use crate::{
     config::{AdapterConfig, VdpaUse},
     eswitch::{
         EswitchError, KernelRefusal,
-        devlink::{DevlinkMode, DevlinkName, DevlinkPort, Flavour},
+        devlink::{
+            DevlinkEswitch, DevlinkMode, DevlinkName, DevlinkPort, DevlinkRate, Flavour, RateOf,
+        },
         vdpa::ManagementName,
     },
     plan::vdpa::{place_of, vf_place},
-    world::{AdapterView, NetdevView, VdpaDeviceView, VdpaView, VfView},
+    world::{AdapterView, EswitchView, NetdevView, VdpaDeviceView, VdpaView, VfView},
 };
 
 /// A configured adapter.
@@ -41,6 +43,8 @@ pub(super) struct Nic {
     pub(super) uplink: Option<String>,
     /// Whether its vDPA devices are ours to manage.
     pub(super) manages_vdpa: bool,
+    /// Whether its mode and number of VFs are.
+    pub(super) manages_eswitch: bool,
 }
 
 /// A configured software adapter.
@@ -66,6 +70,7 @@ impl TryFrom<&AdapterConfig> for Adapter {
                 device: handle.parse().map_err(invalid)?,
                 uplink: config.uplink.clone(),
                 manages_vdpa: config.vdpa == VdpaUse::Manage,
+                manages_eswitch: config.manage_eswitch,
             })),
             (None, Some(name)) => Ok(Adapter::Software(Software {
                 handle: format!("soft-{name}"),
@@ -89,8 +94,8 @@ pub(super) enum Eswitch {
     Absent,
     /// The device has no eswitch to configure.
     Fixed,
-    /// The mode it is in.
-    Mode(DevlinkMode),
+    /// What it is set to.
+    There(DevlinkEswitch),
     /// The kernel would not tell.
     Refused(KernelRefusal),
 }
@@ -108,6 +113,10 @@ pub(super) struct Facts {
     pub(super) drivers: BTreeMap<DevlinkName, String>,
     /// The VFs of PFs in legacy mode.
     pub(super) vfs: BTreeMap<Ifindex, Result<VfTable, KernelRefusal>>,
+    /// The drivers of VFs, of NICs whose eswitch is ours to manage.
+    pub(super) vf_drivers: BTreeMap<DevlinkName, BTreeMap<u16, String>>,
+    /// The devlink rate objects.
+    pub(super) rates: Vec<DevlinkRate>,
     /// The PCI addresses of VFs, by device and index.
     pub(super) vf_addresses: BTreeMap<DevlinkName, BTreeMap<u16, String>>,
     /// What makes vDPA network devices.
@@ -173,8 +182,9 @@ impl Nic {
     /// devlink knows none, a netdev of the device.
     pub(super) fn legacy_pf<'a>(&'a self, facts: &'a Facts) -> Option<&'a Link> {
         match facts.eswitches.get(&self.device) {
-            None | Some(Eswitch::Absent | Eswitch::Fixed | Eswitch::Mode(DevlinkMode::Legacy)) => {}
-            Some(Eswitch::Mode(_) | Eswitch::Refused(_)) => return None,
+            None | Some(Eswitch::Absent | Eswitch::Fixed) => {}
+            Some(Eswitch::There(eswitch)) if eswitch.mode == DevlinkMode::Legacy => {}
+            Some(Eswitch::There(_) | Eswitch::Refused(_)) => return None,
         }
         let mut candidates = facts.physical_ports(&self.device);
         if candidates.is_empty() {
@@ -196,23 +206,62 @@ impl Nic {
             ..AdapterView::default()
         };
         match facts.eswitches.get(&self.device) {
-            Some(Eswitch::Mode(DevlinkMode::Switchdev)) => self.fill_switchdev(facts, &mut view),
-            Some(Eswitch::Mode(DevlinkMode::Other(mode))) => view.problems.push(format!(
-                "{} is in eswitch mode {mode}, which this version does not know; set it with \
-                 `devlink dev eswitch set {} mode switchdev` (or legacy)",
-                self.device, self.device
-            )),
-            Some(Eswitch::Refused(refusal)) => view.problems.push(refusal.to_string()),
-            Some(Eswitch::Mode(DevlinkMode::Legacy)) => {
-                view.mode = Some(EswitchMode::Legacy);
-                self.fill_legacy(facts, &mut view);
+            Some(Eswitch::There(eswitch)) => {
+                view.eswitch = Some(self.eswitch(facts, eswitch));
+                self.fill_mode(facts, eswitch.mode, &mut view);
             }
+            Some(Eswitch::Refused(refusal)) => view.problems.push(refusal.to_string()),
             Some(Eswitch::Absent | Eswitch::Fixed) | None => {
                 self.fill_legacy(facts, &mut view);
                 view.mode = view.pf.as_ref().map(|_| EswitchMode::Legacy);
             }
         }
+        for (index, driver) in facts.vf_drivers.get(&self.device).into_iter().flatten() {
+            if let Some(vf) = view.vfs.get_mut(index) {
+                vf.driver = Some(driver.clone());
+            }
+        }
         view.vdpa = self.vdpa(facts, &mut view.problems);
+        view
+    }
+
+    fn fill_mode(&self, facts: &Facts, mode: DevlinkMode, view: &mut AdapterView) {
+        match mode {
+            DevlinkMode::Switchdev => self.fill_switchdev(facts, view),
+            DevlinkMode::Legacy => {
+                view.mode = Some(EswitchMode::Legacy);
+                self.fill_legacy(facts, view);
+            }
+            DevlinkMode::Other(mode) => view.problems.push(format!(
+                "{} is in eswitch mode {mode}, which this version does not know; set it with \
+                 `devlink dev eswitch set {} mode switchdev` (or legacy)",
+                self.device, self.device
+            )),
+        }
+    }
+
+    /// What devlink says of the eswitch, with the rates of this PF's VFs.
+    fn eswitch(&self, facts: &Facts, eswitch: &DevlinkEswitch) -> EswitchView {
+        let mut view = EswitchView {
+            inline_mode: eswitch.inline_mode,
+            encap: eswitch.encap,
+            ..EswitchView::default()
+        };
+        let vfs: BTreeMap<u32, u16> = self
+            .vf_ports(facts, &mut Vec::new())
+            .filter_map(|port| Some((port.index, port.vf?)))
+            .collect();
+        for rate in facts.rates.iter().filter(|rate| rate.device == self.device) {
+            match &rate.of {
+                RateOf::Node(name) => {
+                    view.nodes.insert(name.clone(), rate.view.clone());
+                }
+                RateOf::Leaf(port) => {
+                    let vf = vfs.get(port).map(|vf| (*vf, (*port, rate.view.clone())));
+                    view.leaves.extend(vf);
+                }
+            }
+        }
         view
     }
 
@@ -224,7 +273,7 @@ impl Nic {
         for port in self.vf_ports(facts, &mut view.problems) {
             let Some(vf) = port.vf else { continue };
             let representor = facts.netdev_of(port).map(Link::view);
-            view.vfs.insert(vf, VfView { representor, settings: None });
+            view.vfs.insert(vf, VfView { representor, ..VfView::default() });
         }
     }
 
@@ -309,7 +358,7 @@ impl Nic {
                     ));
                 }
                 view.vfs.extend(table.settings.iter().map(|(vf, settings)| {
-                    (*vf, VfView { representor: None, settings: Some(settings.clone()) })
+                    (*vf, VfView { settings: Some(settings.clone()), ..VfView::default() })
                 }));
             }
             Some(Err(refusal)) => view.problems.push(refusal.to_string()),
@@ -325,7 +374,7 @@ impl Nic {
                 "{device} is there, with driver {driver}, but has no netdev in this network \
                  namespace; move it here, or give the device a driver that makes one"
             ),
-            (None, Some(Eswitch::Mode(_) | Eswitch::Fixed)) => format!(
+            (None, Some(Eswitch::There(_) | Eswitch::Fixed)) => format!(
                 "{device} has no netdev in this network namespace; move it here with \
                  `devlink dev reload {device} netns`, or run eswitchd there"
             ),
@@ -407,6 +456,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::world::{LeafRate, RateView};
 
     const DEVICE: &str = "pci/0000:03:00.1";
 
@@ -459,7 +509,16 @@ mod tests {
     }
 
     fn nic(uplink: Option<&str>) -> Nic {
-        Nic { device: device(), uplink: uplink.map(str::to_owned), manages_vdpa: false }
+        Nic {
+            device: device(),
+            uplink: uplink.map(str::to_owned),
+            manages_vdpa: false,
+            manages_eswitch: false,
+        }
+    }
+
+    fn at(mode: DevlinkMode) -> DevlinkEswitch {
+        DevlinkEswitch { mode, inline_mode: None, encap: None }
     }
 
     /// A NIC in switchdev mode with two VFs.
@@ -469,7 +528,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             ports: vec![port(0, Flavour::Physical, 2), vf_port(1, 0, 3), vf_port(1, 1, 4)],
-            eswitches: [(device(), Eswitch::Mode(DevlinkMode::Switchdev))].into(),
+            eswitches: [(device(), Eswitch::There(at(DevlinkMode::Switchdev)))].into(),
             drivers: [(device(), "mlx5_core".to_owned())].into(),
             ..Facts::default()
         }
@@ -491,6 +550,39 @@ mod tests {
         assert_eq!(view.switch_id.as_deref(), Some("abcd"));
         assert_eq!(representor_names(&view), [(0, Some("rep0")), (1, Some("rep1"))]);
         assert!(view.problems.is_empty() && view.pf.is_none());
+    }
+
+    #[test]
+    fn an_eswitch_has_its_settings_and_the_rates_of_its_own_vfs() {
+        let mut facts = switchdev();
+        let eswitch = DevlinkEswitch {
+            inline_mode: Some("link"),
+            encap: Some(true),
+            ..at(DevlinkMode::Switchdev)
+        };
+        facts.eswitches.insert(device(), Eswitch::There(eswitch));
+        let view = |tx_max| RateView {
+            rate: LeafRate { tx_max, tx_share: 0 },
+            parent: Some("group".into()),
+        };
+        let rate = |device: &str, of, tx_max| DevlinkRate {
+            device: device.parse().unwrap(),
+            of,
+            view: view(tx_max),
+        };
+        facts.rates = vec![
+            rate(DEVICE, RateOf::Leaf(101), 7),
+            rate(DEVICE, RateOf::Node("group".into()), 8),
+            rate(DEVICE, RateOf::Leaf(0), 9),
+            rate("pci/0000:99:00.0", RateOf::Leaf(100), 10),
+        ];
+        let expected = EswitchView {
+            inline_mode: Some("link"),
+            encap: Some(true),
+            leaves: [(1, (101, view(7)))].into(),
+            nodes: [("group".to_owned(), view(8))].into(),
+        };
+        assert_eq!(nic(None).view(&facts).eswitch, Some(expected));
     }
 
     #[test]
@@ -539,14 +631,15 @@ mod tests {
     #[test]
     fn in_legacy_mode_the_physical_ports_netdev_carries_the_vf_settings() {
         let mut facts = switchdev();
-        facts.eswitches.insert(device(), Eswitch::Mode(DevlinkMode::Legacy));
+        facts.eswitches.insert(device(), Eswitch::There(at(DevlinkMode::Legacy)));
         let table = VfTable { count: 2, settings: [(0, settings(5)), (1, settings(0))].into() };
         facts.vfs.insert(Ifindex::new(2).unwrap(), Ok(table));
         let view = nic(None).view(&facts);
         assert_eq!(view.mode, Some(EswitchMode::Legacy));
         assert_eq!(view.pf.as_ref().unwrap().name, "p0");
         assert_eq!(view.uplink, None);
-        assert_eq!(view.vfs[&0], VfView { representor: None, settings: Some(settings(5)) });
+        let expected = VfView { settings: Some(settings(5)), ..VfView::default() };
+        assert_eq!(view.vfs[&0], expected);
         assert!(view.problems.is_empty(), "{:?}", view.problems);
     }
 
@@ -569,7 +662,7 @@ mod tests {
     #[test]
     fn vfs_that_the_kernel_does_not_tell_are_a_problem() {
         let mut facts = switchdev();
-        facts.eswitches.insert(device(), Eswitch::Mode(DevlinkMode::Legacy));
+        facts.eswitches.insert(device(), Eswitch::There(at(DevlinkMode::Legacy)));
         let table = VfTable { count: 250, settings: [(0, settings(0))].into() };
         facts.vfs.insert(Ifindex::new(2).unwrap(), Ok(table));
         let view = nic(None).view(&facts);
