@@ -246,4 +246,13 @@ pub trait Kernel {
     /// # Errors
     /// Where the kernel refuses or does not answer.
     fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump>;
+
+    /// The same, where others may change it meanwhile: `None` where somebody did, and only
+    /// [`Kernel::dump_consistent`] tells.
+    ///
+    /// # Errors
+    /// As for a dump.
+    fn dump_terse_undisturbed(&mut self, hook: Hook) -> Result<Option<TerseDump>> {
+        self.dump_terse(hook).map(Some)
+    }
 }

@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use api::types::Id;
-use tc_flows::{AsyncKernel, Dump, Gap, Hook, Kernel, Mode, Op, Outcome};
+use tc_flows::{AsyncKernel, Dump, Gap, Hook, Kernel, Mode, Op, Outcome, TerseDump};
 use tokio::sync::mpsc;
 
 /// Changes to one adapter's hooks.
@@ -17,11 +17,29 @@ pub struct FlowJob {
     /// The adapter.
     pub adapter: Id,
     /// Hooks to make and to read, before anything is changed.
-    pub adopt: Vec<Hook>,
+    pub adopt: Vec<(Hook, Look)>,
     /// Changes, in order.
     pub ops: Vec<Op>,
     /// Where that order cannot spare frames a gap, for the log.
     pub gaps: Vec<Gap>,
+}
+
+/// How closely a hook is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Rules by their places and cookies: a tenth of the bytes.
+    Cookies,
+    /// Everything.
+    Whole,
+}
+
+/// What a look at a hook found.
+#[derive(Debug)]
+pub enum Found {
+    /// Places and cookies.
+    Cookies(TerseDump),
+    /// Everything.
+    Whole(Dump),
 }
 
 /// What became of a job.
@@ -30,7 +48,7 @@ pub struct FlowDone {
     /// The adapter.
     pub adapter: Id,
     /// What stood at each hook that was to be adopted.
-    pub adopted: Vec<(Hook, Result<Dump, tc_flows::Error>)>,
+    pub adopted: Vec<(Hook, Result<Found, tc_flows::Error>)>,
     /// Each change with its outcome.
     pub outcomes: Vec<(Op, Outcome)>,
     /// When the kernel had answered the last change.
@@ -61,13 +79,22 @@ pub fn start(
     Ok(jobs)
 }
 
+fn read(kernel: &mut dyn Kernel, hook: Hook, look: Look) -> Result<Found, tc_flows::Error> {
+    kernel.ensure_hook(hook)?;
+    let terse = match look {
+        Look::Cookies => kernel.dump_terse_undisturbed(hook)?,
+        Look::Whole => None,
+    };
+    match terse {
+        Some(dump) => Ok(Found::Cookies(dump)),
+        None => kernel.dump_consistent(hook).map(Found::Whole),
+    }
+}
+
 /// Carries out a job.
 pub(crate) fn run(kernel: &mut dyn Kernel, job: FlowJob) -> FlowDone {
-    let adopted = job
-        .adopt
-        .into_iter()
-        .map(|hook| (hook, kernel.ensure_hook(hook).and_then(|()| kernel.dump_consistent(hook))))
-        .collect();
+    let adopted =
+        job.adopt.into_iter().map(|(hook, look)| (hook, read(kernel, hook, look))).collect();
     let outcomes = kernel.apply(&job.ops, Mode::Told);
     FlowDone {
         adapter: job.adapter,

@@ -4,19 +4,20 @@
 //! truth, and this is what it said last.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
 use api::{resources::FlowState, types::Id};
 use tc_flows::{
-    Dump, Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule, RuleId,
-    RuleLocation, diff_hooks,
+    Cookie, Dump, Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule, RuleId,
+    RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
 use super::ledger::{Entry, Ledger};
 use crate::{
-    apply::flows::{FlowDone, FlowJob},
+    apply::flows::{FlowDone, FlowJob, Found, Look},
+    daemon::FLOW_OWNER,
     plan::switchdev::{FlowDelta, FlowProgram},
 };
 
@@ -55,6 +56,8 @@ pub(super) struct AdapterFlows {
     suspects: BTreeMap<Hook, Option<u32>>,
     /// Hooks that the job under way reads again.
     reading: BTreeMap<Hook, Option<u32>>,
+    /// Hooks at which the cookies alone do not tell what stands there.
+    unrecognised: BTreeSet<Hook>,
     /// Hooks that could not be made or read, with the reason.
     unusable: BTreeMap<Hook, String>,
     /// Wanted rules that the kernel did not take, with its words.
@@ -70,6 +73,8 @@ pub(super) struct AdapterFlows {
 #[derive(Debug)]
 struct Read {
     at: Instant,
+    /// Whether all of it was read, and not its cookies only.
+    audited: bool,
     /// When changes of others were found and repaired, in the last [`FIGHT_WINDOW`].
     repairs: VecDeque<Instant>,
     /// Whether they were so many that they are a fight; until there is none in the window.
@@ -78,7 +83,7 @@ struct Read {
 
 impl Read {
     fn new(at: Instant) -> Read {
-        Read { at, repairs: VecDeque::new(), fight: false }
+        Read { at, audited: true, repairs: VecDeque::new(), fight: false }
     }
 
     /// When it may be read again.
@@ -193,8 +198,13 @@ impl AdapterFlows {
         let is_read = |hook: &Hook| self.adopted.contains_key(hook);
         let unread = self.unsettled.iter().filter(|hook| self.hooks.contains(hook));
         let unread = unread.filter(|hook| !is_read(hook) && !left_alone(hook));
-        let mut adopt: Vec<Hook> = unread.copied().collect();
-        adopt.extend(self.reading.keys());
+        let mut adopt: Vec<(Hook, Look)> = unread
+            .map(|hook| match self.unrecognised.contains(hook) {
+                true => (*hook, Look::Whole),
+                false => (*hook, Look::Cookies),
+            })
+            .collect();
+        adopt.extend(self.reading.keys().map(|hook| (*hook, Look::Whole)));
         // Hooks that are left alone, or have others read them first, are looked at again after.
         let stays = |hook: &Hook| waits(hook) || self.hooks.contains(hook) && !is_read(hook);
         let still_unsettled = self.unsettled.iter().filter(|hook| stays(hook)).copied().collect();
@@ -232,6 +242,7 @@ impl AdapterFlows {
             self.foreign.retain(|hook, _| hooks.contains(hook));
             self.adopted.retain(|hook, _| hooks.contains(hook));
             self.suspects.retain(|hook, _| hooks.contains(hook));
+            self.unrecognised.retain(|hook| hooks.contains(hook));
             self.hooks = hooks;
         }
         for (id, _) in &delta.put {
@@ -315,7 +326,8 @@ impl AdapterFlows {
             .adopted
             .iter()
             .filter(|(hook, read)| {
-                now.duration_since(read.at) >= AUDIT && !self.suspects.contains_key(hook)
+                let old = !read.audited || now.duration_since(read.at) >= AUDIT;
+                old && !self.suspects.contains_key(hook)
             })
             .map(|(hook, read)| (read.at, *hook))
             .collect();
@@ -359,9 +371,22 @@ impl AdapterFlows {
     pub(super) fn done(&mut self, program: &FlowProgram, done: &mut FlowDone) -> Tally {
         self.under_way = false;
         let mut tally = Tally::default();
-        for (hook, dump) in std::mem::take(&mut done.adopted) {
+        for (hook, found) in std::mem::take(&mut done.adopted) {
             self.book_hook(program, hook, Entry::Out);
-            self.read(hook, dump, done.finished, &mut tally);
+            self.unsettled.insert(hook);
+            match found {
+                Ok(Found::Cookies(dump)) => {
+                    self.recognise(program, hook, dump, done.finished, &mut tally);
+                }
+                Ok(Found::Whole(dump)) => self.read(hook, dump, done.finished, &mut tally),
+                Err(error) => {
+                    if self.reading.remove(&hook).is_some() {
+                        self.forget(hook);
+                    }
+                    tally.unusable.push(error.to_string());
+                    self.unusable.insert(hook, error.to_string());
+                }
+            }
             self.book_hook(program, hook, Entry::In);
         }
         for (op, outcome) in &done.outcomes {
@@ -394,44 +419,63 @@ impl AdapterFlows {
         tally
     }
 
-    /// Notes what was found at a hook.
-    fn read(
+    /// Notes what the places and cookies at a hook say: all of it, or nothing where one of our
+    /// rules there is none that is wanted. (What somebody did to a rule without touching its cookie
+    /// is found by the first audit.)
+    fn recognise(
         &mut self,
+        program: &FlowProgram,
         hook: Hook,
-        dump: Result<Dump, tc_flows::Error>,
+        dump: TerseDump,
         now: Instant,
         tally: &mut Tally,
     ) {
-        self.unsettled.insert(hook);
-        match dump {
-            Ok(mut dump) => {
-                if self.hooks.contains(&hook) {
-                    self.adopted.entry(hook).or_insert(Read::new(now)).at = now;
-                }
-                if let Some(by) = self.reading.remove(&hook) {
-                    take_back(&self.installed, hook, &mut dump);
-                    let drift = Drift::between(&self.installed, hook, &dump);
-                    if drift != Drift::default() {
-                        if let Some(read) = self.adopted.get_mut(&hook) {
-                            read.repaired(now);
-                        }
-                        tally.drift.push((hook, drift, by));
-                    }
-                    self.installed.remove_hook(hook);
-                } else {
-                    tally.adopted += dump.own.len() as u64;
-                }
-                self.installed.adopt(&dump);
-                self.foreign.insert(hook, dump.foreign);
-            }
-            Err(error) => {
-                if self.reading.remove(&hook).is_some() {
-                    self.forget(hook);
-                }
-                tally.unusable.push(error.to_string());
-                self.unusable.insert(hook, error.to_string());
-            }
+        let wanted: HashMap<(RuleLocation, Cookie), &Rule> = match dump.own.is_empty() {
+            true => HashMap::new(),
+            false => program
+                .rules
+                .of_hook(hook)
+                .map(|rule| ((location(rule.id()), rule.cookie(FLOW_OWNER)), rule))
+                .collect(),
+        };
+        let rule_of = |own: &TerseRule| wanted.get(&(own.location, own.cookie)).copied();
+        let recognised: Option<Vec<&Rule>> = dump.own.iter().map(rule_of).collect();
+        let Some(recognised) = recognised.filter(|_| self.hooks.contains(&hook)) else {
+            self.unrecognised.insert(hook);
+            return;
+        };
+        self.installed.remove_hook(hook);
+        for (rule, TerseRule { handle, hw, .. }) in recognised.into_iter().zip(dump.own) {
+            self.installed.insert(rule.clone(), handle, hw);
+            tally.adopted += 1;
         }
+        self.foreign.insert(hook, dump.foreign);
+        self.adopted.insert(hook, Read { audited: false, ..Read::new(now) });
+    }
+
+    /// Notes what was found at a hook.
+    fn read(&mut self, hook: Hook, mut dump: Dump, now: Instant, tally: &mut Tally) {
+        self.unrecognised.remove(&hook);
+        if self.hooks.contains(&hook) {
+            let read = self.adopted.entry(hook).or_insert(Read::new(now));
+            (read.at, read.audited) = (now, true);
+        }
+        if let Some(by) = self.reading.remove(&hook) {
+            take_back(&self.installed, hook, &mut dump);
+            let drift = Drift::between(&self.installed, hook, &dump);
+            if drift != Drift::default() {
+                if let Some(read) = self.adopted.get_mut(&hook) {
+                    read.repaired(now);
+                }
+                tally.drift.push((hook, drift, by));
+            }
+        } else {
+            tally.adopted += dump.own.len() as u64;
+        }
+        // What was noted after it was forgotten is no knowledge.
+        self.installed.remove_hook(hook);
+        self.installed.adopt(&dump);
+        self.foreign.insert(hook, dump.foreign);
     }
 
     fn refuse(&mut self, program: &FlowProgram, op: &Op, reason: String, tally: &mut Tally) {
@@ -513,6 +557,12 @@ impl AdapterFlows {
     }
 }
 
+/// Where a rule stands.
+const fn location(id: &RuleId) -> RuleLocation {
+    let (hook, chain, prio) = (id.hook(), id.chain(), id.prio());
+    RuleLocation { hook, chain, prio, protocol: id.matching().protocol() }
+}
+
 /// A filter without our cookie, but of the handle and in the place of a rule of ours, is that rule:
 /// replaced by somebody else, since a replacement keeps the handle. It is ours to repair.
 fn take_back(installed: &Installed, hook: Hook, dump: &mut Dump) {
@@ -523,9 +573,7 @@ fn take_back(installed: &Installed, hook: Hook, dump: &mut Dump) {
         .of_hook(hook)
         .map(|held| {
             let (id, handle) = (held.rule.id(), held.handle);
-            let (chain, prio, protocol) = (id.chain(), id.prio(), id.matching().protocol());
-            let location = RuleLocation { hook, chain, prio, protocol };
-            ((chain.get(), prio.get(), handle.0), location)
+            ((id.chain().get(), id.prio().get(), handle.0), location(id))
         })
         .collect();
     let Dump { foreign, unreadable_own, .. } = dump;
@@ -553,7 +601,7 @@ fn words(errno: i32, message: &Option<String>, attribute: &Option<String>) -> St
 mod tests {
     use std::sync::Arc;
 
-    use tc_flows::{Action, ChainId, FakeKernel, Kernel as _, Mac, Match, Mode, Owner, Prio};
+    use tc_flows::{Action, ChainId, FakeKernel, Kernel as _, Mac, Match, Mode, Prio};
 
     use super::*;
     use crate::{
@@ -561,8 +609,6 @@ mod tests {
         plan::switchdev::{Purpose, Why},
         world::NetdevView,
     };
-
-    const OURS: Owner = Owner(*b"ours");
 
     fn hook(index: u32) -> Hook {
         Hook::ingress(Ifindex::new(index).unwrap())
@@ -614,7 +660,7 @@ mod tests {
     impl Rig {
         /// Everything installed, and nothing to do.
         fn settled(program: &FlowProgram) -> Rig {
-            let mut kernel = FakeKernel::new(OURS);
+            let mut kernel = FakeKernel::new(FLOW_OWNER);
             kernel.set_interfaces(program.netdevs.keys().copied());
             let mut rig = Rig { kernel, flows: AdapterFlows::default(), now: Instant::now() };
             rig.flows.planned(program, &since(&FlowProgram::default(), program));

@@ -18,12 +18,13 @@ use api::{
     types::{Bitrate, Id, MacAddr, Priority, Vid},
 };
 use proptest::prelude::*;
-use tc_flows::{DumpFault, FakeKernel, Kernel as _, Mode, Op, Owner, Rule};
+use tc_flows::{DumpFault, FakeKernel, Kernel as _, Mode, Op, Rule};
 
 use super::flows::AdapterFlows;
 use crate::{
     apply::flows::run,
     config::UplinkUse,
+    daemon::FLOW_OWNER,
     intent::{Change, Intent},
     plan::{AdapterPolicies, Dirty, Plan, Planner, Program},
     world::{
@@ -151,7 +152,7 @@ struct Host {
 
 impl Host {
     fn new(uplink_use: UplinkUse) -> Host {
-        let mut kernel = FakeKernel::new(Owner(*b"eswd"));
+        let mut kernel = FakeKernel::new(FLOW_OWNER);
         let mut netdev = |name: String| NetdevView {
             ifindex: kernel.add_interface(),
             name,

@@ -31,6 +31,7 @@ use crate::diff::Op;
 use crate::ident::{Direction, Hook, Ifindex};
 use crate::kernel::{Dump, Error, Kernel, Mode, Outcome, Result, TerseDump};
 use crate::rule::Owner;
+use crate::watch::Notice;
 use crate::wire::{Ask, Detail, Filter, Message, Messages, Reply, Writer};
 use consistent::settled;
 use socket::{Headers, RECEIVE_BUFFER, Received, TcSocket};
@@ -384,6 +385,16 @@ impl Kernel for NetlinkKernel {
             }
         }
         Err(Error::Interrupted { request: "dump filters" })
+    }
+
+    fn dump_terse_undisturbed(&mut self, hook: Hook) -> Result<Option<TerseDump>> {
+        let mut watch = Watch::open(self.owner, &[self.port()], OwnChanges::Dropped)?;
+        let dump = self.dump_terse(hook)?;
+        let undisturbed = watch.pending().iter().all(|notice| match notice {
+            Notice::Changed { change, .. } => !change.may_concern(hook),
+            Notice::Lost => false,
+        });
+        Ok(undisturbed.then_some(dump))
     }
 
     fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump> {
