@@ -28,6 +28,9 @@ use crate::{
 /// How this daemon's flows are known: the first bytes of their cookies.
 pub const FLOW_OWNER: FlowOwner = FlowOwner(*b"eswd");
 
+/// The folder in the state folder that notes which netdevs' TC offload was switched on.
+pub(crate) const SWITCHED_ON: &str = "hw-tc-offload";
+
 /// Updates of guests and of the host that may wait for the owner. An observer whose queue is full
 /// waits, and its next update is of how things are then.
 const QUEUE: usize = 256;
@@ -102,7 +105,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let outlets = Outlets {
         flows: apply::flows::start(kernel, flows_done, adapters.len())
             .map_err(DaemonError::Runtime)?,
-        eswitch: EswitchHandle::open()?,
+        eswitch: EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON)),
         host: HostWatch::start(adapters, host_sink, cancel.clone()).await?,
         guests: GuestWatch::start(
             config.guests.qmp_dir.clone(),

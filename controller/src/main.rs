@@ -11,7 +11,11 @@ use std::{
 };
 
 use clap::Parser;
-use controller::{config::Config, daemon, teardown::teardown};
+use controller::{
+    config::Config,
+    daemon,
+    teardown::{Teardown, teardown},
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -31,8 +35,8 @@ struct Arguments {
     /// Only check the configuration file, and say whether it can be used.
     #[arg(long)]
     check: bool,
-    /// Take away every flow of eswitchd in this network namespace, and nothing else, while no
-    /// daemon runs. Qdiscs, VF settings and what was asked for over the API stay.
+    /// Take away every flow of eswitchd in this network namespace, and switch hw-tc-offload off
+    /// where it was switched on, while no daemon runs. Nothing else is touched: qdiscs, VF settings and what was asked for over the API stay.
     #[arg(long, conflicts_with = "check")]
     teardown: bool,
     /// Log lines as JSON.
@@ -66,13 +70,14 @@ fn run(arguments: &Arguments) -> Result<(), daemon::DaemonError> {
     }
     if arguments.teardown {
         let done = teardown(&config)?;
-        info!(flows = done.removed, netdevs = done.netdevs, foreign = done.foreign, "torn down");
-        for left in &done.left {
+        let Teardown { removed: flows, netdevs, foreign, offload, left } = done;
+        info!(flows, netdevs, foreign, offload, "torn down");
+        for left in &left {
             error!(left, "not taken away");
         }
-        return match done.left.is_empty() {
+        return match left.is_empty() {
             true => Ok(()),
-            false => Err(daemon::DaemonError::Teardown(done.left.len())),
+            false => Err(daemon::DaemonError::Teardown(left.len())),
         };
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -1,7 +1,7 @@
 //! `eswitchd --teardown`: takes the daemon's flows away, for good.
 //!
 //! In: a configuration, and the ingress hooks of every netdev of the network namespace. Out: none
-//! of the daemon's flows, and a count. What does not carry its cookie stays, and so do qdiscs (they
+//! of the daemon's flows, `hw-tc-offload` off where the daemon had switched it on, and a count. What does not carry its cookie stays, and so do qdiscs (they
 //! may have been there before), VF settings and the stored intent: a daemon that starts again
 //! installs everything anew.
 
@@ -10,7 +10,8 @@ use tc_flows::{Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Op, Outcom
 
 use crate::{
     config::Config,
-    daemon::{DaemonError, FLOW_OWNER},
+    daemon::{DaemonError, FLOW_OWNER, SWITCHED_ON},
+    eswitch::EswitchHandle,
     store::RedbStore,
 };
 
@@ -23,11 +24,13 @@ pub struct Teardown {
     pub netdevs: usize,
     /// Filters of other owners, left where they are.
     pub foreign: usize,
+    /// Netdevs whose `hw-tc-offload` the daemon had switched on, and that is off again.
+    pub offload: usize,
     /// What could not be taken away, with the netdev and the kernel's words.
     pub left: Vec<String>,
 }
 
-/// Takes away all flows of this daemon in the network namespace of the calling thread.
+/// Takes away all flows of this daemon, and puts `hw-tc-offload` back, in the network namespace of the calling thread.
 ///
 /// # Errors
 /// A daemon with this configuration runs (it would install them again), or the kernel cannot be
@@ -42,7 +45,15 @@ pub fn teardown(config: &Config) -> Result<Teardown, DaemonError> {
         let name = interface.name().to_string_lossy().into_owned();
         Some((name, Ifindex::new(interface.index())?))
     });
-    Ok(of(&mut kernel, netdevs))
+    let mut done = of(&mut kernel, netdevs);
+    // After the flows: some drivers keep it on while they hold any.
+    let eswitch = EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (offload, left) =
+        runtime.map_err(DaemonError::Runtime)?.block_on(eswitch.put_tc_offload_back());
+    done.offload = offload;
+    done.left.extend(left);
+    Ok(done)
 }
 
 fn of(kernel: &mut dyn Kernel, netdevs: impl Iterator<Item = (String, Ifindex)>) -> Teardown {
@@ -125,7 +136,7 @@ mod tests {
 
         let named = netdevs.map(|ifindex| (format!("if{}", ifindex.get()), ifindex));
         let done = of(&mut kernel, named.into_iter());
-        let expected = Teardown { removed: 2, netdevs: 1, foreign: 3, left: Vec::new() };
+        let expected = Teardown { removed: 2, netdevs: 1, foreign: 3, ..Teardown::default() };
         assert_eq!(done, expected);
         assert!(kernel.rules().eq(rules(other).iter().rev()));
         assert!(!kernel.dump(bare).unwrap().hook_present);

@@ -165,25 +165,22 @@ pub(crate) async fn tc_offload(
         .ok_or_else(|| lost(what, Errno::EPROTO, "an answer without features"))
 }
 
-/// Switches TC offload on, where the device can.
+/// Switches TC offload on or off, where the device can.
 ///
 /// # Errors
-/// The kernel's refusal; `EOPNOTSUPP` where the driver took the request but left it off.
-pub(crate) async fn switch_tc_offload_on(
+/// The kernel's refusal; `EOPNOTSUPP` where the driver took the request and did nothing.
+pub(crate) async fn switch_tc_offload(
     handle: &GenetlinkHandle,
     netdev: Ifindex,
+    on: bool,
 ) -> Result<(), KernelRefusal> {
-    let before = tc_offload(handle, netdev).await?;
-    if before.active || !before.changeable {
-        return Ok(());
-    }
-    let what = "switch hw-tc-offload on";
-    let set = FeaturesMessage::Set(netdev, true);
+    let what = if on { "switch hw-tc-offload on" } else { "switch hw-tc-offload off" };
+    let set = FeaturesMessage::Set(netdev, on);
     generic_request(handle, what, set, flag::REQUEST | flag::ACK).await?;
-    if tc_offload(handle, netdev).await?.active {
+    if tc_offload(handle, netdev).await?.active == on {
         Ok(())
     } else {
-        Err(lost(what, Errno::EOPNOTSUPP, "the driver took the request and left it off"))
+        Err(lost(what, Errno::EOPNOTSUPP, "the driver took the request and left it as it was"))
     }
 }
 

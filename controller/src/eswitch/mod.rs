@@ -9,9 +9,10 @@ pub(crate) mod devlink;
 mod ethtool;
 pub(crate) mod netlink;
 pub(crate) mod sriov;
+mod switched;
 pub mod vdpa;
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, path::PathBuf};
 
 use api::{
     resources::{VfLinkState, VlanProto},
@@ -36,6 +37,7 @@ use tc_flows::Ifindex;
 use self::{
     devlink::Devlink,
     netlink::{Answer, flag},
+    switched::Switched,
 };
 use crate::world::NetdevView;
 
@@ -175,6 +177,7 @@ impl fmt::Display for VfSetting {
 pub struct EswitchHandle {
     route: rtnetlink::Handle,
     generic: GenetlinkHandle,
+    switched: Option<Switched>,
 }
 
 impl EswitchHandle {
@@ -189,8 +192,13 @@ impl EswitchHandle {
             let work = async {
                 tokio::join!(route_work, generic_work);
             };
-            Ok((work, EswitchHandle { route, generic }))
+            Ok((work, EswitchHandle { route, generic, switched: None }))
         })
+    }
+
+    /// The same, with a folder in which it notes which netdevs' TC offload it switches on.
+    pub fn noting_in(self, folder: PathBuf) -> EswitchHandle {
+        EswitchHandle { switched: Some(Switched::in_folder(folder)), ..self }
     }
 
     /// Makes a representor ready to carry flows: no IPv6 address of its own (the host would talk on
@@ -212,9 +220,51 @@ impl EswitchHandle {
     /// # Errors
     /// The kernel's refusal.
     pub async fn switch_tc_offload_on(&self, netdev: &NetdevView) -> Result<(), KernelRefusal> {
-        ethtool::switch_tc_offload_on(&self.generic, netdev.ifindex).await.map_err(|refusal| {
-            KernelRefusal { what: format!("{} of {}", refusal.what, netdev.name), ..refusal }
-        })
+        let of = |refusal: KernelRefusal| KernelRefusal {
+            what: format!("{} of {}", refusal.what, netdev.name),
+            ..refusal
+        };
+        let before = ethtool::tc_offload(&self.generic, netdev.ifindex).await.map_err(of)?;
+        if before.active || !before.changeable {
+            return Ok(());
+        }
+        if let Some(switched) = &self.switched
+            && let Err(error) = switched.note(netdev)
+        {
+            tracing::warn!(netdev = netdev.name, %error, "a teardown will leave hw-tc-offload on");
+        }
+        ethtool::switch_tc_offload(&self.generic, netdev.ifindex, true).await.map_err(of)
+    }
+
+    /// Switches TC offload off again where [`Self::switch_tc_offload_on`] has switched it on. Says
+    /// how many netdevs that were, and what could not be put back.
+    pub async fn put_tc_offload_back(&self) -> (usize, Vec<String>) {
+        let (mut put_back, mut left) = (0, Vec::new());
+        let Some(switched) = &self.switched else { return (put_back, left) };
+        let noted = switched.all().unwrap_or_else(|error| {
+            left.push(format!("hw-tc-offload: {error}"));
+            Vec::new()
+        });
+        for (name, ifindex) in noted {
+            let is = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
+            let is = is.ok().and_then(|text| Ifindex::new(text.trim().parse().ok()?));
+            let done = match ifindex.filter(|ifindex| Some(*ifindex) == is) {
+                Some(ifindex) => {
+                    ethtool::switch_tc_offload(&self.generic, ifindex, false).await.map(|()| 1)
+                }
+                // It went, and took its switch along.
+                None => Ok(0),
+            };
+            match done {
+                Ok(count) => {
+                    put_back += count;
+                    let forgotten = switched.forget(&name);
+                    left.extend(forgotten.err().map(|error| format!("{name}: {error}")));
+                }
+                Err(refusal) => left.push(format!("{name}: {refusal}")),
+            }
+        }
+        (put_back, left)
     }
 
     /// The devlink side.

@@ -372,6 +372,12 @@ fn a_foreign_filter_is_reported_and_still_there_at_the_end() {
 
 // ---------------------------------------------------------------- teardown and configuration
 
+/// Whether a netdev offloads TC, as `ethtool` says.
+fn offloads(netdev: &str) -> bool {
+    let features = net::command("ethtool", ["-k", netdev]).expect("ethtool");
+    features.lines().any(|line| line.trim().starts_with("hw-tc-offload: on"))
+}
+
 /// Runs eswitchd itself with one more argument: whether it succeeded, and what it said.
 fn eswitchd(daemon: &Daemon, argument: &str) -> (bool, String) {
     let output = Command::new(daemon::program().expect("eswitchd"))
@@ -390,10 +396,12 @@ fn a_teardown_takes_our_flows_and_nothing_else_and_a_start_brings_them_back() {
     let device = netdevsim(1);
     device.switchdev().expect("switchdev");
     let folder = folder();
+    let (one, uplink) = (device.representor(0).expect("r0"), device.uplink().expect("uplink"));
+    net::command("ethtool", ["-K", &uplink, "hw-tc-offload", "on"]).expect("on before");
     let mut daemon = on_netdevsim(&device, &folder);
     daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
     blue_ports(&daemon, &device, &[MAC_1]);
-    let (one, uplink) = (device.representor(0).expect("r0"), device.uplink().expect("uplink"));
+    assert!(offloads(&one) && offloads(&uplink));
     let ours = (outline(&one), outline(&uplink));
     net::tc(&format!(
         "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
@@ -408,6 +416,9 @@ fn a_teardown_takes_our_flows_and_nothing_else_and_a_start_brings_them_back() {
     let (done, said) = eswitchd(&daemon, "--teardown");
     assert!(done, "{said}");
     assert_eq!(outline(&uplink), [""; 0]);
+    for (netdev, expected) in [(&one, false), (&uplink, true)] {
+        assert_eq!(offloads(netdev), expected, "{netdev}: as it was before the daemon");
+    }
     let left = filters(&one);
     assert_eq!(left.len(), 1, "{left:#?}");
     assert_eq!(left[0]["options"]["keys"]["dst_ip"], "192.0.2.1");
