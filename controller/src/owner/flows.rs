@@ -10,8 +10,8 @@ use std::{
 
 use api::{resources::FlowState, types::Id};
 use tc_flows::{
-    Cookie, Dump, Foreign, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule, RuleId,
-    RuleLocation, TerseDump, TerseRule, diff_hooks,
+    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule,
+    RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
 use super::ledger::{Entry, Ledger};
@@ -34,9 +34,9 @@ const FIGHT: usize = 10;
 /// See [`FIGHT`].
 const FIGHT_WINDOW: Duration = Duration::from_secs(60);
 
-/// Each hook is read this often even where nobody told of a change: what hardware holds can change
-/// without a notification.
-const AUDIT: Duration = Duration::from_secs(300);
+/// Each hook is looked at this often even where nobody told of a change: what hardware holds can
+/// change without a notification.
+const AUDIT: Duration = Duration::from_secs(900);
 
 /// Hooks that one job reads again at most: flows of other hooks do not wait for all.
 const READ_AGAIN_MOST: usize = 4;
@@ -56,6 +56,8 @@ pub(super) struct AdapterFlows {
     suspects: BTreeMap<Hook, Option<u32>>,
     /// Hooks that the job under way reads again.
     reading: BTreeMap<Hook, Option<u32>>,
+    /// Hooks of which an audit wants to see whether places and cookies are as they were.
+    glances: BTreeSet<Hook>,
     /// Hooks at which the cookies alone do not tell what stands there.
     unrecognised: BTreeSet<Hook>,
     /// Hooks that could not be made or read, with the reason.
@@ -174,7 +176,7 @@ impl AdapterFlows {
         let adopted = &self.adopted;
         let is_due = |hook: &Hook| adopted.get(hook).is_none_or(|read| read.due() <= now);
         let any_due = self.suspects.keys().any(is_due);
-        if self.under_way || self.unsettled.is_empty() && !any_due {
+        if self.under_way || self.unsettled.is_empty() && self.glances.is_empty() && !any_due {
             return None;
         }
         let Plan { mut ops, gaps } = self.missing(program);
@@ -205,6 +207,9 @@ impl AdapterFlows {
             })
             .collect();
         adopt.extend(self.reading.keys().map(|hook| (*hook, Look::Whole)));
+        let glances = std::mem::take(&mut self.glances).into_iter();
+        let glances = glances.filter(|hook| self.adopted.contains_key(hook) && !waits(hook));
+        adopt.extend(glances.map(|hook| (hook, Look::Cookies)));
         // Hooks that are left alone, or have others read them first, are looked at again after.
         let stays = |hook: &Hook| waits(hook) || self.hooks.contains(hook) && !is_read(hook);
         let still_unsettled = self.unsettled.iter().filter(|hook| stays(hook)).copied().collect();
@@ -327,12 +332,21 @@ impl AdapterFlows {
             .iter()
             .filter(|(hook, read)| {
                 let old = !read.audited || now.duration_since(read.at) >= AUDIT;
-                old && !self.suspects.contains_key(hook)
+                old && !self.suspects.contains_key(hook) && !self.glances.contains(hook)
             })
             .map(|(hook, read)| (read.at, *hook))
             .collect();
         old.sort_unstable();
-        self.suspects.extend(old.into_iter().take(most).map(|(_, hook)| (hook, None)));
+        for (_, hook) in old.into_iter().take(most) {
+            match self.adopted.get(&hook) {
+                Some(Read { audited: true, .. }) => {
+                    self.glances.insert(hook);
+                }
+                _ => {
+                    self.suspects.insert(hook, None);
+                }
+            }
+        }
         for read in self.adopted.values_mut() {
             read.forget(now);
         }
@@ -375,14 +389,16 @@ impl AdapterFlows {
             self.book_hook(program, hook, Entry::Out);
             self.unsettled.insert(hook);
             match found {
+                Ok(Found::Cookies(dump)) if self.adopted.contains_key(&hook) => {
+                    self.compare(hook, dump, done.finished);
+                }
                 Ok(Found::Cookies(dump)) => {
                     self.recognise(program, hook, dump, done.finished, &mut tally);
                 }
                 Ok(Found::Whole(dump)) => self.read(hook, dump, done.finished, &mut tally),
                 Err(error) => {
-                    if self.reading.remove(&hook).is_some() {
-                        self.forget(hook);
-                    }
+                    self.reading.remove(&hook);
+                    self.forget(hook);
                     tally.unusable.push(error.to_string());
                     self.unusable.insert(hook, error.to_string());
                 }
@@ -451,6 +467,36 @@ impl AdapterFlows {
         }
         self.foreign.insert(hook, dump.foreign);
         self.adopted.insert(hook, Read { audited: false, ..Read::new(now) });
+    }
+
+    /// Compares places and cookies at a hook with what is known to be there. Where they differ it is
+    /// read whole with the next job.
+    fn compare(&mut self, hook: Hook, dump: TerseDump, now: Instant) {
+        let known: HashMap<(RuleLocation, u32, Cookie), &Rule> = self
+            .installed
+            .of_hook(hook)
+            .map(|held| {
+                let place = location(held.rule.id());
+                ((place, held.handle.0, held.rule.cookie(FLOW_OWNER)), &held.rule)
+            })
+            .collect();
+        let rule_of = |own: &TerseRule| {
+            let rule = known.get(&(own.location, own.handle.0, own.cookie))?;
+            Some(((*rule).clone(), own.handle, own.hw.clone()))
+        };
+        let seen: Option<Vec<(Rule, Handle, HwState)>> = dump.own.iter().map(rule_of).collect();
+        match seen.filter(|seen| seen.len() == known.len()) {
+            Some(seen) => {
+                for (rule, handle, hw) in seen {
+                    self.installed.insert(rule, handle, hw);
+                }
+                self.foreign.insert(hook, dump.foreign);
+                if let Some(read) = self.adopted.get_mut(&hook) {
+                    read.at = now;
+                }
+            }
+            None => self.suspect(hook, None),
+        }
     }
 
     /// Notes what was found at a hook.

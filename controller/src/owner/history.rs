@@ -70,8 +70,10 @@ enum Step {
     Uplink,
     /// The NIC is in this mode now, or not there.
     Mode(Option<EswitchMode>),
-    /// Somebody else deletes a flow, of those that are there the n-th, and the kernel tells.
-    Theft(usize),
+    /// Somebody else deletes a flow, of those that are there the n-th, and the kernel tells or not.
+    Theft(usize, bool),
+    /// It is time for an audit.
+    Audit,
     /// The kernel refuses, or loses the answers to, so many of the next changes.
     Refusals(usize),
     LostAnswers(usize),
@@ -131,7 +133,8 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (0..TAPS).prop_map(Step::Tap),
         1 => Just(Step::Uplink),
         1 => mode.prop_map(Step::Mode),
-        2 => (0usize..200).prop_map(Step::Theft),
+        2 => (0usize..200, any::<bool>()).prop_map(|(nth, told)| Step::Theft(nth, told)),
+        1 => Just(Step::Audit),
         1 => (1usize..6).prop_map(Step::Refusals),
         1 => (1usize..6).prop_map(Step::LostAnswers),
         1 => Just(Step::LostDump),
@@ -242,10 +245,16 @@ impl Host {
                 dirty.adapters.insert(id(NIC));
                 self.set_mode(mode);
             }
-            Step::Theft(nth) => {
+            Step::Audit => {
+                self.now += Duration::from_secs(1000);
+                for flows in self.flows.values_mut() {
+                    flows.audit(self.now, Duration::from_secs(1000));
+                }
+            }
+            Step::Theft(nth, told) => {
                 let rules: Vec<Rule> = self.kernel.rules().cloned().collect();
                 if let Some(rule) = rules.get(nth % rules.len().max(1)) {
-                    self.steal(rule);
+                    self.steal(rule, told);
                 }
             }
             Step::Refusals(changes) => self.kernel.refuse_changes(changes, ENOSPC),
@@ -289,13 +298,13 @@ impl Host {
         self.world.adapters.insert(id(NIC), view);
     }
 
-    fn steal(&mut self, rule: &Rule) {
+    fn steal(&mut self, rule: &Rule, told: bool) {
         // He may meet the faults that were meant for the daemon.
         let Ok(dump) = self.kernel.dump_consistent(rule.hook()) else { return };
         let held = dump.own.iter().find(|own| own.rule.id() == rule.id()).unwrap();
         let op = Op::Delete { id: rule.id().clone(), handle: held.handle };
         self.kernel.apply(&[op], Mode::Told);
-        for flows in self.flows.values_mut() {
+        for flows in self.flows.values_mut().filter(|_| told) {
             flows.suspect(rule.hook(), None);
         }
     }

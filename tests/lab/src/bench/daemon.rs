@@ -13,7 +13,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tc_flows::{Hook, Kernel, Mode, Op, OwnRule, Owner};
+use tc_flows::{Hook, Kernel, Mode, Op, OwnChanges, OwnRule, Owner, Watch};
 
 use super::{Line, Run, ifindex, kernel, refused};
 use crate::{At, Error, Result, daemon::Daemon, net, qmp_double::Double};
@@ -182,9 +182,14 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
         let ours = flows as f64 / started(&mut daemon)?;
         daemon.end(Signal::SIGTERM)?;
         host.without_flows()?;
+        // As the daemon does, somebody listens to what others change: with a listener the kernel
+        // makes a notification of each change, whoever made it.
+        let listener =
+            Watch::open(ESWITCHD, &[floor.port()], OwnChanges::Dropped).map_err(refused)?;
         let began = Instant::now();
         let outcomes = floor.apply(&ops, Mode::Told);
         let theirs = flows as f64 / began.elapsed().as_secs_f64();
+        drop(listener);
         if let Some(failed) = outcomes.iter().find(|outcome| !outcome.is_done()) {
             let text = format!("{failed:?}");
             return Err(Error::Format { what: "the floor's flows".into(), text });
@@ -208,7 +213,10 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
         adoptions.push(Run { ours, theirs: vec![("terse dump", theirs)] });
     }
     let what = format!("lab VM (software emulation); {flows} flows of {MANY} ports in one network");
-    let note = format!("{what}; from the daemon's start to ready, the kernel's hooks empty");
+    let note = format!(
+        "{what}; from the daemon's start to ready, the kernel's hooks empty; \
+         tc-flows alone with a listener, as the daemon has"
+    );
     tell(Line::of(FIRST_INSTALL, "flows/s", &installs, note));
     let note = format!("{what}; from the daemon's start to ready, no flow changed");
     tell(Line::of(ADOPT, "s", &adoptions, note));
