@@ -72,7 +72,7 @@ const UNDO: [&str; 4] = ["/v1/ports/p1", "/v1/ports/p2", "/v1/ports/p3", "/v1/ne
 
 struct Rig {
     daemon: Daemon,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Rig {
@@ -113,7 +113,7 @@ impl Rig {
             REPRESENTORS.iter().all(|netdev| !outline(netdev).is_empty()).then_some(())
         })
         .expect("guards");
-        Rig { daemon, _folder: folder }
+        Rig { daemon, folder }
     }
 
     /// One step; whether it was acknowledged.
@@ -224,21 +224,10 @@ fn killed_at_any_change_of_kernel_or_store_it_comes_to_the_same_state() {
         loop {
             let inject = format!("inject={calls}:signal=KILL:when={nth}");
             let trace = format!("trace={calls}");
-            rig.daemon
-                .restart_under(&[
-                    "strace",
-                    "-f",
-                    "--kill-on-exit",
-                    "--seccomp-bpf",
-                    "-qqq",
-                    "-o",
-                    "/dev/null",
-                    "-e",
-                    &trace,
-                    "-e",
-                    &inject,
-                ])
-                .expect("strace");
+            let trace_file = rig.folder.path().join("trace").display().to_string();
+            let strace = ["strace", "-f", "--kill-on-exit", "-qqq", "-o", &trace_file];
+            let strace = [&strace[..], &["-e", &trace, "-e", &inject]].concat();
+            rig.daemon.restart_under(&strace).expect("strace");
             let killed = tell(&mut rig, &told, &expected);
             if !killed {
                 break;
