@@ -552,9 +552,60 @@ pub struct Adapter {
     /// What devlink says of its eswitch, where the driver has one to configure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eswitch: Option<EswitchSettings>,
+    /// What its hardware takes, once its driver was asked: in switchdev mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offload: Option<AdapterOffload>,
     /// What holds and what does not: `Present`, `Healthy`, and `Eswitch` where another shape was
     /// asked for.
     pub conditions: Vec<Condition>,
+}
+
+/// What an adapter's hardware takes: its driver's profile, which a probe can only narrow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdapterOffload {
+    /// The profile: `mlx5`, `ice`, or `generic` for drivers of which nothing is known.
+    pub profile: String,
+    /// What a rule can need of hardware.
+    pub capabilities: Vec<OffloadCapability>,
+    /// How much of it.
+    pub ceilings: OffloadCeilings,
+}
+
+/// Something that a rule can need of hardware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OffloadCapability {
+    /// What: `redirect`, `tag_push` and so on.
+    pub name: String,
+    /// Whether the hardware does it.
+    pub available: bool,
+    /// Where that is known from.
+    pub source: CapabilitySource,
+    /// The driver's own words, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Where a capability is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CapabilitySource {
+    /// The driver's source.
+    Profile,
+    /// The driver's answer to a rule that needs it.
+    Probe,
+}
+
+/// The most that hardware and kernel take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OffloadCeilings {
+    /// Actions in one rule.
+    pub actions: u32,
+    /// Gotos that one frame takes.
+    pub gotos: u32,
+    /// The highest chain.
+    pub chain: u32,
+    /// The highest prio.
+    pub prio: u32,
 }
 
 /// What devlink says of an eswitch besides its mode (`include/uapi/linux/devlink.h`).

@@ -4,6 +4,7 @@
 //! program, `apply` brings the kernel there, and what came of it goes back to the API.
 
 pub mod apply;
+pub mod capability;
 pub mod config;
 pub mod daemon;
 pub mod eswitch;

@@ -4,7 +4,7 @@
 //! Out: what `plan/` reads. Nothing here does I/O, and nothing here is believed merely because a
 //! guest or a QEMU said it: a [`GuestFunction`] carries requests, not permissions.
 
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant};
 
 use api::{
     resources::{BackingSource, EswitchMode, VfSettings, Visibility},
@@ -13,7 +13,7 @@ use api::{
 use serde::{Deserialize, Serialize};
 use tc_flows::Ifindex;
 
-use crate::eswitch::vdpa::ManagementName;
+use crate::{capability::Capabilities, eswitch::vdpa::ManagementName};
 
 /// Everything that the observers have seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct AdapterView {
     pub vdpa: Option<VdpaView>,
     /// What devlink says of the eswitch besides its mode, where there is one to configure.
     pub eswitch: Option<EswitchView>,
+    /// What its hardware takes, once it was asked: in switchdev mode.
+    pub capabilities: Option<Arc<Capabilities>>,
     /// What could not be read, in the kernel's words.
     pub problems: Vec<String>,
 }

@@ -5,5 +5,6 @@
 //! the owner's to know.
 
 pub mod flows;
+pub(crate) mod probe;
 pub mod settings;
 pub mod vdpa;

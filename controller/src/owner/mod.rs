@@ -11,6 +11,7 @@ mod flows;
 #[cfg(test)]
 mod history;
 mod ledger;
+mod probe;
 mod rates;
 mod serve;
 mod settings;
@@ -38,6 +39,7 @@ use self::{
     conditions::ConditionLog,
     eswitch::{EswitchPolicies, Orders},
     flows::{AdapterFlows, Drift},
+    probe::Probe,
     rates::RateWrites,
     settings::VfWrites,
 };
@@ -47,6 +49,7 @@ use crate::{
         flows::{FlowDone, FlowJob},
         vdpa::{self, VdpaChange},
     },
+    capability::Capabilities,
     eswitch::{EswitchHandle, KernelRefusal, VfSetting, vdpa::Vdpa},
     intent::{Change, Claims, Effect, Intent, OrderStage},
     metrics::Metrics,
@@ -146,6 +149,7 @@ enum Finished {
     VfWritten(Id, u16, Vec<(VfSetting, Result<(), KernelRefusal>)>),
     VdpaChanged(Id, VdpaChange, Result<(), KernelRefusal>),
     Reshaped(Id, Result<(), KernelRefusal>),
+    Probed(Id, Ifindex, Result<Capabilities, String>),
     RateSet(Id, u16, LeafRate, Result<(), KernelRefusal>),
 }
 
@@ -181,6 +185,7 @@ struct AdapterState {
     problems: BTreeMap<Ifindex, String>,
     settings: VfWrites,
     rates: RateWrites,
+    probe: Probe,
     /// What was asked for each vDPA device last, by name.
     vdpa_told: BTreeMap<String, VdpaChange>,
     /// What the kernel refused of it.
@@ -366,10 +371,11 @@ impl Owner {
 
     // ------------------------------------------------------------ news
 
-    fn host_news(&mut self, message: HostMessage) {
-        for (id, view) in &message.adapters {
+    fn host_news(&mut self, mut message: HostMessage) {
+        for (id, view) in &mut message.adapters {
             let before = self.world.adapters.get(id);
             let state = self.adapters.entry(id.clone()).or_default();
+            view.capabilities = state.probe.capabilities_of(view);
             state.settings.seen(before, view);
             state.rates.seen(before, view);
             if before.is_none_or(|before| before.vdpa != view.vdpa) {
@@ -492,6 +498,7 @@ impl Owner {
         for (id, program) in &planner.plan().rates {
             busy |= self.drive_rates(id, program);
         }
+        self.probe_adapters();
         self.planner = planner;
         if !busy && !self.converged_once {
             self.converged_once = true;
@@ -716,6 +723,7 @@ impl Owner {
             Finished::BroughtUp(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Up, result);
             }
+            Finished::Probed(id, netdev, result) => self.probed(&id, netdev, result),
             Finished::Reshaped(id, result) => self.reshaped(&id, result),
             Finished::RateSet(id, index, rate, result) => {
                 self.rate_set(&id, index, rate, result);

@@ -10,9 +10,10 @@ use std::{
 
 use api::{
     resources::{
-        Adapter, AdapterVf, Backing, BackingSource, Condition, ConditionStatus, EswitchMode,
-        EswitchSettings, Flow, FlowCounts, Guest, GuestFunction, GuestStatus, Netdev, Network,
-        NetworkStatus, Port, PortFunction, PortStatus, RateObject, RefusedMac, Resource,
+        Adapter, AdapterOffload, AdapterVf, Backing, BackingSource, CapabilitySource, Condition,
+        ConditionStatus, EswitchMode, EswitchSettings, Flow, FlowCounts, Guest, GuestFunction,
+        GuestStatus, Netdev, Network, NetworkStatus, OffloadCapability, OffloadCeilings, Port,
+        PortFunction, PortStatus, RateObject, RefusedMac, Resource,
     },
     server::FlowFilter,
     types::Id,
@@ -22,6 +23,7 @@ use tc_flows::Ifindex;
 
 use super::{Owner, conditions::Statement, flows::AdapterFlows, settings::VfState};
 use crate::{
+    capability::{Capabilities, Ceilings, Evidence},
     plan::{
         Finding, PortPlan, Program, legacy::LegacyProgram, switchdev::FlowProgram,
         vdpa::device_name,
@@ -414,6 +416,7 @@ impl Owner {
             flows: self.adapter_counts(id),
             foreign_filters: self.adapters.get(id).map_or(0, |s| s.flows.foreign_filters()),
             eswitch: view.eswitch.as_ref().map(eswitch_settings),
+            offload: view.capabilities.as_deref().map(offload),
             conditions: Vec::new(),
         };
         let statements = self.adapter_statements(id, view);
@@ -617,6 +620,26 @@ impl Owner {
 
     fn stamp(&mut self, kind: &str, id: &Id, statements: Vec<Statement>) -> Vec<Condition> {
         self.conditions.stamp(&format!("{kind}/{id}"), SystemTime::now(), statements)
+    }
+}
+
+fn offload(capabilities: &Capabilities) -> AdapterOffload {
+    let abilities = capabilities.abilities.iter();
+    let Ceilings { actions, gotos, chain, prio } = capabilities.ceilings;
+    AdapterOffload {
+        profile: capabilities.profile.to_owned(),
+        capabilities: abilities
+            .map(|(ability, capability)| OffloadCapability {
+                name: ability.to_string(),
+                available: capability.available,
+                source: match capability.by {
+                    Evidence::Profile => CapabilitySource::Profile,
+                    Evidence::Probe => CapabilitySource::Probe,
+                },
+                reason: capability.words.clone(),
+            })
+            .collect(),
+        ceilings: OffloadCeilings { actions, gotos, chain, prio },
     }
 }
 

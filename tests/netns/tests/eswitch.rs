@@ -284,6 +284,40 @@ fn a_daemon_that_is_killed_on_the_way_goes_on_when_it_starts_again() {
     assert!(met.iter().any(middle), "never killed in the middle: {met:?}");
 }
 
+// ---------------------------------------------------------------- what hardware takes
+
+#[test]
+fn an_adapter_in_switchdev_mode_says_what_its_hardware_takes_and_no_probe_is_left() {
+    let sim = Sim::new(1, MANAGED);
+    assert_eq!(sim.daemon.get(&sim.adapter()).expect("it")["offload"], Value::Null, "legacy");
+    assert_eq!(sim.put("", json!({"mode": "switchdev"})).status, 202);
+    let adapter = sim.daemon.wait_for(&sim.adapter(), |adapter| adapter["offload"].is_object());
+    let offload = adapter.expect("asked")["offload"].clone();
+    assert_eq!(offload["profile"], "generic");
+    assert_eq!(offload["ceilings"]["actions"], 32);
+    let capabilities = offload["capabilities"].as_array().expect("a list");
+    assert_eq!(capabilities.len(), 10);
+    for capability in capabilities {
+        // netdevsim takes whatever it does not read.
+        assert_eq!(
+            (&capability["available"], &capability["source"]),
+            (&json!(true), &json!("probe"))
+        );
+    }
+    let netdev = sim.device.representor(0).expect("a representor");
+    let filters = net::tc_json(&format!("filter show dev {netdev} ingress")).expect("tc");
+    let chains: BTreeSet<u64> = filters
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|filter| filter["chain"].as_u64())
+        .collect();
+    assert_eq!(chains, BTreeSet::from([0]), "nothing but the guards");
+    // A hook that was read in the middle is read again.
+    let clean = |adapter: &Value| adapter["foreign_filters"] == 0;
+    sim.daemon.wait_for(&sim.adapter(), clean).expect("nothing of anybody else's");
+}
+
 // ---------------------------------------------------------------- rates in switchdev mode
 
 #[test]
