@@ -8,61 +8,39 @@
 
 use std::{collections::BTreeSet, io};
 
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage},
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use crate::eswitch::netlink::{attributes, put, put_nested, put_text, text, u16_at, u32_at};
-
-/// Numbers of `include/uapi/linux/netlink.h` and `include/uapi/linux/rtnetlink.h`.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const RTM_NEWLINK: u16 = 16;
-const RTM_GETLINK: u16 = 18;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
-const DUMP: u16 = 0x301;
-/// `sizeof(struct nlmsghdr)` and `sizeof(struct ifinfomsg)`.
-const MESSAGE_HEADER: usize = 16;
-const LINK_HEADER: usize = 16;
-
-/// `IFLA_*` of `include/uapi/linux/if_link.h`.
-mod attribute {
-    pub(super) const IFNAME: u16 = 3;
-    pub(super) const LINKINFO: u16 = 18;
-    pub(super) const EXT_MASK: u16 = 29;
-    pub(super) const CARRIER: u16 = 33;
-    /// `IFLA_INFO_KIND`, inside `IFLA_LINKINFO`.
-    pub(super) const INFO_KIND: u16 = 1;
-}
-
-/// `RTEXT_FILTER_SKIP_STATS`.
-const SKIP_STATS: u32 = 8;
-
-/// The kind of taps.
-const KIND: &str = "tun";
-
+/// Asks for all taps, without their counters.
 fn request() -> Vec<u8> {
-    let mut message = vec![0; MESSAGE_HEADER + LINK_HEADER];
-    put(&mut message, attribute::EXT_MASK, &SKIP_STATS.to_ne_bytes());
-    put_nested(&mut message, attribute::LINKINFO, |info| {
-        put_text(info, attribute::INFO_KIND, KIND);
-    });
-    let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
-    message[..4].copy_from_slice(&length.to_ne_bytes());
-    message[4..6].copy_from_slice(&RTM_GETLINK.to_ne_bytes());
-    message[6..8].copy_from_slice(&DUMP.to_ne_bytes());
-    message
+    let mut taps = LinkMessage::default();
+    taps.attributes = vec![
+        LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Tun)]),
+    ];
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, RouteNetlinkMessage::GetLink(taps).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
-/// The name of an attached tap in an `RTM_NEWLINK`.
-fn attached_in(link: &[u8]) -> Option<String> {
+/// The name of a link that is a tap and attached.
+fn attached_in(link: LinkMessage) -> Option<String> {
     let (mut name, mut carrier, mut tap) = (None, false, false);
-    for (kind, value) in attributes(link.get(LINK_HEADER..)?) {
-        match kind {
-            attribute::IFNAME => name = Some(text(value)),
-            attribute::CARRIER => carrier = value.first() == Some(&1),
-            attribute::LINKINFO => {
-                tap = attributes(value)
-                    .any(|(kind, value)| kind == attribute::INFO_KIND && text(value) == KIND);
-            }
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::Carrier(has) => carrier = has == 1,
+            LinkAttribute::LinkInfo(info) => tap = info.contains(&LinkInfo::Kind(InfoKind::Tun)),
             _ => {}
         }
     }
@@ -71,18 +49,18 @@ fn attached_in(link: &[u8]) -> Option<String> {
 
 /// Takes the names in one datagram; whether more are to come.
 fn take(mut datagram: &[u8], names: &mut BTreeSet<String>) -> io::Result<bool> {
-    while let (Some(length), Some(kind)) = (u32_at(datagram, 0), u16_at(datagram, 4)) {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let Some(content) = datagram.get(MESSAGE_HEADER..length) else { break };
-        match kind {
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => {
-                let errno = u32_at(content, 0).unwrap_or(0).cast_signed();
-                return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
+    while !datagram.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        match message.payload {
+            NetlinkPayload::Done(_) => return Ok(false),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                names.extend(attached_in(link));
             }
-            RTM_NEWLINK => names.extend(attached_in(content)),
             _ => {}
         }
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(true)
@@ -104,33 +82,46 @@ pub(crate) fn attached() -> io::Result<BTreeSet<String>> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::DoneMessage;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn link(name: &str, carrier: u8, kind: &str) -> Vec<u8> {
-        let mut message = vec![0; MESSAGE_HEADER + LINK_HEADER];
-        put_text(&mut message, attribute::IFNAME, name);
-        put(&mut message, attribute::CARRIER, &[carrier]);
-        put_nested(&mut message, attribute::LINKINFO, |info| {
-            put_text(info, attribute::INFO_KIND, kind);
-        });
-        let length = u32::try_from(message.len()).unwrap();
-        message[..4].copy_from_slice(&length.to_ne_bytes());
-        message[4..6].copy_from_slice(&RTM_NEWLINK.to_ne_bytes());
-        message
+    fn bytes(payload: NetlinkPayload<RouteNetlinkMessage>) -> Vec<u8> {
+        let mut message = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
+    fn link(name: &str, carrier: u8, kind: InfoKind) -> Vec<u8> {
+        let mut link = LinkMessage::default();
+        link.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::Carrier(carrier),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
+        ];
+        bytes(RouteNetlinkMessage::NewLink(link).into())
     }
 
     #[test]
     fn only_taps_with_carrier_are_attached() {
-        let all = [link("tap0", 1, "tun"), link("tap1", 0, "tun"), link("v0", 1, "veth")].concat();
+        let links =
+            [("tap0", 1, InfoKind::Tun), ("tap1", 0, InfoKind::Tun), ("v0", 1, InfoKind::Veth)];
+        let all = links.map(|(name, carrier, kind)| link(name, carrier, kind)).concat();
         let mut names = BTreeSet::new();
         assert!(take(&all, &mut names).unwrap());
         assert_eq!(names, ["tap0".to_owned()].into());
-        let mut done = vec![0; MESSAGE_HEADER + 4];
-        done[0] = 20;
-        done[4] = 3;
+        let done = bytes(NetlinkPayload::Done(DoneMessage::default()));
         assert!(!take(&done, &mut names).unwrap());
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_read_is_an_error_and_not_one_that_is_not_there() {
+        let mut cut = link("tap0", 1, InfoKind::Tun);
+        cut.truncate(cut.len() - 4);
+        assert!(take(&cut, &mut BTreeSet::new()).is_err());
     }
 
     #[test]
