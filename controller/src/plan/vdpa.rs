@@ -17,7 +17,7 @@ use super::{Finding, PortPlan};
 use crate::{
     eswitch::vdpa::{ManagementName, NewVdpaDevice},
     intent::Intent,
-    world::AdapterView,
+    world::{AdapterView, VdpaView},
 };
 
 /// What the names of our devices begin with.
@@ -82,7 +82,9 @@ pub fn program(
     intent: &Intent,
     ports: &mut BTreeMap<Id, PortPlan>,
 ) -> Option<VdpaProgram> {
-    let view = adapter.vdpa.as_ref().filter(|_| adapter.mode.is_some())?;
+    // A PF without a netdev of its own, as virtio's, has no mode; its VFs make devices all the same.
+    let is_there = |view: &&VdpaView| adapter.mode.is_some() || !view.managements.is_empty();
+    let view = adapter.vdpa.as_ref().filter(is_there)?;
     let mut in_order: Vec<_> = intent.ports.iter().collect();
     in_order.sort_by_key(|(id, port)| (port.created, *id));
     let mut program = VdpaProgram::default();
@@ -151,7 +153,7 @@ mod tests {
     use crate::{
         intent::{Change, Claims},
         plan::{Plan, plan},
-        world::{VdpaView, World},
+        world::World,
     };
 
     const NIC: &str = "pci-0000:03:00.0";
@@ -231,6 +233,20 @@ mod tests {
             None => "none",
         };
         assert_eq!(["a", "b", "c"].map(reason), ["wanted", "PlaceTaken", "VdpaManagementMissing"]);
+    }
+
+    #[test]
+    fn a_pf_that_has_no_mode_has_devices_where_its_vfs_make_them_and_else_nothing_is_said_of_it() {
+        let mut world = world(true);
+        let adapter = world.adapters.get_mut(&id(NIC)).unwrap();
+        adapter.mode = None;
+        let plan = with_ports(&world, &[("a", vf(0))]);
+        assert!(plan.vdpa[&id(NIC)].devices.contains_key("vf0"));
+
+        let adapter = world.adapters.get_mut(&id(NIC)).unwrap();
+        adapter.vdpa.as_mut().unwrap().managements.clear();
+        let plan = with_ports(&world, &[("a", vf(0))]);
+        assert!(plan.vdpa.is_empty() && plan.ports[&id("a")].vdpa.is_none());
     }
 
     #[test]

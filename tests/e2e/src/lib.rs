@@ -1,9 +1,11 @@
-//! Shared set-up of this suite: the daemon's observer of guests, run by a test.
+//! Shared set-up of this suite: the daemon's observer of guests, run by a test, and vDPA devices.
 //!
 //! In: a folder of QMP sockets. Out: the updates that the daemon's owner would get. Order is
 //! asserted, not speed: each wait has a deadline far beyond what it should take.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+pub mod vdpa;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 

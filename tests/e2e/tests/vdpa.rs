@@ -7,10 +7,8 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::{
-    fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use api::{
@@ -21,11 +19,15 @@ use controller::{
     eswitch::vdpa::{ManagementName, NewVdpaDevice, Vdpa, VdpaConfig},
     world::{BackingView, Connection},
 };
-use eswitchd_e2e_tests::{DEADLINE, Observer, create_vfs, main_mac, vf0};
+use eswitchd_e2e_tests::{
+    Observer, create_vfs, main_mac,
+    vdpa::{VirtioPf, character_device},
+    vf0,
+};
 use lab::{
     guest::{Backing, Guest},
     net,
-    vm::{VIRTIO_PF_ADDRESS, VIRTIO_VFS},
+    vm::VIRTIO_PF_ADDRESS,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -43,13 +45,13 @@ struct Devices {
 
 impl Devices {
     fn simulated() -> Self {
-        Self::with_module("vdpa_sim_net")
-    }
-
-    fn with_module(module: &str) -> Self {
-        for module in [module, "vhost_vdpa"] {
+        for module in ["vdpa_sim_net", "vhost_vdpa"] {
             net::modprobe(module).unwrap();
         }
+        Self::none()
+    }
+
+    fn none() -> Self {
         let runtime = Runtime::new().unwrap();
         Devices { runtime, vdpa: Vdpa::open().unwrap(), made: Vec::new() }
     }
@@ -66,27 +68,6 @@ impl Devices {
 
     fn config(&self, name: &str) -> VdpaConfig {
         self.runtime.block_on(self.vdpa.config(name)).unwrap()
-    }
-
-    /// The character device of a vDPA device, which is given to vhost_vdpa first.
-    fn character_device(&self, name: &str) -> String {
-        let device = Path::new("/sys/bus/vdpa/devices").join(name);
-        if !device.join("driver").ends_with("vhost_vdpa") {
-            fs::write(device.join("driver_override"), "vhost_vdpa").unwrap();
-            let driver = device.join("driver");
-            if driver.exists() && !fs::canonicalize(&driver).unwrap().ends_with("vhost_vdpa") {
-                fs::write(driver.join("unbind"), name).unwrap();
-            }
-            if !driver.exists() {
-                fs::write("/sys/bus/vdpa/drivers_probe", name).unwrap();
-            }
-        }
-        let node = net::wait_for("a character device", DEADLINE, || {
-            let entries = fs::read_dir(&device).ok()?;
-            let mut names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-            names.find(|name| name.starts_with("vhost-vdpa-"))
-        });
-        format!("/dev/{}", node.unwrap())
     }
 }
 
@@ -135,8 +116,34 @@ fn devices_are_made_read_and_removed_as_the_vdpa_tool_shows_them() {
     assert!(net::command("vdpa", ["dev", "show", "made"]).is_err());
 }
 
-/// Killed when dropped.
+/// A QEMU that has not begun to run; killed when dropped.
 struct Qemu(Child);
+
+impl Qemu {
+    /// Starts it with an emulated PF and a VF, `vf0` and so on, for each of these backends, in a
+    /// shell that has done `before`, and with its QMP socket in `folder`.
+    fn start(folder: &Path, before: &str, options: &str, backends: &[String]) -> Qemu {
+        let mut script = format!(
+            "{before}\n\
+             exec \"$LAB_QEMU\" -nodefaults -machine q35 -accel tcg -m 64 -display none -S \\\n\
+             -device pcie-root-port,id=b {options} -netdev hubport,id=pf,hubid=0 \\\n\
+             -qmp unix:{}/vm1.sock,server=on,wait=off",
+            folder.display()
+        );
+        for (vf, backend) in backends.iter().enumerate() {
+            script += &format!(" -netdev vhost-vdpa,id=n{vf},{backend}");
+        }
+        let nic = "-device virtio-net-pci,bus=b,romfile=";
+        // The PF comes last: it takes the VFs that are there.
+        for vf in (0..backends.len()).rev() {
+            let place = vf + 1;
+            script += &format!(" {nic},id=vf{vf},addr=0x0.{place:#x},netdev=n{vf},sriov-pf=pf0");
+        }
+        script += &format!(" {nic},id=pf0,addr=0x0.0x0,netdev=pf");
+        let qemu = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
+        Qemu(qemu)
+    }
+}
 
 impl Drop for Qemu {
     fn drop(&mut self) {
@@ -152,29 +159,21 @@ fn devices_are_found_behind_qemu_by_path_by_descriptor_and_by_set() {
     for (number, name) in (1..).zip(names) {
         devices.make(name, [2, 0xaa, 0, 0, 1, number]);
     }
-    let [path, fd, set1, set2] = names.map(|name| devices.character_device(name));
+    let [path, fd, set1, set2] = names.map(|name| character_device(name).display().to_string());
     let folder = tempfile::tempdir().unwrap();
     let mut observer = Observer::of(folder.path());
     // The sets are added in another order than their descriptors are opened and used.
-    let script = format!(
-        "exec 5<>{fd} 6<>{set1} 7<>{set2}\n\
-         exec \"$LAB_QEMU\" -nodefaults -machine q35 -accel tcg -m 64 -display none -S \\\n\
-         -device pcie-root-port,id=b \\\n\
-         -add-fd fd=7,set=2 -add-fd fd=6,set=1 \\\n\
-         -netdev vhost-vdpa,id=n1,vhostdev={path} \\\n\
-         -netdev vhost-vdpa,id=n2,vhostfd=5 \\\n\
-         -netdev vhost-vdpa,id=n3,vhostdev=/dev/fdset/1 \\\n\
-         -netdev vhost-vdpa,id=n4,vhostdev=/dev/fdset/2 -netdev hubport,id=n0,hubid=0 \\\n\
-         -device virtio-net-pci,id=vf3,bus=b,addr=0x0.0x4,netdev=n4,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=vf2,bus=b,addr=0x0.0x3,netdev=n3,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=vf1,bus=b,addr=0x0.0x2,netdev=n2,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=vf0,bus=b,addr=0x0.0x1,netdev=n1,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=pf0,bus=b,addr=0x0.0x0,netdev=n0,romfile= \\\n\
-         -qmp unix:{}/vm1.sock,server=on,wait=off",
-        folder.path().display()
+    let _qemu = Qemu::start(
+        folder.path(),
+        &format!("exec 5<>{fd} 6<>{set1} 7<>{set2}"),
+        "-add-fd fd=7,set=2 -add-fd fd=6,set=1",
+        &[
+            format!("vhostdev={path}"),
+            "vhostfd=5".into(),
+            "vhostdev=/dev/fdset/1".into(),
+            "vhostdev=/dev/fdset/2".into(),
+        ],
     );
-    let qemu = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
-    let _qemu = Qemu(qemu);
     let update = observer.until("the guest", |u| u.view.connection == Connection::Connected);
     let functions = &update.view.functions;
     let sources = [
@@ -195,56 +194,24 @@ fn devices_are_found_behind_qemu_by_path_by_descriptor_and_by_set() {
     assert!(matches!(other, BackingView::Unsupported { .. }), "{other:?}");
 }
 
-/// The lab's virtio PF with all its VFs, each given to vp_vdpa. One test at a time has it.
-struct VirtioPf {
+/// vDPA devices on VFs of the lab's virtio PF; they go before it.
+struct OnVfs {
     devices: Devices,
-    _alone: MutexGuard<'static, ()>,
+    pf: VirtioPf,
 }
 
-impl VirtioPf {
+impl OnVfs {
     fn new() -> Self {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let pf = Path::new("/sys/bus/pci/devices").join(VIRTIO_PF_ADDRESS);
-        assert!(pf.exists(), "this test needs the lab's virtio PF: `cargo lab test --vm`");
-        net::modprobe("virtio_net").unwrap();
-        let devices = Devices::with_module("vp_vdpa");
-        fs::write(pf.join("sriov_numvfs"), "0").unwrap();
-        fs::write(pf.join("sriov_drivers_autoprobe"), "0").unwrap();
-        fs::write(pf.join("sriov_numvfs"), VIRTIO_VFS.to_string()).unwrap();
-        for index in 0..VIRTIO_VFS {
-            let address = Self::address(index);
-            let vf = Path::new("/sys/bus/pci/devices").join(&address);
-            fs::write(vf.join("driver_override"), "vp-vdpa").unwrap();
-            fs::write("/sys/bus/pci/drivers_probe", &address).unwrap();
-            assert!(vf.join("driver").exists(), "vp_vdpa does not take {address}");
-        }
-        VirtioPf { devices, _alone: alone }
-    }
-
-    /// PCI address of the VF of this index.
-    fn address(index: usize) -> String {
-        let link = format!("/sys/bus/pci/devices/{VIRTIO_PF_ADDRESS}/virtfn{index}");
-        fs::canonicalize(link).unwrap().file_name().unwrap().to_string_lossy().into_owned()
+        let pf = VirtioPf::new();
+        OnVfs { devices: Devices::none(), pf }
     }
 
     /// Makes a vDPA device on the VF of this index; its character device.
-    fn make(&mut self, name: &'static str, index: usize) -> String {
-        let device = Self::address(index);
+    fn make(&mut self, name: &'static str, index: usize) -> PathBuf {
+        let management = ManagementName { bus: Some("pci".into()), device: self.pf.address(index) };
         // It takes no address: the VF has one.
-        self.devices.make_on(name, ManagementName { bus: Some("pci".into()), device }, None);
-        self.devices.character_device(name)
-    }
-}
-
-impl Drop for VirtioPf {
-    fn drop(&mut self) {
-        for name in self.devices.made.drain(..) {
-            let _ = self.devices.runtime.block_on(self.devices.vdpa.delete(name));
-        }
-        let pf = Path::new("/sys/bus/pci/devices").join(VIRTIO_PF_ADDRESS);
-        let _ = fs::write(pf.join("sriov_numvfs"), "0");
-        let _ = fs::write(pf.join("sriov_drivers_autoprobe"), "1");
+        self.devices.make_on(name, management, None);
+        character_device(name)
     }
 }
 
@@ -255,30 +222,23 @@ fn virtio_vf(index: u16) -> BackingView {
 
 #[test]
 fn devices_on_vfs_of_a_pf_are_resolved_to_that_pf_and_their_index() {
-    let mut pf = VirtioPf::new();
+    let mut pf = OnVfs::new();
     // Made in another order than that of the VFs, and of the guest's functions.
     let shadowed = pf.make("on-vf2", 2);
     let by_path = pf.make("on-vf1", 1);
     let by_fd = pf.make("on-vf0", 0);
     let folder = tempfile::tempdir().unwrap();
     let mut observer = Observer::of(folder.path());
-    let script = format!(
-        "exec 5<>{by_fd}\n\
-         exec \"$LAB_QEMU\" -nodefaults -machine q35 -accel tcg -m 64 -display none -S \\\n\
-         -device pcie-root-port,id=b \\\n\
-         -netdev vhost-vdpa,id=n1,vhostdev={by_path} \\\n\
-         -netdev vhost-vdpa,id=n2,vhostfd=5 \\\n\
-         -netdev vhost-vdpa,id=n3,vhostdev={shadowed},x-svq=on \\\n\
-         -netdev hubport,id=n0,hubid=0 \\\n\
-         -device virtio-net-pci,id=vf2,bus=b,addr=0x0.0x3,netdev=n3,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=vf1,bus=b,addr=0x0.0x2,netdev=n2,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=vf0,bus=b,addr=0x0.0x1,netdev=n1,sriov-pf=pf0,romfile= \\\n\
-         -device virtio-net-pci,id=pf0,bus=b,addr=0x0.0x0,netdev=n0,romfile= \\\n\
-         -qmp unix:{}/vm1.sock,server=on,wait=off",
-        folder.path().display()
+    let _qemu = Qemu::start(
+        folder.path(),
+        &format!("exec 5<>{}", by_fd.display()),
+        "",
+        &[
+            format!("vhostdev={}", by_path.display()),
+            "vhostfd=5".into(),
+            format!("vhostdev={},x-svq=on", shadowed.display()),
+        ],
     );
-    let qemu = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap();
-    let _qemu = Qemu(qemu);
     let update = observer.until("the guest", |u| u.view.connection == Connection::Connected);
     let functions = &update.view.functions;
     let expected = [
@@ -296,9 +256,9 @@ fn devices_on_vfs_of_a_pf_are_resolved_to_that_pf_and_their_index() {
 
 #[test]
 fn where_the_control_queue_is_hidden_the_address_comes_from_the_vdpa_device() {
-    let mut pf = VirtioPf::new();
-    let hidden = Backing::VhostVdpa { node: pf.make("hidden", 2).into(), shadowed: false };
-    let shadowed = Backing::VhostVdpa { node: pf.make("shadowed", 0).into(), shadowed: true };
+    let mut pf = OnVfs::new();
+    let hidden = Backing::VhostVdpa { node: pf.make("hidden", 2), shadowed: false };
+    let shadowed = Backing::VhostVdpa { node: pf.make("shadowed", 0), shadowed: true };
     let given = pf.devices.config("hidden").mac.unwrap().to_string();
     let folder = tempfile::tempdir().unwrap();
     let mut observer = Observer::of(folder.path());

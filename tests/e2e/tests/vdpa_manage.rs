@@ -1,21 +1,22 @@
 //! `vdpa = "manage"`: the daemon makes and removes vDPA devices for ports, and no others.
 //!
-//! Needs vdpa_sim_net and the initial network namespace, which is where the vDPA family is. A
-//! simulated device stands on no VF: a software adapter names what makes them, and each of its
-//! representors counts as a place. Judged with `vdpa` of iproute2.
+//! Needs vdpa_sim_net and the initial network namespace, which is where the vDPA family is, and the
+//! lab's virtio PF. A simulated device stands on no VF: a software adapter names what makes them, and
+//! each of its representors counts as a place. On a real VF the devices are vp_vdpa's. Judged with
+//! `vdpa` of iproute2.
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
+use std::process::{Child, Command, Stdio};
 
-use eswitchd_e2e_tests::DEADLINE;
+use eswitchd_e2e_tests::{
+    DEADLINE,
+    vdpa::{VirtioPf, character_device},
+};
 use lab::{
     daemon::{Daemon, condition},
     net,
+    vm::VIRTIO_PF_ADDRESS,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -67,22 +68,8 @@ fn until_mac(mac: Option<&str>) {
 
 /// Has a process hold a vDPA device, as a QEMU does.
 fn hold(device: &str) -> Holder {
-    let folder = Path::new("/sys/bus/vdpa/devices").join(device);
-    fs::write(folder.join("driver_override"), "vhost_vdpa").unwrap();
-    let driver = folder.join("driver");
-    if driver.exists() && !fs::canonicalize(&driver).unwrap().ends_with("vhost_vdpa") {
-        fs::write(driver.join("unbind"), device).unwrap();
-    }
-    if !driver.exists() {
-        fs::write("/sys/bus/vdpa/drivers_probe", device).unwrap();
-    }
-    let node = net::wait_for("a character device", DEADLINE, || {
-        let entries = fs::read_dir(&folder).ok()?;
-        let mut names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        let node = names.find(|name| name.starts_with("vhost-vdpa-"))?;
-        Path::new("/dev").join(&node).exists().then_some(node)
-    });
-    let script = format!("exec 5<>/dev/{} && echo held && exec sleep 1000", node.unwrap());
+    let node = character_device(device);
+    let script = format!("exec 5<>{} && echo held && exec sleep 1000", node.display());
     let mut child =
         Command::new("sh").args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = [0; 5];
@@ -143,4 +130,57 @@ fn a_ports_vdpa_device_comes_with_it_follows_its_address_and_goes_with_it_when_n
     for device in FOREIGN {
         net::command("vdpa", ["dev", "show", device]).unwrap();
     }
+}
+
+#[test]
+fn on_real_vfs_a_device_comes_and_goes_with_its_port_and_an_address_that_the_driver_refuses_is_told()
+ {
+    let pf = VirtioPf::new();
+    let adapter = format!("pci-{VIRTIO_PF_ADDRESS}");
+    let configuration =
+        format!("\n[[adapter]]\nhandle = \"pci/{VIRTIO_PF_ADDRESS}\"\nvdpa = \"manage\"\n");
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(folder.path(), &configuration).unwrap();
+    daemon.put("/v1/networks/blue", json!({"kind": "flat"})).unwrap();
+    let port = |macs: &[&str]| {
+        json!({
+            "function": {"vf": {"adapter": adapter, "index": 1}},
+            "attachments": [{"network": "blue"}],
+            "macs": macs,
+            "guest_macs": {"max": 1, "allow": [MAC_1]},
+        })
+    };
+    let ours = format!("eswd-vf1@{adapter}");
+    let shown = || {
+        let shown = net::command("vdpa", ["-j", "dev", "show", &ours]).ok()?;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        Some(shown["dev"][&ours].clone())
+    };
+    let until_gone = || {
+        net::wait_for("the device to go", DEADLINE, || shown().is_none().then_some(())).unwrap();
+    };
+
+    daemon.put("/v1/ports/p", port(&[])).unwrap();
+    let seen = daemon.wait_for_condition("/v1/ports/p", "VdpaDevice", "True").unwrap();
+    assert_eq!(seen["status"]["vdpa_device"], ours);
+    let device = shown().unwrap();
+    assert_eq!(device["mgmtdev"], format!("pci/{}", pf.address(1)));
+    assert_eq!(device["type"], "network");
+    daemon.delete("/v1/ports/p").unwrap();
+    until_gone();
+
+    // A port that insists on its address gets no device with another one, and the kernel's words.
+    daemon.put("/v1/ports/p", port(&[MAC_2])).unwrap();
+    let refused = |port: &Value| condition(port, "VdpaDevice")["reason"] == "Refused";
+    let seen = daemon.wait_for("/v1/ports/p", refused).unwrap();
+    let message = condition(&seen, "VdpaDevice")["message"].as_str().unwrap();
+    assert!(message.contains(&ours) && message.contains("not supported"), "{message}");
+    assert_eq!((&seen["status"]["vdpa_device"], shown()), (&Value::Null, None));
+
+    // Without one the port has its device again.
+    daemon.put("/v1/ports/p", port(&[])).unwrap();
+    daemon.wait_for_condition("/v1/ports/p", "VdpaDevice", "True").unwrap();
+    assert!(shown().is_some());
+    daemon.delete("/v1/ports/p").unwrap();
+    until_gone();
 }
