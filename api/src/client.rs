@@ -31,9 +31,10 @@ use crate::{
     error::Problem,
     resources::{
         Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
-        NetworkSpec, Port, PortSpec, Resource,
+        NetworkSpec, Port, PortSpec, Resource, TornDown,
     },
     server::{EswitchHow, FlowFilter, Put, PutOutcome, declared::Declared, reply::OUTCOME},
+    snapshot::{Restored, Snapshot},
     types::Id,
 };
 
@@ -257,6 +258,29 @@ impl Client {
                 .filter_map(|(name, id)| id.as_ref().map(|id| format!("{name}={id}")))
                 .collect();
         self.list(&format!("/v1/flows?{}", query.join("&"))).await
+    }
+
+    /// Everything that clients have PUT.
+    pub async fn snapshot(&self) -> Result<Snapshot, ClientError> {
+        json(&self.ask(Method::GET, "/v1/snapshot", None).await?)
+    }
+
+    /// Puts a snapshot in the place of everything that clients have PUT; its text is the daemon's to
+    /// check.
+    pub async fn restore(&self, snapshot: Vec<u8>) -> Result<Put<Restored>, ClientError> {
+        let answer = self.ask(Method::PUT, "/v1/snapshot", Some(snapshot.into())).await?;
+        let outcome = answer.outcome.ok_or_else(|| strange(answer.status, "no outcome"))?;
+        Ok(Put { outcome, resource: json(&answer)? })
+    }
+
+    /// Takes away every flow of the daemon, which then installs none until it is resumed.
+    pub async fn tear_down(&self) -> Result<TornDown, ClientError> {
+        json(&self.ask(Method::POST, "/v1/teardown", None).await?)
+    }
+
+    /// Has the daemon install flows again.
+    pub async fn resume(&self) -> Result<(), ClientError> {
+        self.ask(Method::POST, "/v1/resume", None).await.map(|_| ())
     }
 
     /// Nothing where the daemon does its work, else the reasons why it does not.

@@ -9,6 +9,7 @@ pub mod client;
 pub mod error;
 pub mod resources;
 pub mod server;
+pub mod snapshot;
 pub mod types;
 pub mod validate;
 

@@ -40,6 +40,20 @@ pub struct List<Item> {
     pub items: Vec<Item>,
 }
 
+/// What a teardown has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TornDown {
+    /// Flows that were taken away.
+    pub removed: usize,
+    /// Netdevs that had some.
+    pub netdevs: usize,
+    /// Filters of other owners, left where they are.
+    pub foreign: usize,
+    /// What could not be taken away, with the netdev and the kernel's words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<String>,
+}
+
 // ---------------------------------------------------------------- networks
 
 /// One L2 segment, as the client and the daemon see it.

@@ -134,6 +134,16 @@ impl Claims {
     }
 }
 
+impl FromIterator<(Address, Id)> for Claims {
+    fn from_iter<I: IntoIterator<Item = (Address, Id)>>(held: I) -> Self {
+        let mut claims = Claims::default();
+        for (address, port) in held {
+            claims.give(address, port);
+        }
+        claims
+    }
+}
+
 /// One change that a client asks for; `None` deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -145,6 +155,17 @@ pub enum Change {
     Guest(Id, Option<GuestSpec>),
     /// Of an adapter's eswitch.
     Eswitch(Id, Option<EswitchOrder>),
+    /// Of everything: what a snapshot says takes its place.
+    Everything(Box<Restoration>),
+}
+
+/// What a snapshot says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restoration {
+    /// The resources. Their revisions do not matter.
+    pub intent: Intent,
+    /// Who holds which address.
+    pub claims: Claims,
 }
 
 /// What a change did.
@@ -175,9 +196,19 @@ pub struct Subject<'c> {
     pub as_wanted: bool,
 }
 
+impl Change {
+    /// Who is to hold which address, where the change says so.
+    pub fn claims(&self) -> Option<&Claims> {
+        match self {
+            Change::Everything(restoration) => Some(&restoration.claims),
+            _ => None,
+        }
+    }
+}
+
 impl Intent {
-    /// What this change is about, as it is now.
-    pub fn subject<'c>(&self, change: &'c Change) -> Subject<'c> {
+    /// What this change is about, as it is now; none where it is about everything.
+    pub fn subject<'c>(&self, change: &'c Change) -> Option<Subject<'c>> {
         fn of<'c, Spec: PartialEq>(
             kind: ResourceKind,
             table: &BTreeMap<Id, Stored<Spec>>,
@@ -192,7 +223,7 @@ impl Intent {
                 as_wanted: stored.is_some_and(|stored| Some(&stored.spec) == wanted),
             }
         }
-        match change {
+        Some(match change {
             Change::Network(id, spec) => {
                 of(ResourceKind::Network, &self.networks, id, spec.as_ref())
             }
@@ -201,24 +232,61 @@ impl Intent {
             Change::Eswitch(id, order) => {
                 of(ResourceKind::Adapter, &self.eswitches, id, order.as_ref())
             }
-        }
+            Change::Everything(_) => return None,
+        })
     }
 
     /// Makes a change. A resource keeps what it got at creation; the revision moves only when
     /// something changed.
     pub fn apply(&mut self, change: Change) -> Effect {
-        let revision = self.revision + 1;
+        let revision = match &change {
+            // Also higher than any that somebody may have read where the snapshot was made.
+            Change::Everything(restoration) => self.revision.max(restoration.intent.revision) + 1,
+            _ => self.revision + 1,
+        };
         let effect = match change {
             Change::Network(id, spec) => put(&mut self.networks, id, spec, revision),
             Change::Port(id, spec) => put(&mut self.ports, id, spec, revision),
             Change::Guest(id, spec) => put(&mut self.guests, id, spec, revision),
             Change::Eswitch(id, order) => put(&mut self.eswitches, id, order, revision),
+            Change::Everything(restoration) => {
+                // Steps that an eswitch is taken through go on.
+                let Intent { networks, ports, guests, .. } = restoration.intent;
+                let changed = [
+                    replace(&mut self.networks, networks, revision),
+                    replace(&mut self.ports, ports, revision),
+                    replace(&mut self.guests, guests, revision),
+                ];
+                if changed.contains(&true) { Effect::Updated } else { Effect::Unchanged }
+            }
         };
         if matches!(effect, Effect::Created | Effect::Updated | Effect::Deleted) {
             self.revision = revision;
         }
         effect
     }
+}
+
+/// Puts one table in the place of another; whether that changes anything. What is as it was keeps
+/// its revision.
+fn replace<Spec: PartialEq>(
+    table: &mut BTreeMap<Id, Stored<Spec>>,
+    with: BTreeMap<Id, Stored<Spec>>,
+    revision: u64,
+) -> bool {
+    let before = std::mem::replace(table, with);
+    for (id, stored) in table.iter_mut() {
+        stored.revision = match before.get(id) {
+            Some(was)
+                if (was.created, was.number, &was.spec)
+                    == (stored.created, stored.number, &stored.spec) =>
+            {
+                was.revision
+            }
+            _ => revision,
+        };
+    }
+    *table != before
 }
 
 fn put<Spec: PartialEq>(

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod observe;
 mod owner;
 pub mod plan;
+pub mod snapshot;
 pub mod store;
 pub mod teardown;
 pub mod world;

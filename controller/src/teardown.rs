@@ -1,4 +1,4 @@
-//! `eswitchd --teardown`: takes the daemon's flows away, for good.
+//! `eswitchd --teardown`, and the same over the API: takes the daemon's flows away, for good.
 //!
 //! In: a configuration, and the ingress hooks of every netdev of the network namespace. Out: none
 //! of the daemon's flows, `hw-tc-offload` off where the daemon had switched it on, and a count. What does not carry its cookie stays, and so do qdiscs (they
@@ -39,6 +39,15 @@ pub fn teardown(config: &Config) -> Result<Teardown, DaemonError> {
     let store = config.state_dir.join("state.redb");
     // Held until the end, so that no daemon starts meanwhile.
     let _store = store.exists().then(|| RedbStore::open(&store)).transpose()?;
+    flows()
+}
+
+/// Takes away all flows under our cookie in the network namespace of the calling thread. Whoever
+/// calls sees to it that nobody installs any meanwhile.
+///
+/// # Errors
+/// The kernel cannot be talked to.
+pub(crate) fn flows() -> Result<Teardown, DaemonError> {
     let mut kernel = NetlinkKernel::open(FLOW_OWNER)?;
     let interfaces = if_nameindex().map_err(|errno| DaemonError::Runtime(errno.into()))?;
     let netdevs = interfaces.iter().filter_map(|interface| {

@@ -5,6 +5,7 @@
 
 mod apply;
 mod get;
+mod snapshot;
 mod status;
 mod table;
 
@@ -20,6 +21,7 @@ use crate::{
     DEFAULT_SOCKET,
     client::{Client, ClientError, Server},
     error::{Problem, ResourceKind},
+    resources::TornDown,
     server::FlowFilter,
     types::Id,
 };
@@ -35,6 +37,8 @@ Examples:
   echo '{\"kind\": \"network\", \"id\": \"blue\", \"spec\": {\"kind\": {\"vlan\": {\"vid\": 100}}}}' |
       eswitchctl apply -f -
   eswitchctl delete port web-1
+  eswitchctl snapshot save host1.json
+  eswitchctl snapshot restore host1.json
 
 Exit status:
   0  done
@@ -108,6 +112,34 @@ enum Command {
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
+    /// Save everything that clients have declared to a file, or restore it
+    Snapshot {
+        #[command(subcommand)]
+        direction: Direction,
+    },
+    /// Take away every flow of the daemon, and nothing else
+    #[command(
+        after_help = "What was declared stays. The daemon programs nothing until `eswitchctl \
+                            resume`, or until it is started anew."
+    )]
+    Teardown,
+    /// Have the daemon program the switch again after a teardown
+    Resume,
+}
+
+/// Where a snapshot goes.
+#[derive(Debug, Subcommand)]
+enum Direction {
+    /// Write networks, ports, guests and who holds which address to a file
+    Save {
+        /// The file, - for standard output
+        file: PathBuf,
+    },
+    /// Put what a file says in the place of everything that is declared: all of it, or nothing
+    Restore {
+        /// The file, - for standard input
+        file: PathBuf,
+    },
 }
 
 /// Kinds of resources that can be shown.
@@ -211,6 +243,8 @@ enum CommandError {
     Document(String),
     #[error("cannot read {}: {source}", .path.display())]
     File { path: PathBuf, source: io::Error },
+    #[error("cannot write {}: {source}", .path.display())]
+    Save { path: PathBuf, source: io::Error },
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
@@ -222,7 +256,7 @@ impl CommandError {
             Self::Document(_) | Self::File { .. } => Exit::Usage,
             // Whoever read our output has seen enough: `eswitchctl get flows | head`.
             Self::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-            Self::Write(_) => Exit::Failed,
+            Self::Write(_) | Self::Save { .. } => Exit::Failed,
         }
     }
 }
@@ -254,6 +288,14 @@ pub async fn run(
         Command::Apply { file } => apply::apply(&client, &file, input, out, err).await,
         Command::Delete { kind, id } => delete(&client, kind, &id, out).await,
         Command::Status => status::status(&client, out).await,
+        Command::Snapshot { direction: Direction::Save { file } } => {
+            snapshot::save(&client, &file, out).await
+        }
+        Command::Snapshot { direction: Direction::Restore { file } } => {
+            snapshot::restore(&client, &file, input, out).await
+        }
+        Command::Teardown => tear_down(&client, out, err).await,
+        Command::Resume => client.resume().await.map(|()| Exit::Done).map_err(Into::into),
     };
     done.unwrap_or_else(|error| {
         let exit = error.exit();
@@ -317,6 +359,19 @@ async fn delete(
     }
     writeln!(out, "{}/{id} deleted", ResourceKind::from(kind))?;
     Ok(Exit::Done)
+}
+
+async fn tear_down(
+    client: &Client,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<Exit, CommandError> {
+    let TornDown { removed, netdevs, foreign, left } = client.tear_down().await?;
+    writeln!(out, "{removed} flows taken away from {netdevs} netdevs, {foreign} of others left")?;
+    for left in &left {
+        writeln!(err, "eswitchctl: not taken away: {}", printable(left))?;
+    }
+    Ok(if left.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
 /// Says what is wrong with `what` and, where the daemon knows, what would be right.

@@ -10,8 +10,9 @@ use crate::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
-        PortSpec,
+        PortSpec, TornDown,
     },
+    snapshot::{Restored, Snapshot},
     types::Id,
 };
 
@@ -188,6 +189,22 @@ pub trait Daemon: Send + Sync + 'static {
     /// The flows that match `filter`, in order of adapter, netdev and rule.
     fn flows(&self, filter: FlowFilter)
     -> impl Future<Output = Result<Vec<Flow>, ApiError>> + Send;
+
+    /// Everything that clients have PUT, as it is stored.
+    fn snapshot(&self) -> impl Future<Output = Result<Snapshot, ApiError>> + Send;
+
+    /// Puts what a snapshot says in the place of everything that clients have PUT: all of it, or
+    /// on an error nothing.
+    fn restore(
+        &self,
+        snapshot: Snapshot,
+    ) -> impl Future<Output = Result<Put<Restored>, ApiError>> + Send;
+
+    /// Takes away every flow of the daemon, which then installs none until it is resumed.
+    fn tear_down(&self) -> impl Future<Output = Result<TornDown, ApiError>> + Send;
+
+    /// Has the daemon install flows again.
+    fn resume(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Whether the daemon has converged once and does its work.
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;

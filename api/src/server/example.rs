@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::declared::Declared;
 use crate::{
     error::ResourceKind,
-    resources::{Adapter, EswitchChange, Flow},
+    resources::{Adapter, EswitchChange, Flow, NetworkSpec, PortSpec, TornDown},
+    snapshot::{Restored, Snapshot},
 };
 
 /// An example as JSON, which by passing through its type is known to be one.
@@ -127,6 +128,31 @@ pub(super) fn eswitch_change(started: bool) -> Value {
         "in_use": ["port web-1 (VF 0)"],
         "started": started,
     }))
+}
+
+/// A snapshot.
+pub(super) fn snapshot() -> Value {
+    checked::<Snapshot>(json!({
+        "format": 1,
+        "revision": 42,
+        "networks": [{"id": id(ResourceKind::Network), "created": 1, "number": 1,
+                      "spec": spec::<NetworkSpec>()}],
+        "ports": [{"id": id(ResourceKind::Port), "created": 2, "number": 1,
+                   "spec": spec::<PortSpec>()}],
+        "guests": [],
+        "addresses": [{"network": id(ResourceKind::Network), "mac": "02:aa:bb:cc:00:01",
+                       "port": id(ResourceKind::Port)}],
+    }))
+}
+
+/// What there is after a snapshot was restored.
+pub(super) fn restored() -> Value {
+    checked::<Restored>(json!({"revision": 43, "networks": 1, "ports": 1, "guests": 0}))
+}
+
+/// What a teardown has done.
+pub(super) fn torn_down() -> Value {
+    checked::<TornDown>(json!({"removed": 15, "netdevs": 3, "foreign": 1}))
 }
 
 /// A flow.

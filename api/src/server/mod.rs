@@ -27,6 +27,8 @@ use crate::error::ApiError;
 pub struct Limits {
     /// The largest body, in bytes.
     pub body_bytes: usize,
+    /// The largest snapshot, in bytes.
+    pub snapshot_bytes: usize,
     /// How long a body may take to arrive.
     pub body_time: Duration,
     /// How long a request may take in all.
@@ -39,6 +41,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             body_bytes: 1 << 20,
+            snapshot_bytes: 32 << 20,
             body_time: Duration::from_secs(10),
             request_time: Duration::from_secs(30),
             requests: 256,

@@ -28,8 +28,9 @@ use crate::{
     },
     resources::{
         Adapter, Backing, Desired, EswitchChange, EswitchSpec, Flow, GuestSpec, NetworkKind,
-        NetworkSpec, PortFunction, PortSpec, Resource,
+        NetworkSpec, PortFunction, PortSpec, Resource, TornDown,
     },
+    snapshot::{Restored, Snapshot},
     types::Id,
 };
 
@@ -100,6 +101,9 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<EswitchSpec>(&mut schemas);
     found_schemas::<EswitchChange>(&mut schemas);
     schemas.push(("DesiredEswitch".to_owned(), Desired::<EswitchSpec>::schema()));
+    found_schemas::<Snapshot>(&mut schemas);
+    found_schemas::<Restored>(&mut schemas);
+    found_schemas::<TornDown>(&mut schemas);
     found_schemas::<Problem>(&mut schemas);
     let mut schemas: BTreeMap<_, _> = schemas.into_iter().collect();
     for name in [NetworkKind::name(), PortFunction::name(), Backing::name()] {
@@ -354,6 +358,70 @@ pub(super) fn flows() -> PathItem {
     get(with_problems(operation, reading(vec![])))
 }
 
+/// GET and PUT of the snapshot.
+pub(super) fn snapshot() -> PathItem {
+    let saved = component(&Snapshot::name());
+    let get = operation("daemon", "save_snapshot")
+        .summary(Some("Everything that clients have PUT, in one document"))
+        .response("200", json_response("It.", saved.clone(), example::snapshot()).build());
+    let put = operation("daemon", "restore_snapshot")
+        .summary(Some("Put a snapshot in the place of everything that clients have PUT"))
+        .description(Some(
+            "In one transaction: all of it, or on an error nothing. Resources that are not in it \
+             go. Revisions grow on; with the snapshot of what is there already nothing is stored.",
+        ))
+        .request_body(Some(
+            RequestBodyBuilder::new()
+                .description(Some("What GET has answered."))
+                .required(Some(Required::True))
+                .content(
+                    JSON,
+                    ContentBuilder::new()
+                        .schema(Some(saved))
+                        .example(Some(example::snapshot()))
+                        .build(),
+                )
+                .build(),
+        ))
+        .response(
+            "200",
+            json_response("It is in force.", component(&Restored::name()), example::restored())
+                .header("Eswitchd-Outcome", one_of(&["updated", "unchanged"]))
+                .build(),
+        );
+    PathItemBuilder::new()
+        .operation(HttpMethod::Get, with_problems(get, reading(vec![])))
+        .operation(
+            HttpMethod::Put,
+            with_problems(put, [reading(vec![]), storing(), body_problems()].concat()),
+        )
+        .build()
+}
+
+/// POST that takes flows away.
+pub(super) fn teardown() -> PathItem {
+    let operation = operation("daemon", "tear_down")
+        .summary(Some("Take away every flow of the daemon, and nothing else"))
+        .description(Some(
+            "What clients have PUT stays, and can be changed; until it is resumed or started anew, \
+             the daemon programs nothing, and is not ready. VF settings stay as they are.",
+        ))
+        .response(
+            "200",
+            json_response("It is done.", component(&TornDown::name()), example::torn_down())
+                .build(),
+        );
+    post(with_problems(operation, reading(vec![])))
+}
+
+/// POST that brings flows back.
+pub(super) fn resume() -> PathItem {
+    let operation = operation("daemon", "resume")
+        .summary(Some("Install flows again after a teardown"))
+        .response("204", ResponseBuilder::new().description("The daemon does its work."));
+    post(with_problems(operation, reading(vec![])))
+}
+
 /// Liveness.
 pub(super) fn healthz() -> PathItem {
     get(operation("daemon", "health")
@@ -401,6 +469,10 @@ fn operation(tag: &str, id: &str) -> OperationBuilder {
 
 fn get(operation: OperationBuilder) -> PathItem {
     PathItemBuilder::new().operation(HttpMethod::Get, operation).build()
+}
+
+fn post(operation: OperationBuilder) -> PathItem {
+    PathItemBuilder::new().operation(HttpMethod::Post, operation).build()
 }
 
 fn id_parameter(example: &str) -> Parameter {
@@ -518,11 +590,12 @@ fn reading(more: Vec<Problem>) -> Vec<Problem> {
 fn writing(kind: ResourceKind) -> Vec<Problem> {
     let resource = ResourceRef { kind, id: example_id(example::id(kind)) };
     let changed = ApiError::Precondition { resource, revision: Some(8) };
-    vec![
-        changed.problem(),
-        ApiError::Store(cause()).problem(),
-        ApiError::StoreFull(cause()).problem(),
-    ]
+    [vec![changed.problem()], storing()].concat()
+}
+
+/// What any request that stores something can meet.
+fn storing() -> Vec<Problem> {
+    vec![ApiError::Store(cause()).problem(), ApiError::StoreFull(cause()).problem()]
 }
 
 /// What any request with a body can meet.

@@ -19,6 +19,7 @@ use super::{Put, PutOutcome};
 use crate::{
     error::{ApiError, PROBLEM_MEDIA_TYPE},
     resources::Resource,
+    snapshot::Restored,
 };
 
 /// The header of an answer to PUT that says what it has done.
@@ -32,6 +33,13 @@ pub(super) fn resource<Spec: Serialize, Status: Serialize>(
     if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", resource.revision)) {
         response.headers_mut().insert(ETAG, tag);
     }
+    response
+}
+
+/// The answer to a PUT of a snapshot.
+pub(super) fn restored(put: &Put<Restored>) -> Response {
+    let mut response = Json(&put.resource).into_response();
+    response.headers_mut().insert(OUTCOME, HeaderValue::from_static(put.outcome.as_str()));
     response
 }
 

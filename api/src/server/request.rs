@@ -19,6 +19,7 @@ use super::{App, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared:
 use crate::{
     error::{ApiError, InvalidField},
     resources::{Desired, EswitchSpec},
+    snapshot::Snapshot,
     types::Id,
 };
 
@@ -164,7 +165,7 @@ impl<Spec: Declared, D: Daemon> FromRequest<App<D>> for SpecBody<Spec> {
 
     async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
         is_json(request.headers())?;
-        let bytes = whole_body(request.into_body(), &app.limits).await?;
+        let bytes = whole_body(request.into_body(), &app.limits, app.limits.body_bytes).await?;
         let Desired { spec } = json::<Desired<Spec>>(&bytes)?;
         spec.validate()?;
         Ok(SpecBody(spec))
@@ -179,10 +180,23 @@ impl<D: Daemon> FromRequest<App<D>> for EswitchBody {
 
     async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
         is_json(request.headers())?;
-        let bytes = whole_body(request.into_body(), &app.limits).await?;
+        let bytes = whole_body(request.into_body(), &app.limits, app.limits.body_bytes).await?;
         let Desired { spec } = json::<Desired<EswitchSpec>>(&bytes)?;
         spec.validate()?;
         Ok(EswitchBody(spec))
+    }
+}
+
+/// The snapshot of a PUT, valid by itself.
+pub(super) struct SnapshotBody(pub(super) Snapshot);
+
+impl<D: Daemon> FromRequest<App<D>> for SnapshotBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = whole_body(request.into_body(), &app.limits, app.limits.snapshot_bytes).await?;
+        Snapshot::read(&bytes).map(SnapshotBody)
     }
 }
 
@@ -197,14 +211,12 @@ fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn whole_body(body: Body, limits: &Limits) -> Result<Vec<u8>, ApiError> {
-    let read = Limited::new(body, limits.body_bytes).collect();
+async fn whole_body(body: Body, limits: &Limits, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {
+    let read = Limited::new(body, limit_bytes).collect();
     match tokio::time::timeout(limits.body_time, read).await {
         Err(_) => Err(ApiError::SlowRequest { limit: limits.body_time }),
         Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(ApiError::TooLarge { limit_bytes: limits.body_bytes })
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit_bytes }),
         Ok(Err(error)) => {
             Err(ApiError::Malformed { detail: format!("the body did not arrive whole: {error}") })
         }

@@ -8,23 +8,27 @@ use axum::{
     extract::State,
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
-    routing::{self, MethodRouter, get},
+    routing::{self, MethodRouter, get, post},
 };
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, Daemon, EswitchHow, FlowFilter, Precondition,
+    App, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
     declared::Declared,
     openapi, reply,
-    request::{EswitchBody, NoQuery, PathId, SpecBody},
+    request::{EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
 };
 use crate::{
     error::ApiError,
-    resources::{Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec},
+    resources::{Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec, TornDown},
+    snapshot::Snapshot,
 };
 
 /// The media type of Prometheus' text format.
 pub(super) const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Snapshots that may be under way at a time: each may be large.
+const SNAPSHOTS: usize = 2;
 
 /// A path, what answers there, and how that is described.
 pub(super) struct Route<D> {
@@ -51,6 +55,13 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
         route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter()),
         route("/v1/adapters/{id}/eswitch", routing::put(put_eswitch::<D>), openapi::eswitch()),
         route("/v1/flows", get(flows::<D>), openapi::flows()),
+        route(
+            "/v1/snapshot",
+            bounds::in_slots(get(save::<D>).put(restore::<D>), &bounds::slots(SNAPSHOTS)),
+            openapi::snapshot(),
+        ),
+        route("/v1/teardown", post(tear_down::<D>), openapi::teardown()),
+        route("/v1/resume", post(resume::<D>), openapi::resume()),
         route("/healthz", get(healthy), openapi::healthz()),
         route("/readyz", get(ready::<D>), openapi::readyz()),
         route("/metrics", get(metrics::<D>), openapi::metrics()),
@@ -128,6 +139,32 @@ async fn flows<D: Daemon>(
     filter: FlowFilter,
 ) -> Result<Json<List<Flow>>, ApiError> {
     app.daemon.flows(filter).await.map(|items| Json(List { items }))
+}
+
+async fn save<D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+) -> Result<Json<Snapshot>, ApiError> {
+    app.daemon.snapshot().await.map(Json)
+}
+
+async fn restore<D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+    SnapshotBody(snapshot): SnapshotBody,
+) -> Result<Response, ApiError> {
+    app.daemon.restore(snapshot).await.map(|put| reply::restored(&put))
+}
+
+async fn tear_down<D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+) -> Result<Json<TornDown>, ApiError> {
+    app.daemon.tear_down().await.map(Json)
+}
+
+async fn resume<D: Daemon>(State(app): State<App<D>>, _: NoQuery) -> Result<StatusCode, ApiError> {
+    app.daemon.resume().await.map(|()| StatusCode::NO_CONTENT)
 }
 
 async fn healthy() -> &'static str {

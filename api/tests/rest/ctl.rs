@@ -509,3 +509,64 @@ async fn the_program_prints_to_a_pipe() {
     );
     assert!(ran.stderr.is_empty());
 }
+
+#[tokio::test]
+async fn a_snapshot_goes_to_a_file_and_back() {
+    let (double, daemon) = empty().await;
+    ctl(&daemon, "apply -f -", &format!("{BLUE} {VM} {WEB}")).await;
+    let file = daemon.folder.path().join("saved.json");
+    let save = format!("snapshot save {}", file.display());
+    let restore = format!("snapshot restore {}", file.display());
+    let ran = ctl(&daemon, &save, "").await;
+    let out = "saved revision 3: 1 networks, 1 ports, 1 guests\n".to_owned();
+    assert_eq!(ran, Ran { exit: Exit::Done, out, err: String::new() });
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(ctl(&daemon, "snapshot save -", "").await.out, text);
+
+    let ran = ctl(&daemon, &restore, "").await;
+    assert_eq!(ran.out, "unchanged, revision 3: 1 networks, 1 ports, 1 guests\n");
+    ctl(&daemon, "delete port web", "").await;
+    let ran = ctl(&daemon, "snapshot restore -", &text).await;
+    assert_eq!(ran.out, "updated, revision 3: 1 networks, 1 ports, 1 guests\n");
+    assert_eq!(double.change(|state| state.ports.len()), 1);
+
+    let ran = ctl(&daemon, "snapshot restore -", &text.replace("\"flat\"", "\"round\"")).await;
+    assert_eq!(ran.exit, Exit::Refused);
+    assert!(ran.err.contains("networks[0].spec.kind: unknown variant `round`"), "{}", ran.err);
+    let ran = ctl(&daemon, &format!("{restore}.none"), "").await;
+    assert_eq!(ran.exit, Exit::Usage);
+    assert!(ran.err.contains("saved.json.none"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_written_or_had_leaves_the_last_one_alone() {
+    let (double, daemon) = empty().await;
+    let file = daemon.folder.path().join("saved.json");
+    std::fs::write(&file, "the last one").unwrap();
+    double.change(|state| state.trouble = Some(Trouble::Error(|| ApiError::Store("disk".into()))));
+    let ran = ctl(&daemon, &format!("snapshot save {}", file.display()), "").await;
+    assert_eq!((ran.exit, ran.out), (Exit::Failed, String::new()));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "the last one");
+
+    double.change(|state| state.trouble = None);
+    let nowhere = daemon.folder.path().join("none/saved.json");
+    let ran = ctl(&daemon, &format!("snapshot save {}", nowhere.display()), "").await;
+    assert_eq!(ran.exit, Exit::Failed);
+    assert!(ran.err.contains("cannot write") && ran.err.contains("none/saved.json"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_teardown_says_what_went_and_what_would_not() {
+    let daemon = full().await;
+    let ran = ctl(&daemon, "teardown", "").await;
+    assert_eq!(ran.exit, Exit::Done, "{ran:?}");
+    assert!(ran.out.ends_with("flows taken away from 1 netdevs, 2 of others left\n"), "{ran:?}");
+    let ran = ctl(&daemon, "resume", "").await;
+    assert_eq!(ran, Ran { exit: Exit::Done, out: String::new(), err: String::new() });
+
+    let (double, daemon) = empty().await;
+    double.change(|state| state.not_torn_down = vec!["tap0: chain 0 prio 1: busy".into()]);
+    let ran = ctl(&daemon, "teardown", "").await;
+    assert_eq!(ran.exit, Exit::Failed);
+    assert_eq!(ran.err, "eswitchctl: not taken away: tap0: chain 0 prio 1: busy\n");
+}

@@ -61,7 +61,7 @@ async fn what_answers_is_described_and_what_is_described_answers() {
     assert_eq!(document["openapi"], "3.1.0");
     let described: BTreeSet<_> =
         operations(&document).into_iter().map(|(path, method, _)| (path, method)).collect();
-    assert_eq!(described.len(), 20);
+    assert_eq!(described.len(), 24);
     for path in document["paths"].as_object().unwrap().keys() {
         for method in METHODS {
             let answer =
@@ -129,6 +129,9 @@ async fn the_examples_of_requests_are_accepted() {
         }
     }
     assert_eq!(accepted, 3);
+    let snapshot = &document().await["paths"]["/v1/snapshot"]["put"];
+    let body = &snapshot["requestBody"]["content"]["application/json"]["example"];
+    assert_eq!(put(&api, "/v1/snapshot", body).await.status, 200);
 }
 
 #[tokio::test]

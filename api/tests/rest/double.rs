@@ -13,6 +13,7 @@ use eswitchd_api::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::*,
     server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    snapshot::{Restored, Saved, Snapshot},
     types::Id,
 };
 
@@ -40,6 +41,7 @@ pub(crate) struct State {
     pub(crate) not_ready: Vec<String>,
     pub(crate) metrics: String,
     pub(crate) trouble: Option<Trouble>,
+    pub(crate) not_torn_down: Vec<String>,
     revision: u64,
 }
 
@@ -132,6 +134,24 @@ impl Double {
             gone.map(|_| ()).ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
         })
     }
+}
+
+fn saved<Spec: Clone, Status>(table: &Table<Spec, Status>) -> Vec<Saved<Spec>> {
+    let saved = |(resource, number): (&Resource<Spec, Status>, u32)| Saved {
+        id: resource.id.clone(),
+        created: resource.revision,
+        number,
+        spec: resource.spec.clone(),
+    };
+    table.values().zip(1..).map(saved).collect()
+}
+
+fn restored<Spec, Status: Default>(saved: Vec<Saved<Spec>>) -> Table<Spec, Status> {
+    let restored = |Saved { id, created, spec, .. }: Saved<Spec>| {
+        let status = Status::default();
+        (id.clone(), Resource { id, revision: created, spec, status })
+    };
+    saved.into_iter().map(restored).collect()
 }
 
 fn networks(state: &mut State) -> &mut Table<NetworkSpec, NetworkStatus> {
@@ -270,6 +290,53 @@ impl Daemon for Double {
                 && filter.network.as_ref().is_none_or(|id| flow.network.as_ref() == Some(id))
         };
         Ok(self.change(|state| state.flows.iter().filter(fits).cloned().collect()))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        self.trouble().await?;
+        Ok(self.change(|state| Snapshot {
+            format: 1,
+            revision: state.revision,
+            networks: saved(&state.networks),
+            ports: saved(&state.ports),
+            guests: saved(&state.guests),
+            addresses: Vec::new(),
+        }))
+    }
+
+    async fn restore(&self, snapshot: Snapshot) -> Result<Put<Restored>, ApiError> {
+        self.trouble().await?;
+        let current = self.snapshot().await?;
+        self.change(|state| {
+            let outcome = match current == snapshot {
+                true => PutOutcome::Unchanged,
+                false => PutOutcome::Updated,
+            };
+            state.networks = restored(snapshot.networks);
+            state.ports = restored(snapshot.ports);
+            state.guests = restored(snapshot.guests);
+            let resource = Restored {
+                revision: state.revision,
+                networks: state.networks.len(),
+                ports: state.ports.len(),
+                guests: state.guests.len(),
+            };
+            Ok(Put { outcome, resource })
+        })
+    }
+
+    async fn tear_down(&self) -> Result<TornDown, ApiError> {
+        self.trouble().await?;
+        Ok(self.change(|state| TornDown {
+            removed: std::mem::take(&mut state.flows).len(),
+            netdevs: 1,
+            foreign: 2,
+            left: state.not_torn_down.clone(),
+        }))
+    }
+
+    async fn resume(&self) -> Result<(), ApiError> {
+        self.trouble().await
     }
 
     async fn ready(&self) -> Result<(), NotReady> {

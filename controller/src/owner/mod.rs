@@ -262,6 +262,8 @@ pub(crate) struct Owner {
     /// What is to be said about what has changed, since conditions were stamped last.
     stale: Stale,
     converged_once: bool,
+    /// Nothing is programmed: a client has had everything taken away.
+    torn_down: bool,
     store: StoreSlot,
     outlets: Outlets,
     /// The kernel's vDPA side, opened when there is something to do there.
@@ -312,6 +314,7 @@ impl Owner {
             born: Instant::now(),
             stale: Stale::default(),
             converged_once: false,
+            torn_down: false,
             store: StoreSlot {
                 store: Some(store),
                 writes: VecDeque::new(),
@@ -480,7 +483,11 @@ impl Owner {
         if !self.dirty.is_empty() {
             self.replan();
         }
+        // Steps that an eswitch is taken through come to their end in any case.
         let mut busy = self.drive_eswitches();
+        if self.torn_down {
+            return;
+        }
         let planner = std::mem::take(&mut self.planner);
         for (id, program) in &planner.plan().programs {
             // Nothing of what its VFs have outlives the steps.
@@ -800,6 +807,31 @@ impl Owner {
         self.remember_later();
     }
 
+    // ------------------------------------------------------------ teardown
+
+    /// Whether no flow is on its way into the kernel.
+    fn at_rest(&self) -> bool {
+        self.adapters.values().all(|state| !state.flows.under_way())
+    }
+
+    /// Has everything planned from nothing, and every hook read before it is changed: what was
+    /// planned, or what was known to be installed, counts no longer.
+    fn plan_anew(&mut self, held: Claims) {
+        self.planner = Planner::holding(held);
+        self.dirty = Dirty::all();
+        self.stale.all = true;
+        for state in self.adapters.values_mut() {
+            state.flows.withdraw();
+        }
+        self.timings.retain(|id, _| self.intent.ports.contains_key(id));
+    }
+
+    /// Programs nothing from now on, or everything again.
+    fn set_torn_down(&mut self, torn_down: bool) {
+        self.torn_down = torn_down;
+        self.stale.all = true;
+    }
+
     // ------------------------------------------------------------ the store
 
     /// Starts the next change of intent, if the store is free.
@@ -808,10 +840,10 @@ impl Owner {
             let Some(Write { change, only_if, answer }) = self.store.writes.pop_front() else {
                 return;
             };
-            let subject = self.intent.subject(&change);
-            let permitted = match subject.as_wanted {
-                true => Ok(()),
-                false => only_if
+            let permitted = match self.intent.subject(&change) {
+                None => Ok(()),
+                Some(subject) if subject.as_wanted => Ok(()),
+                Some(subject) => only_if
                     .check(subject.kind, subject.id, subject.revision)
                     .and_then(|()| self.permitted(&change)),
             };
@@ -873,7 +905,11 @@ impl Owner {
             let result = match result {
                 Ok(effect) => {
                     self.intent = *intent;
-                    self.dirty.change(&change);
+                    match (effect, change.claims()) {
+                        (Effect::Unchanged, _) => {}
+                        (_, Some(claims)) => self.plan_anew(claims.clone()),
+                        (_, None) => self.dirty.change(&change),
+                    }
                     self.stale.all = true;
                     self.tell_guest_watch();
                     Ok(effect)
@@ -911,9 +947,9 @@ impl Owner {
         let Some(mut store) = self.store.store.take() else { return };
         self.store.remembered = (self.planner.claims().clone(), self.world.guests.clone());
         let (claims, guests) = self.store.remembered.clone();
-        let returned = self.store.returned_to.clone();
+        let (intent, returned) = (self.intent.clone(), self.store.returned_to.clone());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.remember(&claims, &guests) {
+            if let Err(error) = store.remember(&intent, &claims, &guests) {
                 warn!(%error, "not remembered");
             }
             returned.send(StoreDone { store, commit: None }).ok();
@@ -925,7 +961,8 @@ impl Owner {
         if self.host_seen
             && self.forgetful()
             && let Some(store) = &mut self.store.store
-            && let Err(error) = store.remember(self.planner.claims(), &self.world.guests)
+            && let Err(error) =
+                store.remember(&self.intent, self.planner.claims(), &self.world.guests)
         {
             warn!(%error, "not remembered");
         }

@@ -1,35 +1,49 @@
-//! The API's side of the owner: every request becomes one call to it.
+//! The API's side of the owner: every request becomes one call to it, a teardown several.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use api::{
     error::{ApiError, NotReady, ResourceKind},
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
-        PortSpec,
+        PortSpec, TornDown,
     },
     server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    snapshot::{Restored, Snapshot},
     types::Id,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{Call, Owner, Write};
 use crate::{
     intent::{Change, Effect},
     metrics::Metrics,
+    snapshot,
+    teardown::{self, Teardown},
 };
+
+/// How long a teardown waits for what is under way.
+const REST: Duration = Duration::from_secs(20);
+
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The owner, as the API server calls it.
 #[derive(Debug, Clone)]
 pub(crate) struct DaemonHandle {
     calls: mpsc::Sender<Call>,
     metrics: Arc<Metrics>,
+    /// Held while flows are taken away or brought back.
+    tearing_down: Arc<Mutex<()>>,
 }
 
 impl DaemonHandle {
     /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
     pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>) -> Self {
-        DaemonHandle { calls, metrics }
+        DaemonHandle { calls, metrics, tearing_down: Arc::default() }
     }
 
     async fn read<T: Send + 'static>(
@@ -92,6 +106,37 @@ impl DaemonHandle {
             Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
             _ => Ok(()),
         }
+    }
+}
+
+impl DaemonHandle {
+    async fn take_flows_away(&self) -> Result<TornDown, ApiError> {
+        let _alone = self.tearing_down.lock().await;
+        self.read(|owner| owner.set_torn_down(true)).await?;
+        match self.when_at_rest().await {
+            Ok(Teardown { removed, netdevs, foreign, left }) => {
+                self.read(|owner| owner.plan_anew(owner.planner.claims().clone())).await?;
+                Ok(TornDown { removed, netdevs, foreign, left })
+            }
+            Err(error) => {
+                self.read(|owner| owner.set_torn_down(false)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn when_at_rest(&self) -> Result<Teardown, ApiError> {
+        let began = Instant::now();
+        while !self.read(|owner| owner.at_rest()).await? {
+            if began.elapsed() > REST {
+                return Err(ApiError::Timeout { limit: REST });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tokio::task::spawn_blocking(teardown::flows)
+            .await
+            .map_err(|error| ApiError::Internal(error.into()))?
+            .map_err(|error| ApiError::Internal(error.into()))
     }
 }
 
@@ -200,6 +245,37 @@ impl Daemon for DaemonHandle {
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {
         self.read(move |owner| owner.flows(&filter)).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        self.read(|owner| snapshot::snapshot(&owner.intent, owner.planner.claims())).await
+    }
+
+    async fn restore(&self, snapshot: Snapshot) -> Result<Put<Restored>, ApiError> {
+        let change = Change::Everything(Box::new(snapshot::restoration(snapshot)?));
+        let outcome = match self.write(change, Precondition::None).await? {
+            Effect::Unchanged => PutOutcome::Unchanged,
+            _ => PutOutcome::Updated,
+        };
+        let resource = self.read(|owner| Restored {
+            revision: owner.intent.revision,
+            networks: owner.intent.networks.len(),
+            ports: owner.intent.ports.len(),
+            guests: owner.intent.guests.len(),
+        });
+        Ok(Put { outcome, resource: resource.await? })
+    }
+
+    async fn tear_down(&self) -> Result<TornDown, ApiError> {
+        let handle = self.clone();
+        // It is done to its end, also where the client does not wait for that.
+        let done = tokio::spawn(async move { handle.take_flows_away().await }).await;
+        done.map_err(|error| ApiError::Internal(error.into()))?
+    }
+
+    async fn resume(&self) -> Result<(), ApiError> {
+        let _alone = self.tearing_down.lock().await;
+        self.read(|owner| owner.set_torn_down(false)).await
     }
 
     async fn ready(&self) -> Result<(), NotReady> {

@@ -166,6 +166,12 @@ impl Owner {
         let Ok(place) = &plan.place else {
             return say(False, "NotBound", "the port stands nowhere: see Bound".into());
         };
+        if self.torn_down {
+            let message = "the daemon's flows were taken away over the API, and nothing is \
+                           programmed; POST /v1/resume brings them back"
+                .to_owned();
+            return say(False, "TornDown", message);
+        }
         if plan.macs.is_empty() {
             let message = "no address is admitted: the guest has none that it may use, and the \
                            port has no `macs`"
@@ -534,6 +540,13 @@ impl Owner {
         }
         if !self.converged_once {
             reasons.push("not every adapter has been brought to its program yet".to_owned());
+        }
+        if self.torn_down {
+            reasons.push(
+                "its flows were taken away over the API, and nothing is programmed; POST \
+                 /v1/resume (eswitchctl resume) brings them back"
+                    .to_owned(),
+            );
         }
         reasons
     }

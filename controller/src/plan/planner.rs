@@ -58,6 +58,7 @@ impl Dirty {
             Change::Port(id, _) => self.ports.insert(id.clone()),
             Change::Guest(id, _) => self.guests.insert(id.clone()),
             Change::Eswitch(..) => false,
+            Change::Everything(_) => std::mem::replace(&mut self.all, true),
         };
     }
 }

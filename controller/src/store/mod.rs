@@ -23,9 +23,11 @@ pub trait Store: Send {
     /// Makes `change` durable and applies it to `intent`. On an error both are as before.
     fn commit(&mut self, intent: &mut Intent, change: Change) -> Result<Effect, StoreError>;
 
-    /// Remembers what a restart should know at once. Losing the last call is harmless.
+    /// Remembers what a restart should know at once, beside `intent`, which is what was committed
+    /// last. Losing the last call is harmless.
     fn remember(
         &mut self,
+        intent: &Intent,
         claims: &Claims,
         guests: &BTreeMap<Id, GuestView>,
     ) -> Result<(), StoreError>;
@@ -48,8 +50,8 @@ pub enum StoreError {
     /// The file cannot be opened or is damaged.
     #[error(
         "{path}: {source}; if another eswitchd uses this file, stop it; if the file is damaged, \
-         move it away and start again: the daemon then begins without networks and ports, and \
-         clients put theirs again"
+         move it away and start again: the daemon then begins without networks and ports; restore \
+         the last snapshot (eswitchctl snapshot restore FILE), or have clients put theirs again"
     )]
     Open {
         /// The store's file.
@@ -60,7 +62,8 @@ pub enum StoreError {
     /// The file was written by another version.
     #[error(
         "{path} has format {found}, this eswitchd reads format {known}; use the version that wrote \
-         it, or move the file away to begin without networks and ports"
+         it, or move the file away to begin without networks and ports, and restore a snapshot \
+         (eswitchctl snapshot restore FILE)"
     )]
     Format {
         /// The store's file.
@@ -71,7 +74,10 @@ pub enum StoreError {
         known: u64,
     },
     /// A record cannot be read.
-    #[error("{path}: record `{key}` cannot be read: {source}; move the file away to begin anew")]
+    #[error(
+        "{path}: record `{key}` cannot be read: {source}; move the file away to begin anew, and \
+         restore the last snapshot (eswitchctl snapshot restore FILE)"
+    )]
     Record {
         /// The store's file.
         path: PathBuf,

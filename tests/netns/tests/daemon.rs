@@ -430,6 +430,116 @@ fn a_teardown_takes_our_flows_and_nothing_else_and_a_start_brings_them_back() {
 }
 
 #[test]
+fn a_teardown_over_the_api_takes_our_flows_and_nothing_is_programmed_until_it_is_resumed() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let mut daemon = on_netdevsim(&device, &folder);
+    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
+    blue_ports(&daemon, &device, &[MAC_1]);
+    let (one, uplink) = (device.representor(0).expect("r0"), device.uplink().expect("uplink"));
+    let ours = [outline(&one), outline(&uplink)];
+    let everything: usize = {
+        let two = outline(&device.representor(1).expect("r1"));
+        ours.iter().map(Vec::len).sum::<usize>() + two.len()
+    };
+    net::tc(&format!(
+        "filter add dev {one} ingress prio 50000 protocol ip flower dst_ip 192.0.2.1 action drop"
+    ))
+    .expect("a foreign filter");
+    let post = |daemon: &Daemon, path: &str| daemon.request("POST", path, None).expect("an answer");
+
+    let done = post(&daemon, "/v1/teardown");
+    assert_eq!(done.status, 200, "{done:?}");
+    assert_eq!(done.body, json!({"removed": everything, "netdevs": 3, "foreign": 1}));
+    let only_foreign = || {
+        let left = filters(&one);
+        assert_eq!(left.len(), 1, "{left:#?}");
+        assert_eq!(left[0]["options"]["keys"]["dst_ip"], "192.0.2.1");
+        assert_eq!(outline(&uplink), [""; 0]);
+    };
+    only_foreign();
+    assert_eq!(daemon.request("GET", "/readyz", None).expect("an answer").status, 503);
+    let port =
+        daemon.wait_for_condition("/v1/ports/p0", "Programmed", "False").expect("it says so");
+    assert_eq!(condition(&port, "Programmed")["reason"], "TornDown");
+
+    // It is told of things, and sees things, and does nothing.
+    let second = vf_port(&device, 1, MAC_2, json!([{"network": "blue"}]));
+    daemon.put("/v1/ports/p1", second).expect("stored");
+    daemon.wait_for_condition("/v1/ports/p1", "Bound", "True").expect("bound");
+    let extra =
+        format!("filter add dev {uplink} ingress prio 50001 protocol ip flower action drop");
+    net::tc(&extra).expect("somebody's");
+    net::tc(&format!("filter del dev {uplink} ingress prio 50001")).expect("somebody's");
+    std::thread::sleep(Duration::from_secs(1));
+    only_foreign();
+    daemon.delete("/v1/ports/p1").expect("deleted");
+    assert_eq!(post(&daemon, "/v1/teardown").body["removed"], 0);
+
+    net::tc(&format!("filter del dev {one} ingress prio 50000")).expect("deleted");
+    for path in ["/v1/resume", "/v1/resume"] {
+        assert_eq!(post(&daemon, path).status, 204);
+    }
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed again");
+    assert_eq!([outline(&one), outline(&uplink)], ours);
+
+    post(&daemon, "/v1/teardown");
+    daemon.end(Signal::SIGKILL).expect("killed");
+    daemon.restart().expect("a start is a resume");
+    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed again");
+    assert_eq!([outline(&one), outline(&uplink)], ours);
+}
+
+#[test]
+fn a_restored_snapshot_brings_the_same_flows_in_the_same_chains() {
+    let _netns = Netns::enter().expect("a namespace");
+    let device = netdevsim(2);
+    device.switchdev().expect("switchdev");
+    let folder = folder();
+    let daemon = on_netdevsim(&device, &folder);
+    // The first network goes again: the second keeps the chains that it got beside it.
+    daemon.put("/v1/networks/first", json!({"kind": "isolated"})).expect("a network");
+    daemon.put("/v1/networks/blue", json!({"kind": {"vlan": {"vid": 100}}})).expect("a network");
+    daemon.delete("/v1/networks/first").expect("deleted");
+    blue_ports(&daemon, &device, &[MAC_1, MAC_2]);
+    let netdevs = [0, 1].map(|vf| device.representor(vf).expect("a representor"));
+    let flows = || netdevs.each_ref().map(|netdev| outline(netdev));
+    let before = flows();
+    assert!(before[0].iter().any(|flow| flow.starts_with("128 ")), "{before:?}");
+    let snapshot = daemon.get("/v1/snapshot").expect("a snapshot");
+    let restore = |snapshot: &Value| {
+        daemon.request("PUT", "/v1/snapshot", Some(snapshot)).expect("an answer")
+    };
+
+    daemon.delete("/v1/ports/p0").expect("deleted");
+    daemon.put("/v1/networks/green", json!({"kind": "flat"})).expect("a network");
+    let port = vf_port(&device, 1, MAC_3, json!([{"network": "green"}]));
+    daemon.put("/v1/ports/p1", port).expect("another port");
+    daemon.wait_for_condition("/v1/ports/p1", "Programmed", "True").expect("programmed");
+    net::wait_for("other flows", daemon::PATIENCE, || (flows() != before).then_some(()))
+        .expect("others");
+    let changed = daemon.get("/v1/snapshot").expect("a snapshot");
+
+    let mut wrong = snapshot.clone();
+    wrong["ports"][1]["spec"]["macs"][0] = json!("ff:ff:ff:ff:ff:ff");
+    let refused = restore(&wrong);
+    assert_eq!((refused.status, &refused.body["field"]), (422, &json!("ports[1].spec.macs[0]")));
+    assert_eq!(daemon.get("/v1/snapshot").expect("a snapshot"), changed, "nothing of it");
+
+    let restored = restore(&snapshot);
+    assert_eq!(restored.status, 200, "{restored:?}");
+    assert!(restored.body["revision"].as_u64() > changed["revision"].as_u64());
+    net::wait_for("the flows of before", daemon::PATIENCE, || (flows() == before).then_some(()))
+        .unwrap_or_else(|error| panic!("{error}: {:#?}, not {before:#?}", flows()));
+    for port in ["/v1/ports/p0", "/v1/ports/p1"] {
+        daemon.wait_for_condition(port, "Programmed", "True").expect("programmed");
+    }
+    assert_eq!(restore(&snapshot).body["revision"], restored.body["revision"]);
+}
+
+#[test]
 fn sighup_brings_a_new_configuration_and_a_wrong_one_changes_nothing() {
     let _netns = Netns::enter().expect("a namespace");
     let device = netdevsim(1);

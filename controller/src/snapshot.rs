@@ -1,0 +1,170 @@
+//! Snapshots: what is stored as the API tells it, and back.
+//!
+//! In: the intent and who holds which address, or a snapshot that is valid by itself. Out: the one
+//! from the other. Pure: nothing is stored or planned here.
+
+use std::collections::BTreeMap;
+
+use api::{
+    error::InvalidField,
+    snapshot::{FORMAT, HeldAddress, Saved, Snapshot},
+    types::Id,
+};
+
+use crate::{
+    intent::{Claims, Intent, Restoration, Stored},
+    plan::switchdev::MAX_NETWORK_NUMBER,
+};
+
+/// What there is, as a document. What eswitches were asked to be is no part of it.
+pub fn snapshot(intent: &Intent, claims: &Claims) -> Snapshot {
+    let held = claims.iter().filter(|(_, port)| intent.ports.contains_key(*port));
+    Snapshot {
+        format: FORMAT,
+        revision: intent.revision,
+        networks: saved(&intent.networks),
+        ports: saved(&intent.ports),
+        guests: saved(&intent.guests),
+        addresses: held
+            .map(|((network, mac), port)| HeldAddress {
+                network: network.clone(),
+                mac: *mac,
+                port: port.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn saved<Spec: Clone>(table: &BTreeMap<Id, Stored<Spec>>) -> Vec<Saved<Spec>> {
+    let saved = |(id, stored): (&Id, &Stored<Spec>)| Saved {
+        id: id.clone(),
+        created: stored.created,
+        number: stored.number,
+        spec: stored.spec.clone(),
+    };
+    table.iter().map(saved).collect()
+}
+
+/// What a document says.
+///
+/// # Errors
+/// A network's number is beyond what this daemon has chains for.
+pub fn restoration(snapshot: Snapshot) -> Result<Restoration, InvalidField> {
+    let beyond = |network: &Saved<_>| network.number > MAX_NETWORK_NUMBER;
+    if let Some(index) = snapshot.networks.iter().position(beyond) {
+        return Err(InvalidField {
+            field: format!("networks[{index}].number"),
+            detail: format!("{} is beyond the last", snapshot.networks[index].number),
+            remedy: format!("use 1 to {MAX_NETWORK_NUMBER}"),
+        });
+    }
+    let claims = snapshot.addresses.into_iter().map(|held| ((held.network, held.mac), held.port));
+    Ok(Restoration {
+        intent: Intent {
+            revision: snapshot.revision,
+            networks: stored(snapshot.networks),
+            ports: stored(snapshot.ports),
+            guests: stored(snapshot.guests),
+            eswitches: BTreeMap::new(),
+        },
+        claims: claims.collect(),
+    })
+}
+
+fn stored<Spec>(saved: Vec<Saved<Spec>>) -> BTreeMap<Id, Stored<Spec>> {
+    let stored = |Saved { id, created, number, spec }| {
+        (id, Stored { created, revision: created, number, spec })
+    };
+    saved.into_iter().map(stored).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use api::resources::{NetworkKind, NetworkSpec, PortSpec};
+    use serde_json::json;
+
+    use super::*;
+    use crate::intent::{Change, Effect};
+
+    fn id(text: &str) -> Id {
+        text.parse().unwrap()
+    }
+
+    fn network(kind: NetworkKind) -> Option<NetworkSpec> {
+        let unknown_unicast = Default::default();
+        Some(NetworkSpec { kind, adapter: None, reserved_macs: Vec::new(), unknown_unicast })
+    }
+
+    /// Two networks and a port that holds an address.
+    fn there() -> (Intent, Claims) {
+        let mut intent = Intent::default();
+        let port: PortSpec = serde_json::from_value(json!({
+            "function": {"vf": {"adapter": "nic", "index": 0}},
+            "attachments": [{"network": "blue"}],
+        }))
+        .unwrap();
+        for change in [
+            Change::Network(id("red"), network(NetworkKind::Flat)),
+            Change::Network(id("blue"), network(NetworkKind::Isolated)),
+            Change::Port(id("p"), Some(port)),
+        ] {
+            assert_eq!(intent.apply(change), Effect::Created);
+        }
+        let mac = "02:00:00:00:00:01".parse().unwrap();
+        (intent, [((id("blue"), mac), id("p"))].into_iter().collect())
+    }
+
+    fn restore(intent: &mut Intent, snapshot: &Snapshot) -> Effect {
+        let restoration = restoration(snapshot.clone()).unwrap();
+        intent.apply(Change::Everything(Box::new(restoration)))
+    }
+
+    #[test]
+    fn the_snapshot_of_what_is_there_changes_nothing() {
+        let (mut intent, claims) = there();
+        let before = intent.clone();
+        let snapshot = snapshot(&intent, &claims);
+        assert_eq!(restoration(snapshot.clone()).unwrap().claims, claims);
+        assert_eq!(restore(&mut intent, &snapshot), Effect::Unchanged);
+        assert_eq!(intent, before);
+    }
+
+    #[test]
+    fn what_is_restored_is_what_was_saved_and_its_revisions_are_higher_than_any_before() {
+        let (saved, claims) = there();
+        let snapshot = snapshot(&saved, &claims);
+        let mut intent = saved.clone();
+        intent.apply(Change::Network(id("red"), network(NetworkKind::Isolated)));
+        intent.apply(Change::Port(id("p"), None));
+        intent.apply(Change::Network(id("green"), network(NetworkKind::Flat)));
+        let before = intent.revision;
+        assert_eq!(restore(&mut intent, &snapshot), Effect::Updated);
+        assert_eq!(intent.revision, before + 1);
+        assert!(!intent.networks.contains_key(&id("green")));
+        for (name, was) in &saved.networks {
+            let now = &intent.networks[name];
+            assert_eq!((now.created, now.number, &now.spec), (was.created, was.number, &was.spec));
+        }
+        assert_eq!(intent.networks[&id("red")].revision, before + 1, "it was another one");
+        assert_eq!(intent.networks[&id("blue")].revision, 2, "it was the same all the time");
+        assert_eq!(intent.ports[&id("p")].revision, before + 1, "it was gone");
+    }
+
+    #[test]
+    fn on_a_host_with_fewer_changes_the_revision_goes_beyond_the_snapshots() {
+        let (saved, claims) = there();
+        let mut intent = Intent::default();
+        assert_eq!(restore(&mut intent, &snapshot(&saved, &claims)), Effect::Updated);
+        assert_eq!(intent.revision, saved.revision + 1);
+        intent.apply(Change::Network(id("blue"), None));
+        assert_eq!(intent.revision, saved.revision + 2);
+    }
+
+    #[test]
+    fn a_number_that_no_chain_belongs_to_is_named() {
+        let (intent, claims) = there();
+        let mut snapshot = snapshot(&intent, &claims);
+        snapshot.networks[1].number = MAX_NETWORK_NUMBER + 1;
+        assert_eq!(restoration(snapshot).unwrap_err().field, "networks[1].number");
+    }
+}
