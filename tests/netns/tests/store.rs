@@ -74,6 +74,7 @@ fn a_full_disk_is_answered_with_507_and_nothing_that_was_acknowledged_is_lost() 
                 _ => size /= 2,
             }
         }
+        drop(file);
         next = fill(&daemon, next, &mut known);
         let again = json!({ "spec": port(next) });
         let path = format!("/v1/ports/p{next}");
