@@ -49,6 +49,8 @@ pub struct TornDown {
     pub netdevs: usize,
     /// Filters of other owners, left where they are.
     pub foreign: usize,
+    /// Netdevs whose `hw-tc-offload` the daemon had switched on, and that is off again.
+    pub offload: usize,
     /// What could not be taken away, with the netdev and the kernel's words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<String>,

@@ -1,9 +1,9 @@
 //! `eswitchd --teardown`, and the same over the API: takes the daemon's flows away, for good.
 //!
 //! In: a configuration, and the ingress hooks of every netdev of the network namespace. Out: none
-//! of the daemon's flows, `hw-tc-offload` off where the daemon had switched it on, and a count. What does not carry its cookie stays, and so do qdiscs (they
-//! may have been there before), VF settings and the stored intent: a daemon that starts again
-//! installs everything anew.
+//! of the daemon's flows, `hw-tc-offload` off where the daemon had switched it on, and a count. What
+//! does not carry its cookie stays, and so do qdiscs (they may have been there before), VF settings
+//! and the stored intent: a daemon that starts again installs everything anew.
 
 use nix::net::if_::if_nameindex;
 use tc_flows::{Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Op, Outcome, RuleSet, diff};
@@ -30,7 +30,8 @@ pub struct Teardown {
     pub left: Vec<String>,
 }
 
-/// Takes away all flows of this daemon, and puts `hw-tc-offload` back, in the network namespace of the calling thread.
+/// Takes away all flows of this daemon, and puts `hw-tc-offload` back, in the network namespace of
+/// the calling thread.
 ///
 /// # Errors
 /// A daemon with this configuration runs (it would install them again), or the kernel cannot be
@@ -39,7 +40,15 @@ pub fn teardown(config: &Config) -> Result<Teardown, DaemonError> {
     let store = config.state_dir.join("state.redb");
     // Held until the end, so that no daemon starts meanwhile.
     let _store = store.exists().then(|| RedbStore::open(&store)).transpose()?;
-    flows()
+    let mut done = flows()?;
+    // After the flows: some drivers keep it on while they hold any.
+    let eswitch = EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (offload, left) =
+        runtime.map_err(DaemonError::Runtime)?.block_on(eswitch.put_tc_offload_back());
+    done.offload = offload;
+    done.left.extend(left);
+    Ok(done)
 }
 
 /// Takes away all flows under our cookie in the network namespace of the calling thread. Whoever
@@ -54,15 +63,7 @@ pub(crate) fn flows() -> Result<Teardown, DaemonError> {
         let name = interface.name().to_string_lossy().into_owned();
         Some((name, Ifindex::new(interface.index())?))
     });
-    let mut done = of(&mut kernel, netdevs);
-    // After the flows: some drivers keep it on while they hold any.
-    let eswitch = EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let (offload, left) =
-        runtime.map_err(DaemonError::Runtime)?.block_on(eswitch.put_tc_offload_back());
-    done.offload = offload;
-    done.left.extend(left);
-    Ok(done)
+    Ok(of(&mut kernel, netdevs))
 }
 
 fn of(kernel: &mut dyn Kernel, netdevs: impl Iterator<Item = (String, Ifindex)>) -> Teardown {

@@ -366,7 +366,7 @@ async fn tear_down(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<Exit, CommandError> {
-    let TornDown { removed, netdevs, foreign, left } = client.tear_down().await?;
+    let TornDown { removed, netdevs, foreign, left, .. } = client.tear_down().await?;
     writeln!(out, "{removed} flows taken away from {netdevs} netdevs, {foreign} of others left")?;
     for left in &left {
         writeln!(err, "eswitchctl: not taken away: {}", printable(left))?;

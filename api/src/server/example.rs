@@ -152,7 +152,7 @@ pub(super) fn restored() -> Value {
 
 /// What a teardown has done.
 pub(super) fn torn_down() -> Value {
-    checked::<TornDown>(json!({"removed": 15, "netdevs": 3, "foreign": 1}))
+    checked::<TornDown>(json!({"removed": 15, "netdevs": 3, "foreign": 1, "offload": 3}))
 }
 
 /// A flow.

@@ -403,7 +403,8 @@ pub(super) fn teardown() -> PathItem {
     let operation = operation("daemon", "tear_down")
         .summary(Some("Take away every flow of the daemon, and nothing else"))
         .description(Some(
-            "What clients have PUT stays, and can be changed; until it is resumed or started anew, \
+            "Also switches hw-tc-offload off where the daemon had switched it on. \
+             What clients have PUT stays, and can be changed; until it is resumed or started anew, \
              the daemon programs nothing, and is not ready. VF settings stay as they are.",
         ))
         .response(

@@ -331,6 +331,7 @@ impl Daemon for Double {
             removed: std::mem::take(&mut state.flows).len(),
             netdevs: 1,
             foreign: 2,
+            offload: 1,
             left: state.not_torn_down.clone(),
         }))
     }

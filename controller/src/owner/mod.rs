@@ -826,6 +826,15 @@ impl Owner {
         self.timings.retain(|id, _| self.intent.ports.contains_key(id));
     }
 
+    /// Flows and TC offload are gone: all of it is to be looked at, and done, anew.
+    fn forget_programmed(&mut self) {
+        self.plan_anew(self.planner.claims().clone());
+        for state in self.adapters.values_mut() {
+            state.readiness.clear();
+            state.to_bring_up.clear();
+        }
+    }
+
     /// Programs nothing from now on, or everything again.
     fn set_torn_down(&mut self, torn_down: bool) {
         self.torn_down = torn_down;

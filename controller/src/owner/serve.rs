@@ -114,9 +114,13 @@ impl DaemonHandle {
         let _alone = self.tearing_down.lock().await;
         self.read(|owner| owner.set_torn_down(true)).await?;
         match self.when_at_rest().await {
-            Ok(Teardown { removed, netdevs, foreign, left }) => {
-                self.read(|owner| owner.plan_anew(owner.planner.claims().clone())).await?;
-                Ok(TornDown { removed, netdevs, foreign, left })
+            Ok(Teardown { removed, netdevs, foreign, mut left, .. }) => {
+                let eswitch = self.read(|owner| owner.outlets.eswitch.clone()).await?;
+                // After the flows: some drivers keep it on while they hold any.
+                let (offload, still_on) = eswitch.put_tc_offload_back().await;
+                left.extend(still_on);
+                self.read(Owner::forget_programmed).await?;
+                Ok(TornDown { removed, netdevs, foreign, offload, left })
             }
             Err(error) => {
                 self.read(|owner| owner.set_torn_down(false)).await?;

@@ -452,7 +452,9 @@ fn a_teardown_over_the_api_takes_our_flows_and_nothing_is_programmed_until_it_is
 
     let done = post(&daemon, "/v1/teardown");
     assert_eq!(done.status, 200, "{done:?}");
-    assert_eq!(done.body, json!({"removed": everything, "netdevs": 3, "foreign": 1}));
+    let expected = json!({"removed": everything, "netdevs": 3, "foreign": 1, "offload": 3});
+    assert_eq!(done.body, expected);
+    assert!(!offloads(&one) && !offloads(&uplink), "as they were before the daemon");
     let only_foreign = || {
         let left = filters(&one);
         assert_eq!(left.len(), 1, "{left:#?}");
@@ -482,7 +484,7 @@ fn a_teardown_over_the_api_takes_our_flows_and_nothing_is_programmed_until_it_is
     for path in ["/v1/resume", "/v1/resume"] {
         assert_eq!(post(&daemon, path).status, 204);
     }
-    daemon.wait_for_condition("/v1/ports/p0", "Programmed", "True").expect("programmed again");
+    daemon.wait_for_condition("/v1/ports/p0", "Offloaded", "True").expect("programmed again");
     assert_eq!([outline(&one), outline(&uplink)], ours);
 
     post(&daemon, "/v1/teardown");
