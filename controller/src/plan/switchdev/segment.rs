@@ -176,22 +176,39 @@ impl Part {
         }
         let (mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         let mut unknown = false;
-        let mut olds: BTreeMap<&Id, &Member> =
-            old.members.iter().map(|member| (&member.port, member)).collect();
+        let mut compare = |ports: &mut BTreeSet<Id>, before: &Member, member: &Member| {
+            if (before.ifindex, before.tag) != (member.ifindex, member.tag) {
+                ports.insert(member.port.clone());
+                return;
+            }
+            if before.macs != member.macs {
+                addresses.insert(member.port.clone());
+            }
+            unknown |= before.promiscuous != member.promiscuous;
+        };
+        // Both stand in order of creation, and mostly they are the same ports.
+        let mut olds = old.members.iter();
+        let mut gone: BTreeMap<&Id, &Member> = BTreeMap::new();
+        let mut come: Vec<&Member> = Vec::new();
         for member in &new.members {
-            match olds.remove(&member.port) {
-                Some(before) if (before.ifindex, before.tag) == (member.ifindex, member.tag) => {
-                    if before.macs != member.macs {
-                        addresses.insert(member.port.clone());
-                    }
-                    unknown |= before.promiscuous != member.promiscuous;
+            match olds.next() {
+                Some(before) if before.port == member.port => compare(&mut ports, before, member),
+                before => {
+                    gone.extend(before.map(|before| (&before.port, before)));
+                    come.push(member);
                 }
-                _ => {
+            }
+        }
+        gone.extend(olds.map(|before| (&before.port, before)));
+        for member in come {
+            match gone.remove(&member.port) {
+                Some(before) => compare(&mut ports, before, member),
+                None => {
                     ports.insert(member.port.clone());
                 }
             }
         }
-        ports.extend(olds.into_keys().cloned());
+        ports.extend(gone.into_keys().cloned());
         let floods = !ports.is_empty();
         Part::Some { ports, addresses, floods, unknown: unknown || floods }
     }

@@ -274,8 +274,7 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
     if network.spec.adapter.as_ref().is_some_and(elsewhere) {
         return None;
     }
-    let members: Vec<Member> =
-        around.roster.of_network(id).flat_map(|port| members(around, id, port)).collect();
+    let members = members(around, id, before);
     if members.is_empty() {
         return None;
     }
@@ -312,8 +311,28 @@ fn same_floods(one: &Segment, other: &Segment) -> bool {
     one.uplink == other.uplink && members(one) == members(other)
 }
 
-/// A port's attachments to a network on this adapter: one at most.
-fn members(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> {
+/// The members of a network on this adapter, in order of creation. Of those that nothing touched it
+/// is known what they are.
+fn members(around: &Surroundings<'_>, network: &Id, before: Option<&Segment>) -> Vec<Member> {
+    let ports = around.roster.of_network(network);
+    let Some(before) = before else {
+        return ports.filter_map(|port| member(around, network, port)).collect();
+    };
+    let untouched = |member: &&Member| !around.touched_ports.contains(&member.port);
+    let mut known = before.members.iter().filter(untouched).peekable();
+    ports
+        .filter_map(|port| match known.next_if(|member| member.port == *port) {
+            Some(member) => Some(member.clone()),
+            None if around.touched_ports.contains(port) || before.beyond_ceiling.contains(port) => {
+                member(around, network, port)
+            }
+            None => None,
+        })
+        .collect()
+}
+
+/// A port's attachment to a network on this adapter.
+fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> {
     let plan = around.ports.get(port)?;
     let place = plan.place.as_ref().ok()?;
     let representor = place.representor.as_ref()?;
