@@ -139,7 +139,7 @@ impl Host {
                 let bound = condition(port, "Bound");
                 bound["status"] == "False" && bound["reason"] == why
             })
-            .expect("not bound");
+            .unwrap_or_else(|error| panic!("{error}\n{:#?}", self.daemon.get("/v1/guests/c")));
         self.daemon
             .wait_for("/v1/flows?port=a", |flows| {
                 flows["items"].as_array().is_some_and(Vec::is_empty)

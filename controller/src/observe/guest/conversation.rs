@@ -98,6 +98,10 @@ struct Look {
     answered: bool,
 }
 
+/// Run states that QEMU leaves without an event (`RunState`, qapi/run-state.json): of a guest that
+/// left, STOP tells when it stands still, and nothing when it has arrived.
+const SILENT_ENDS: [&str; 4] = ["finish-migrate", "inmigrate", "restore-vm", "save-vm"];
+
 /// Filters of functions whose drivers are attached that one poll of a quiet guest looks at, those
 /// first that were looked at longest ago. What happens to them has an event, other than a reset of
 /// the function or the end of its driver: those are seen with the next poll, or where a guest has
@@ -761,6 +765,9 @@ impl Conversation {
         if self.poll.is_some_and(|at| at <= now) {
             self.poll = Some(self.limits.on_the_beat(now + self.limits.poll));
             self.pci.want(now, None);
+            if self.run_state.as_deref().is_some_and(|state| SILENT_ENDS.contains(&state)) {
+                self.status.want(now, None);
+            }
             let quiet = now.saturating_duration_since(self.stirred) >= self.limits.quiet;
             let (places, mut attached) = (&self.places, Vec::new());
             let enabled = |id: &DeviceId| places.get(id.as_str()).is_some_and(|p| p.enabled);

@@ -383,6 +383,20 @@ fn a_reset_without_an_event_is_seen_with_the_next_look_of_a_guest_that_was_quiet
 }
 
 #[test]
+fn a_guest_that_stood_still_to_leave_is_asked_until_it_has_left() {
+    let mut exchange = Exchange::new();
+    exchange.settle(Duration::from_secs(30));
+    exchange.qemu.run_state = "finish-migrate";
+    exchange.said.push_back(r#"{"event": "STOP", "data": {}}"#.into());
+    exchange.settle(Duration::from_millis(300));
+    assert_eq!(exchange.conversation.run_state(), Some("finish-migrate"));
+    // QEMU says nothing of this.
+    exchange.qemu.run_state = "postmigrate";
+    exchange.settle(Duration::from_millis(1400));
+    assert_eq!(exchange.conversation.run_state(), Some("postmigrate"));
+}
+
+#[test]
 fn a_guest_with_many_functions_is_looked_at_all_round_and_never_at_all_at_once() {
     let mut exchange = Exchange::new();
     exchange.qemu.with_vfs(30);
