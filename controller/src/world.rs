@@ -64,6 +64,14 @@ pub struct AdapterView {
     pub problems: Vec<String>,
 }
 
+impl AdapterView {
+    /// The representors of whatever kind.
+    pub fn all_representors(&self) -> impl Iterator<Item = &NetdevView> {
+        let of_vfs = self.vfs.values().filter_map(|vf| vf.representor.as_ref());
+        self.representors.values().chain(of_vfs)
+    }
+}
+
 /// What devlink says of an eswitch besides its mode.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EswitchView {

@@ -115,7 +115,7 @@ pub use profile::{Eswitch, Ice, Mlx5, Profile};
 pub use rule::{
     ACTIONS_MAX, ActionExtra, Cookie, HwStats, Offload, Owner, Rule, RuleError, RuleId, UserCookie,
 };
-pub use set::{Clash, RuleSet};
+pub use set::{Clash, NotedRules, RuleSet, Rules};
 pub use stats::{Counters, Stats, Times};
 pub use walk::{
     GOTOS_MAX, Handover, Step, TwoStageWalk, Unmodelled, Walk, Why, walk, walk_two_stage,

@@ -4,6 +4,8 @@
 //! could hold. What cannot be a rule (no actions, one that is never reached, an end left open) is
 //! refused here and can be assumed away everywhere else.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -64,11 +66,6 @@ impl RuleId {
         RuleId { hook, chain, prio, matching: Match::from_parts(protocol, Fields::none()) }
     }
 
-    /// An identity that sorts before every other of this hook.
-    pub(crate) fn first_of(hook: Hook) -> RuleId {
-        RuleId::first_of_slot(Slot { hook, chain: ChainId::ZERO, prio: Prio::FIRST })
-    }
-
     /// An identity that sorts before every other of this slot.
     pub(crate) fn first_of_slot(slot: Slot) -> RuleId {
         let matching = Match::from_parts(0, Fields::none());
@@ -122,6 +119,42 @@ pub(crate) struct Slot {
     pub(crate) hook: Hook,
     pub(crate) chain: ChainId,
     pub(crate) prio: Prio,
+}
+
+/// What holds a rule.
+pub(crate) trait OfRule {
+    /// The rule.
+    fn rule(&self) -> &Rule;
+}
+
+/// What holds a rule, in the order of the rule's identity, which so stands in an index once only.
+#[derive(Clone, Debug)]
+pub(crate) struct ById<T>(pub(crate) T);
+
+impl<T: OfRule> Borrow<RuleId> for ById<T> {
+    fn borrow(&self) -> &RuleId {
+        self.0.rule().id()
+    }
+}
+
+impl<T: OfRule> PartialEq for ById<T> {
+    fn eq(&self, other: &ById<T>) -> bool {
+        self.0.rule().id() == other.0.rule().id()
+    }
+}
+
+impl<T: OfRule> Eq for ById<T> {}
+
+impl<T: OfRule> PartialOrd for ById<T> {
+    fn partial_cmp(&self, other: &ById<T>) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T: OfRule> Ord for ById<T> {
+    fn cmp(&self, other: &ById<T>) -> Ordering {
+        self.0.rule().id().cmp(other.0.rule().id())
+    }
 }
 
 /// Why something cannot be a rule.

@@ -10,11 +10,11 @@
 //! Whether two rules could match one frame is told exactly from their masked keys and port ranges.
 //! Only options of tunnels of two kinds are taken for an overlap although they hardly are one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map, btree_set};
 
 use crate::ident::{Hook, Prio};
 use crate::key::Fields;
-use crate::rule::{Rule, RuleId, Slot};
+use crate::rule::{ById, OfRule, Rule, RuleId, Slot};
 
 /// Why a rule cannot join a set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,11 +44,31 @@ pub enum Clash {
     },
 }
 
-/// An ordered set of rules, by identity: hook, then chain, then prio.
-#[derive(Clone, Debug, Default)]
-pub struct RuleSet {
-    rules: BTreeMap<RuleId, Rule>,
-    prios: HashMap<Slot, PrioIndex>,
+/// An ordered set of rules, by identity: hook, then chain, then prio. Beside each rule stands what
+/// its owner notes of it.
+#[derive(Clone, Debug)]
+pub struct RuleSet<Note = ()> {
+    /// Hooks that have rules.
+    hooks: BTreeMap<Hook, OfHook<Note>>,
+}
+
+/// The rules of one hook.
+#[derive(Clone, Debug)]
+struct OfHook<Note> {
+    rules: BTreeSet<ById<Noted<Note>>>,
+    prios: Prios,
+}
+
+#[derive(Clone, Debug)]
+struct Noted<Note> {
+    rule: Rule,
+    note: Note,
+}
+
+impl<Note> OfRule for Noted<Note> {
+    fn rule(&self) -> &Rule {
+        &self.rule
+    }
 }
 
 /// What the overlap check needs to know about one prio.
@@ -71,12 +91,22 @@ struct ShapeIndex {
 }
 
 impl RuleSet {
-    /// The empty set.
+    /// The empty set, of rules without notes.
     pub fn new() -> RuleSet {
         RuleSet::default()
     }
 
-    /// Adds a rule.
+    /// Adds a rule, see [`RuleSet::insert_noted`].
+    ///
+    /// # Errors
+    /// Where the rule cannot stand beside those already there; the set is then unchanged.
+    pub fn insert(&mut self, rule: Rule) -> Result<(), Clash> {
+        self.insert_noted(rule, ())
+    }
+}
+
+impl<Note> RuleSet<Note> {
+    /// Adds a rule with a note.
     ///
     /// Costs O(log n) while a prio holds rules of one mask shape, and as many look-ups more as it
     /// holds other shapes; with port ranges as many comparisons as the prio holds rules, unless
@@ -84,138 +114,229 @@ impl RuleSet {
     ///
     /// # Errors
     /// Where the rule cannot stand beside those already there; the set is then unchanged.
-    pub fn insert(&mut self, rule: Rule) -> Result<(), Clash> {
-        let id = rule.id();
-        if self.rules.contains_key(id) {
-            return Err(Clash::Duplicate(Box::new(id.clone())));
-        }
-        let fields = id.matching().fields();
-        let shape = fields.shape();
-        let slot = id.slot();
-        if let Some(prio) = self.prios.get(&slot) {
-            if prio.protocol != id.matching().protocol() {
-                return Err(Clash::Protocol {
-                    rule: Box::new(id.clone()),
-                    prio: slot.prio,
-                    held: prio.protocol,
-                    offered: id.matching().protocol(),
-                });
+    pub fn insert_noted(&mut self, rule: Rule, note: Note) -> Result<(), Clash> {
+        let hook = self.hooks.entry(rule.hook()).or_insert_with(OfHook::new);
+        // A hook without rules takes any.
+        hook.insert(rule, note)
+    }
+
+    /// Adds rules of one hook with their notes: all at once, and so many times faster than one by
+    /// one, where they are in order of identity and the hook has none yet.
+    ///
+    /// # Errors
+    /// The first rule that cannot stand beside the others; the set is then unchanged.
+    pub fn insert_at(&mut self, hook: Hook, rules: Vec<(Rule, Note)>) -> Result<(), Clash> {
+        let ascending = rules.is_sorted_by(|(one, _), (next, _)| one.id() < next.id());
+        if !self.hooks.contains_key(&hook) && ascending {
+            if !rules.is_empty() {
+                self.hooks.insert(hook, OfHook::of(rules)?);
             }
-            if let Some(with) = self.overlapping(prio, slot, fields, &shape) {
-                return Err(Clash::Overlap {
-                    rule: Box::new(id.clone()),
-                    with: Box::new(with.clone()),
-                });
+            return Ok(());
+        }
+        let mut added = Vec::with_capacity(rules.len());
+        for (rule, note) in rules {
+            added.push(rule.id().clone());
+            if let Err(clash) = self.insert_noted(rule, note) {
+                added.pop();
+                for id in &added {
+                    self.remove(id);
+                }
+                return Err(clash);
             }
         }
-        let protocol = id.matching().protocol();
-        let prio =
-            self.prios.entry(slot).or_insert_with(|| PrioIndex { protocol, shapes: Vec::new() });
-        let at = match prio.shapes.iter().position(|known| known.shape == shape) {
-            Some(at) => at,
-            None => prio.add_shape(shape, slot, &self.rules),
-        };
-        prio.shapes[at].count(fields);
-        self.rules.insert(id.clone(), rule);
         Ok(())
     }
 
     /// Takes a rule out.
     pub fn remove(&mut self, id: &RuleId) -> Option<Rule> {
-        let rule = self.rules.remove(id)?;
-        let fields = id.matching().fields();
-        let shape = fields.shape();
-        if let Some(prio) = self.prios.get_mut(&id.slot()) {
-            if let Some(at) = prio.shapes.iter().position(|known| known.shape == shape) {
-                prio.shapes[at].discount(fields);
-                if prio.shapes[at].rules == 0 {
-                    prio.shapes.swap_remove(at);
-                }
-            }
-            if prio.shapes.is_empty() {
-                self.prios.remove(&id.slot());
-            }
+        let hook = self.hooks.get_mut(&id.hook())?;
+        let rule = hook.remove(id)?;
+        if hook.rules.is_empty() {
+            self.hooks.remove(&id.hook());
         }
         Some(rule)
     }
 
     /// The rule of this identity.
     pub fn get(&self, id: &RuleId) -> Option<&Rule> {
-        self.rules.get(id)
+        self.get_noted(id).map(|(rule, _)| rule)
+    }
+
+    /// The rule of this identity and its note.
+    pub fn get_noted(&self, id: &RuleId) -> Option<(&Rule, &Note)> {
+        let ById(Noted { rule, note }) = self.hooks.get(&id.hook())?.rules.get(id)?;
+        Some((rule, note))
     }
 
     /// Whether the set holds a rule of this identity.
     pub fn contains(&self, id: &RuleId) -> bool {
-        self.rules.contains_key(id)
+        self.get(id).is_some()
     }
 
     /// All rules, in order of identity.
-    pub fn iter(&self) -> std::collections::btree_map::Values<'_, RuleId, Rule> {
-        self.rules.values()
+    pub fn iter(&self) -> Rules<'_, Note> {
+        Rules(self.iter_noted())
+    }
+
+    /// All rules and their notes, in order of identity.
+    pub fn iter_noted(&self) -> NotedRules<'_, Note> {
+        NotedRules { hooks: self.hooks.values(), rules: None }
     }
 
     /// The rules of one hook, in order of chain and prio.
     pub fn of_hook(&self, hook: Hook) -> impl Iterator<Item = &Rule> {
-        self.rules
-            .range(RuleId::first_of(hook)..)
-            .map(|(_, rule)| rule)
-            .take_while(move |rule| rule.hook() == hook)
+        self.of_hook_noted(hook).map(|(rule, _)| rule)
+    }
+
+    /// The rules of one hook and their notes, in order of chain and prio.
+    pub fn of_hook_noted(&self, hook: Hook) -> impl Iterator<Item = (&Rule, &Note)> {
+        let rules = self.hooks.get(&hook).into_iter().flat_map(|hook| &hook.rules);
+        rules.map(|ById(Noted { rule, note })| (rule, note))
     }
 
     /// How many rules.
     pub fn len(&self) -> usize {
-        self.rules.len()
+        self.hooks.values().map(|hook| hook.rules.len()).sum()
     }
 
     /// Whether there is no rule.
     pub fn is_empty(&self) -> bool {
-        self.rules.is_empty()
+        self.hooks.is_empty()
+    }
+}
+
+impl<Note> OfHook<Note> {
+    const fn new() -> OfHook<Note> {
+        OfHook { rules: BTreeSet::new(), prios: Prios(BTreeMap::new()) }
     }
 
-    fn overlapping(
+    /// With these rules, which are in order of identity.
+    fn of(rules: Vec<(Rule, Note)>) -> Result<OfHook<Note>, Clash> {
+        let mut prios = Prios::default();
+        for (at, (rule, _)) in rules.iter().enumerate() {
+            let before = || rules[..at].iter().rev().map(|(rule, _)| rule.id());
+            prios.admit(rule.id(), before)?;
+        }
+        let rules = rules.into_iter().map(|(rule, note)| ById(Noted { rule, note }));
+        Ok(OfHook { rules: rules.collect(), prios })
+    }
+
+    fn insert(&mut self, rule: Rule, note: Note) -> Result<(), Clash> {
+        let id = rule.id();
+        if self.rules.contains(id) {
+            return Err(Clash::Duplicate(Box::new(id.clone())));
+        }
+        let from = RuleId::first_of_slot(id.slot());
+        let after = || self.rules.range::<RuleId, _>(&from..).map(|ById(held)| held.rule.id());
+        self.prios.admit(id, after)?;
+        self.rules.insert(ById(Noted { rule, note }));
+        Ok(())
+    }
+
+    fn remove(&mut self, id: &RuleId) -> Option<Rule> {
+        let ById(Noted { rule, .. }) = self.rules.take(id)?;
+        self.prios.dismiss(id);
+        Some(rule)
+    }
+}
+
+/// What the overlap check needs to know about the prios of a hook.
+#[derive(Clone, Debug, Default)]
+struct Prios(BTreeMap<Slot, PrioIndex>);
+
+impl Prios {
+    /// Takes a rule into account that is not there yet, if it can stand beside those that are:
+    /// `there` has those of its slot first.
+    fn admit<'r, R: Iterator<Item = &'r RuleId>>(
+        &mut self,
+        id: &RuleId,
+        there: impl Fn() -> R,
+    ) -> Result<(), Clash> {
+        let slot = id.slot();
+        let of_slot = || there().take_while(move |id| id.slot() == slot);
+        let fields = id.matching().fields();
+        let shape = fields.shape();
+        let protocol = id.matching().protocol();
+        if let Some(prio) = self.0.get(&slot) {
+            if prio.protocol != protocol {
+                return Err(Clash::Protocol {
+                    rule: Box::new(id.clone()),
+                    prio: slot.prio,
+                    held: prio.protocol,
+                    offered: protocol,
+                });
+            }
+            if prio.may_overlap(fields, &shape, of_slot)
+                && let Some(with) = of_slot().find(|id| id.matching().fields().can_meet(fields))
+            {
+                return Err(Clash::Overlap {
+                    rule: Box::new(id.clone()),
+                    with: Box::new(with.clone()),
+                });
+            }
+        }
+        let prio = self.0.entry(slot).or_insert_with(|| PrioIndex { protocol, shapes: Vec::new() });
+        let at = match prio.shapes.iter().position(|known| known.shape == shape) {
+            Some(at) => at,
+            None => prio.add_shape(shape, of_slot),
+        };
+        prio.shapes[at].count(fields);
+        Ok(())
+    }
+
+    /// Takes a rule out of account.
+    fn dismiss(&mut self, id: &RuleId) {
+        let fields = id.matching().fields();
+        let shape = fields.shape();
+        let Some(prio) = self.0.get_mut(&id.slot()) else { return };
+        if let Some(at) = prio.shapes.iter().position(|known| known.shape == shape) {
+            prio.shapes[at].discount(fields);
+            if prio.shapes[at].rules == 0 {
+                prio.shapes.swap_remove(at);
+            }
+        }
+        if prio.shapes.is_empty() {
+            self.0.remove(&id.slot());
+        }
+    }
+}
+
+fn of_shape<'r>(
+    rules: impl Iterator<Item = &'r RuleId>,
+    shape: &Fields,
+) -> impl Iterator<Item = &'r RuleId> {
+    rules.filter(move |id| id.matching().fields().shape() == *shape)
+}
+
+impl PrioIndex {
+    /// Whether a rule of another shape (or with port ranges of any) shows the bits that they have
+    /// in common as this one does.
+    fn may_overlap<'r, R: Iterator<Item = &'r RuleId>>(
         &self,
-        prio: &PrioIndex,
-        slot: Slot,
         fields: &Fields,
         shape: &Fields,
-    ) -> Option<&RuleId> {
-        let rivals = prio.shapes.iter().filter(|other| other.shape != *shape || shape.has_ranges());
-        let clashes = rivals.into_iter().any(|other| {
+        rules: impl Fn() -> R,
+    ) -> bool {
+        let mut rivals =
+            self.shapes.iter().filter(|other| other.shape != *shape || shape.has_ranges());
+        rivals.any(|other| {
             let common = other.shape.common(shape);
             match other.seen_through.get(&common) {
                 Some(values) => values.contains_key(&fields.projected(&common)),
                 // First rule of its shape here: `other` was never looked at through these bits.
-                None => rules_of(&self.rules, slot, &other.shape).any(|rule| {
-                    rule.matching().fields().projected(&common) == fields.projected(&common)
+                None => of_shape(rules(), &other.shape).any(|id| {
+                    id.matching().fields().projected(&common) == fields.projected(&common)
                 }),
             }
-        });
-        if !clashes {
-            return None;
-        }
-        self.rules
-            .range(RuleId::first_of_slot(slot)..)
-            .map(|(id, _)| id)
-            .take_while(|id| id.slot() == slot)
-            .find(|id| id.matching().fields().can_meet(fields))
+        })
     }
-}
 
-fn rules_of<'r>(
-    rules: &'r BTreeMap<RuleId, Rule>,
-    slot: Slot,
-    shape: &'r Fields,
-) -> impl Iterator<Item = &'r RuleId> {
-    rules
-        .range(RuleId::first_of_slot(slot)..)
-        .map(|(id, _)| id)
-        .take_while(move |id| id.slot() == slot)
-        .filter(move |id| id.matching().fields().shape() == *shape)
-}
-
-impl PrioIndex {
     /// Makes room for a further shape, and lets it and the others see each other.
-    fn add_shape(&mut self, shape: Fields, slot: Slot, rules: &BTreeMap<RuleId, Rule>) -> usize {
+    fn add_shape<'r, R: Iterator<Item = &'r RuleId>>(
+        &mut self,
+        shape: Fields,
+        rules: impl Fn() -> R,
+    ) -> usize {
         let mut new = ShapeIndex { shape, rules: 0, seen_through: HashMap::new() };
         if new.shape.has_ranges() {
             new.seen_through.entry(new.shape.common(&new.shape)).or_default();
@@ -226,7 +347,7 @@ impl PrioIndex {
             let shape = &other.shape;
             other.seen_through.entry(common).or_insert_with_key(|common| {
                 let mut values = HashMap::new();
-                for id in rules_of(rules, slot, shape) {
+                for id in of_shape(rules(), shape) {
                     *values.entry(id.matching().fields().projected(common)).or_insert(0) += 1;
                 }
                 values
@@ -259,19 +380,57 @@ impl ShapeIndex {
     }
 }
 
-impl PartialEq for RuleSet {
-    fn eq(&self, other: &RuleSet) -> bool {
-        self.rules == other.rules
+impl<Note> Default for RuleSet<Note> {
+    fn default() -> Self {
+        RuleSet { hooks: BTreeMap::new() }
     }
 }
 
-impl Eq for RuleSet {}
+impl<Note: PartialEq> PartialEq for RuleSet<Note> {
+    fn eq(&self, other: &RuleSet<Note>) -> bool {
+        self.iter_noted().eq(other.iter_noted())
+    }
+}
 
-impl<'s> IntoIterator for &'s RuleSet {
+impl<Note: Eq> Eq for RuleSet<Note> {}
+
+/// The rules of a set and their notes, in order of identity.
+#[derive(Debug)]
+pub struct NotedRules<'s, Note> {
+    hooks: btree_map::Values<'s, Hook, OfHook<Note>>,
+    rules: Option<btree_set::Iter<'s, ById<Noted<Note>>>>,
+}
+
+impl<'s, Note> Iterator for NotedRules<'s, Note> {
+    type Item = (&'s Rule, &'s Note);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(ById(Noted { rule, note })) = self.rules.as_mut().and_then(Iterator::next) {
+                return Some((rule, note));
+            }
+            self.rules = Some(self.hooks.next()?.rules.iter());
+        }
+    }
+}
+
+/// The rules of a set, in order of identity.
+#[derive(Debug)]
+pub struct Rules<'s, Note>(NotedRules<'s, Note>);
+
+impl<'s, Note> Iterator for Rules<'s, Note> {
     type Item = &'s Rule;
-    type IntoIter = std::collections::btree_map::Values<'s, RuleId, Rule>;
 
-    fn into_iter(self) -> Self::IntoIter {
+    fn next(&mut self) -> Option<&'s Rule> {
+        self.0.next().map(|(rule, _)| rule)
+    }
+}
+
+impl<'s, Note> IntoIterator for &'s RuleSet<Note> {
+    type Item = &'s Rule;
+    type IntoIter = Rules<'s, Note>;
+
+    fn into_iter(self) -> Rules<'s, Note> {
         self.iter()
     }
 }
@@ -450,6 +609,32 @@ mod tests {
                 }
                 prop_assert_eq!(set.len(), held.len());
             }
+        }
+
+        #[test]
+        fn all_at_once_or_one_by_one_is_the_same(
+            rules in prop::collection::vec(rules(), 0..40), sorted: bool, beside in prop::option::of(rules()),
+        ) {
+            let mut rules: Vec<(Rule, ())> = rules.into_iter().map(|rule| (rule, ())).collect();
+            if sorted {
+                rules.sort_unstable();
+            }
+            let mut before = RuleSet::new();
+            if let Some(rule) = beside {
+                before.insert(rule).unwrap();
+            }
+            let mut one_by_one = before.clone();
+            let each: Result<(), Clash> =
+                rules.iter().try_for_each(|(rule, ())| one_by_one.insert(rule.clone()));
+            let mut at_once = before.clone();
+            let all = at_once.insert_at(hook(), rules.clone());
+            prop_assert_eq!(all.is_ok(), each.is_ok());
+            prop_assert_eq!(&at_once, if all.is_ok() { &one_by_one } else { &before });
+            for (rule, ()) in rules.iter().filter(|_| all.is_ok()) {
+                prop_assert!(at_once.insert(rule.clone()).is_err());
+                at_once.remove(rule.id());
+            }
+            prop_assert!(all.is_err() || at_once == before);
         }
 
         #[test]

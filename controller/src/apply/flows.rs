@@ -22,6 +22,8 @@ pub struct FlowJob {
     pub ops: Vec<Op>,
     /// Where that order cannot spare frames a gap, for the log.
     pub gaps: Vec<Gap>,
+    /// Whether changes that are known of wait for the next job.
+    pub more: bool,
 }
 
 /// How closely a hook is read.
@@ -42,7 +44,8 @@ pub enum Found {
     Whole(Dump),
 }
 
-/// What became of a job.
+/// What became of a job, or of a part of it: while the owner takes note of one part, the kernel works
+/// on the next.
 #[derive(Debug)]
 pub struct FlowDone {
     /// The adapter.
@@ -53,7 +56,15 @@ pub struct FlowDone {
     pub outcomes: Vec<(Op, Outcome)>,
     /// When the kernel had answered the last change.
     pub finished: Instant,
+    /// Whether this was all of the job.
+    pub last: bool,
 }
+
+/// Hooks that are read, and changes that are made, before the owner is told of them.
+const HOOKS_A_PART: usize = 16;
+
+/// See [`HOOKS_A_PART`].
+const CHANGES_A_PART: usize = 1024;
 
 /// Starts the thread; it ends when the returned sender is dropped. At most one job of each of the
 /// `adapters` may be under way. To be called within a tokio runtime.
@@ -69,9 +80,11 @@ pub fn start(
     let (jobs, mut waiting) = mpsc::channel::<FlowJob>(adapters.max(1));
     tokio::spawn(async move {
         while let Some(job) = waiting.recv().await {
-            let Some(finished) = kernel.run(|kernel| run(kernel, job)).await else { break };
-            // At most one job an adapter is under way, so this queue is as bounded as the jobs'.
-            if done.send(finished).is_err() {
+            let done = done.clone();
+            // At most one job an adapter is under way, so this queue is as bounded as the jobs. An
+            // owner that is gone wants to know nothing.
+            let told = move |part| drop(done.send(part));
+            if kernel.run(|kernel| run(kernel, job, told)).await.is_none() {
                 break;
             }
         }
@@ -91,15 +104,25 @@ fn read(kernel: &mut dyn Kernel, hook: Hook, look: Look) -> Result<Found, tc_flo
     }
 }
 
-/// Carries out a job.
-pub(crate) fn run(kernel: &mut dyn Kernel, job: FlowJob) -> FlowDone {
-    let adopted =
-        job.adopt.into_iter().map(|(hook, look)| (hook, read(kernel, hook, look))).collect();
-    let outcomes = kernel.apply(&job.ops, Mode::Told);
-    FlowDone {
-        adapter: job.adapter,
+/// Carries out a job, and tells what became of it part by part.
+pub(crate) fn run(kernel: &mut dyn Kernel, job: FlowJob, mut told: impl FnMut(FlowDone)) {
+    let FlowJob { adapter, adopt, ops, .. } = job;
+    let part = |adopted, outcomes, last| FlowDone {
+        adapter: adapter.clone(),
         adopted,
-        outcomes: job.ops.into_iter().zip(outcomes).collect(),
+        outcomes,
         finished: Instant::now(),
+        last,
+    };
+    for hooks in adopt.chunks(HOOKS_A_PART) {
+        let adopted = hooks.iter().map(|(hook, look)| (*hook, read(kernel, *hook, *look)));
+        told(part(adopted.collect(), Vec::new(), false));
     }
+    let mut ops = ops.into_iter();
+    while ops.len() > 0 {
+        let now: Vec<Op> = ops.by_ref().take(CHANGES_A_PART).collect();
+        let outcomes = kernel.apply(&now, Mode::Told);
+        told(part(Vec::new(), now.into_iter().zip(outcomes).collect(), false));
+    }
+    told(part(Vec::new(), Vec::new(), true));
 }

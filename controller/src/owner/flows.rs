@@ -4,21 +4,21 @@
 //! truth, and this is what it said last.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
 use api::{resources::FlowState, types::Id};
 use tc_flows::{
-    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, Op, Outcome, Plan, Rule,
-    RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
+    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, InstalledRule, Op, Outcome,
+    Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, State};
 use crate::{
     apply::flows::{FlowDone, FlowJob, Found, Look},
     daemon::FLOW_OWNER,
-    plan::switchdev::{FlowDelta, FlowProgram},
+    plan::switchdev::{FlowDelta, FlowProgram, Why},
 };
 
 /// How long after a hook was read it is read again at the earliest: somebody else who changes
@@ -41,10 +41,14 @@ const AUDIT: Duration = Duration::from_secs(900);
 /// Hooks that one job reads again at most: flows of other hooks do not wait for all.
 const READ_AGAIN_MOST: usize = 4;
 
+/// After so many changes a job takes no more hooks on: what a guest wants next does not wait until
+/// all that was wanted before it is done.
+const CHANGES_ENOUGH: usize = 4096;
+
 /// The flows of one adapter as the kernel reported them.
 #[derive(Debug, Default)]
 pub(super) struct AdapterFlows {
-    installed: Installed,
+    known: Known,
     /// The hooks that the program covers.
     hooks: BTreeSet<Hook>,
     /// Those of them that have been read.
@@ -60,15 +64,57 @@ pub(super) struct AdapterFlows {
     glances: BTreeSet<Hook>,
     /// Hooks at which the cookies alone do not tell what stands there.
     unrecognised: BTreeSet<Hook>,
-    /// Hooks that could not be made or read, with the reason.
-    unusable: BTreeMap<Hook, String>,
-    /// Wanted rules that the kernel did not take, with its words.
-    refused: BTreeMap<RuleId, String>,
     /// Why rules that are tried again were refused before: the same again is no news.
     told: BTreeMap<RuleId, String>,
     foreign: BTreeMap<Hook, Vec<Foreign>>,
     ledger: Ledger,
     under_way: bool,
+}
+
+/// What is known of rules.
+#[derive(Debug, Default)]
+struct Known {
+    installed: Installed,
+    /// Hooks that could not be made or read, with the reason.
+    unusable: BTreeMap<Hook, String>,
+    /// Wanted rules that the kernel did not take, with its words.
+    refused: BTreeMap<RuleId, String>,
+}
+
+impl Known {
+    /// What has become of a wanted rule.
+    fn state(&self, rule: &Rule) -> State<'_> {
+        self.state_beside(rule, self.installed.get(rule.id()))
+    }
+
+    /// The wanted rules of a hook: why each is wanted, and what has become of it.
+    fn states<'k>(
+        &'k self,
+        program: &'k FlowProgram,
+        hook: Hook,
+    ) -> impl Iterator<Item = (&'k Why, State<'k>)> {
+        // Both are in order of identity.
+        let mut held = self.installed.of_hook(hook).peekable();
+        program.rules.of_hook_noted(hook).map(move |(rule, why)| {
+            while held.next_if(|held| held.rule.id() < rule.id()).is_some() {}
+            let held = held.next_if(|held| held.rule.id() == rule.id());
+            (&**why, self.state_beside(rule, held))
+        })
+    }
+
+    /// What has become of a wanted rule at whose identity this is installed.
+    fn state_beside<'k>(&'k self, rule: &Rule, held: Option<&'k InstalledRule>) -> State<'k> {
+        let refusal = || self.refused.get(rule.id()).or_else(|| self.unusable.get(&rule.hook()));
+        match held {
+            _ if let Some(words) = refusal() => (FlowState::Refused, Some(words)),
+            Some(held) if held.rule == *rule => match &held.hw {
+                HwState::InHw => (FlowState::InHw, None),
+                HwState::NotInHw(words) => (FlowState::NotInHw, words.as_deref()),
+                HwState::NotAsked => (FlowState::NotInHw, None),
+            },
+            _ => (FlowState::Pending, None),
+        }
+    }
 }
 
 /// A hook that has been read.
@@ -179,7 +225,7 @@ impl AdapterFlows {
         if self.under_way || self.unsettled.is_empty() && self.glances.is_empty() && !any_due {
             return None;
         }
-        let Plan { mut ops, gaps } = self.missing(program);
+        let (Plan { mut ops, gaps }, later) = self.missing(program);
         // What is wanted of a suspect hook does not wait for a fight to end.
         let touched: BTreeSet<Hook> = ops.iter().map(|op| op.id().hook()).collect();
         let adopted = &self.adopted;
@@ -194,7 +240,7 @@ impl AdapterFlows {
             |hook: &Hook| self.suspects.contains_key(hook) || self.reading.contains_key(hook);
         ops.retain(|op| !waits(&op.id().hook()));
         let left_alone = |hook: &Hook| {
-            self.unusable.contains_key(hook)
+            self.known.unusable.contains_key(hook)
                 || hook.ifindex().is_some_and(|ifindex| held.contains(&ifindex))
         };
         let is_read = |hook: &Hook| self.adopted.contains_key(hook);
@@ -211,65 +257,59 @@ impl AdapterFlows {
         let glances = glances.filter(|hook| self.adopted.contains_key(hook) && !waits(hook));
         adopt.extend(glances.map(|hook| (hook, Look::Cookies)));
         // Hooks that are left alone, or have others read them first, are looked at again after.
-        let stays = |hook: &Hook| waits(hook) || self.hooks.contains(hook) && !is_read(hook);
-        let still_unsettled = self.unsettled.iter().filter(|hook| stays(hook)).copied().collect();
-        self.unsettled = still_unsettled;
+        let stays = |hook: &&Hook| {
+            waits(hook) || later.contains(hook) || self.hooks.contains(hook) && !is_read(hook)
+        };
+        self.unsettled = self.unsettled.iter().filter(stays).copied().collect();
         self.under_way = !(adopt.is_empty() && ops.is_empty());
-        self.under_way.then(|| FlowJob { adapter: adapter.clone(), adopt, ops, gaps })
+        let more = !later.is_empty();
+        self.under_way.then(|| FlowJob { adapter: adapter.clone(), adopt, ops, gaps, more })
     }
 
     /// The program is another: `program` is what it is now, `delta` what changed in it.
     pub(super) fn planned(&mut self, program: &FlowProgram, delta: &FlowDelta) {
         for (rule, why) in &delta.gone {
-            self.ledger.book(why, self.state(rule), Entry::Out);
-        }
-        for (_, before) in &delta.put {
-            if let Some((rule, why)) = before {
-                self.ledger.book(why, self.state(rule), Entry::Out);
+            self.ledger.book(why, self.known.state(rule), Entry::Out);
+            self.known.refused.remove(rule.id());
+            if !program.rules.contains(rule.id()) {
+                self.told.remove(rule.id());
             }
-        }
-        for (rule, _) in &delta.gone {
-            self.refused.remove(rule.id());
-            self.told.remove(rule.id());
             self.unsettled.insert(rule.hook());
         }
-        for (id, before) in &delta.put {
-            if before.as_ref().is_none_or(|(rule, _)| program.rules.get(id) != Some(rule)) {
-                self.refused.remove(id);
-            }
-            self.unsettled.insert(id.hook());
-        }
         if delta.netdevs {
-            let ingress = program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex));
-            let hooks: BTreeSet<Hook> = ingress.collect();
-            self.unsettled.extend(self.hooks.symmetric_difference(&hooks).copied());
-            self.unusable.retain(|hook, _| hooks.contains(hook));
-            self.foreign.retain(|hook, _| hooks.contains(hook));
-            self.adopted.retain(|hook, _| hooks.contains(hook));
-            self.suspects.retain(|hook, _| hooks.contains(hook));
-            self.unrecognised.retain(|hook| hooks.contains(hook));
-            self.hooks = hooks;
+            self.cover(program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex)).collect());
         }
-        for (id, _) in &delta.put {
-            if let (Some(rule), Some(why)) = (program.rules.get(id), program.why.get(id)) {
-                self.ledger.book(why, self.state(rule), Entry::In);
+        let mut last = None;
+        for (rule, why) in &delta.put {
+            self.ledger.book(why, self.known.state(rule), Entry::In);
+            if last.replace(rule.hook()) != Some(rule.hook()) {
+                self.unsettled.insert(rule.hook());
             }
         }
     }
 
+    /// These hooks are the program's: to be read where they were not.
+    fn cover(&mut self, hooks: BTreeSet<Hook>) {
+        self.unsettled.extend(self.hooks.symmetric_difference(&hooks).copied());
+        self.known.unusable.retain(|hook, _| hooks.contains(hook));
+        self.foreign.retain(|hook, _| hooks.contains(hook));
+        self.adopted.retain(|hook, _| hooks.contains(hook));
+        self.suspects.retain(|hook, _| hooks.contains(hook));
+        self.unrecognised.retain(|hook| hooks.contains(hook));
+        self.hooks = hooks;
+    }
+
     /// Books all wanted rules of a hook: out before something is noted about it, in after.
     fn book_hook(&mut self, program: &FlowProgram, hook: Hook, entry: Entry) {
-        for rule in program.rules.of_hook(hook) {
-            if let Some(why) = program.why.get(rule.id()) {
-                self.ledger.book(why, self.state(rule), entry);
-            }
+        for (why, state) in self.known.states(program, hook) {
+            self.ledger.book(why, state, entry);
         }
     }
 
     /// The same for one rule.
     fn book_rule(&mut self, program: &FlowProgram, id: &RuleId, entry: Entry) {
-        if let (Some(rule), Some(why)) = (program.rules.get(id), program.why.get(id)) {
-            self.ledger.book(why, self.state(rule), entry);
+        if let Some((rule, why)) = program.rules.get_noted(id) {
+            self.ledger.book(why, self.known.state(rule), entry);
         }
     }
 
@@ -279,18 +319,20 @@ impl AdapterFlows {
     }
 
     /// The ports whose flows are in other states than when this was asked last.
-    pub(super) fn take_touched(&mut self) -> BTreeSet<Id> {
+    pub(super) fn take_touched(&mut self) -> Vec<Id> {
         self.ledger.take_touched()
     }
 
     /// The kernel's words about the first flow of this port that it refused.
     pub(super) fn refusal(&self, program: &FlowProgram, port: &Id) -> Option<&str> {
-        let of_port =
-            |id: &RuleId| program.why.get(id).is_some_and(|w| w.port.as_ref() == Some(port));
-        let refused = self.refused.iter().find(|(id, _)| of_port(id));
+        let is_ports = |why: &Why| why.port.as_ref() == Some(port);
+        let of_port = |id: &RuleId| program.rules.get_noted(id).is_some_and(|(_, w)| is_ports(w));
+        let Known { refused, unusable, .. } = &self.known;
+        let refused = refused.iter().find(|(id, _)| of_port(id));
         refused.map(|(_, reason)| reason.as_str()).or_else(|| {
-            let of_hook = |hook: &Hook| program.rules.of_hook(*hook).any(|rule| of_port(rule.id()));
-            let unusable = self.unusable.iter().find(|(hook, _)| of_hook(hook));
+            let of_hook =
+                |hook: &Hook| program.rules.of_hook_noted(*hook).any(|(_, why)| is_ports(why));
+            let unusable = unusable.iter().find(|(hook, _)| of_hook(hook));
             unusable.map(|(_, reason)| reason.as_str())
         })
     }
@@ -361,19 +403,22 @@ impl AdapterFlows {
 
     /// The changes from installed to wanted at hooks that may differ, as far as they are read, with
     /// what is installed in the place of what the kernel refused. (To take those changes out
-    /// afterwards would tear holes into the order of the others.)
-    fn missing(&self, program: &FlowProgram) -> Plan {
+    /// afterwards would tear holes into the order of the others.) Also the hooks that another job
+    /// must do.
+    fn missing(&self, program: &FlowProgram) -> (Plan, BTreeSet<Hook>) {
+        let Known { installed, refused, .. } = &self.known;
         let read = |hook: &&Hook| self.adopted.contains_key(hook) || !self.hooks.contains(hook);
-        let wanted = self.unsettled.iter().filter(read).map(|hook| {
-            let of_hook = program.rules.of_hook(*hook);
-            let attainable =
-                of_hook.filter_map(|rule| match self.refused.contains_key(rule.id()) {
-                    true => self.installed.get(rule.id()).map(|held| &held.rule),
-                    false => Some(rule),
-                });
-            (*hook, attainable.collect())
+        let mut hooks = self.unsettled.iter().filter(read).copied();
+        let wanted = hooks.by_ref().map(|hook| {
+            let of_hook = program.rules.of_hook(hook);
+            let attainable = of_hook.filter_map(|rule| match refused.contains_key(rule.id()) {
+                true => installed.get(rule.id()).map(|held| &held.rule),
+                false => Some(rule),
+            });
+            (hook, attainable.collect())
         });
-        diff_hooks(&self.installed, wanted)
+        let plan = diff_hooks(installed, wanted, CHANGES_ENOUGH);
+        (plan, hooks.collect())
     }
 
     /// Whether the hook of this netdev is read and nothing is under way.
@@ -383,7 +428,7 @@ impl AdapterFlows {
 
     /// Notes what a job did, and takes what it read out of it.
     pub(super) fn done(&mut self, program: &FlowProgram, done: &mut FlowDone) -> Tally {
-        self.under_way = false;
+        self.under_way = !done.last;
         let mut tally = Tally::default();
         for (hook, found) in std::mem::take(&mut done.adopted) {
             self.book_hook(program, hook, Entry::Out);
@@ -400,7 +445,7 @@ impl AdapterFlows {
                     self.reading.remove(&hook);
                     self.forget(hook);
                     tally.unusable.push(error.to_string());
-                    self.unusable.insert(hook, error.to_string());
+                    self.known.unusable.insert(hook, error.to_string());
                 }
             }
             self.book_hook(program, hook, Entry::In);
@@ -414,7 +459,7 @@ impl AdapterFlows {
                 continue;
             }
             self.book_rule(program, op.id(), Entry::Out);
-            self.installed.record(op, outcome);
+            self.known.installed.record(op, outcome);
             let forgets = match outcome {
                 Outcome::Refused { errno, message, attribute } => {
                     self.refuse(program, op, words(*errno, message, attribute), &mut tally);
@@ -446,25 +491,18 @@ impl AdapterFlows {
         now: Instant,
         tally: &mut Tally,
     ) {
-        let wanted: HashMap<(RuleLocation, Cookie), &Rule> = match dump.own.is_empty() {
-            true => HashMap::new(),
-            false => program
-                .rules
-                .of_hook(hook)
-                .map(|rule| ((location(rule.id()), rule.cookie(FLOW_OWNER)), rule))
-                .collect(),
-        };
-        let rule_of = |own: &TerseRule| wanted.get(&(own.location, own.cookie)).copied();
-        let recognised: Option<Vec<&Rule>> = dump.own.iter().map(rule_of).collect();
-        let Some(recognised) = recognised.filter(|_| self.hooks.contains(&hook)) else {
+        let wanted = program.rules.of_hook(hook).map(|rule| (place(rule, None), rule));
+        let found = dump.own.into_iter().map(|own| ((own.cookie, own.location, None), own));
+        let Some(recognised) = recognised(wanted, found).filter(|_| self.hooks.contains(&hook))
+        else {
             self.unrecognised.insert(hook);
             return;
         };
-        self.installed.remove_hook(hook);
-        for (rule, TerseRule { handle, hw, .. }) in recognised.into_iter().zip(dump.own) {
-            self.installed.insert(rule.clone(), handle, hw);
-            tally.adopted += 1;
+        tally.adopted += recognised.len() as u64;
+        if recognised.len() == program.rules.of_hook(hook).count() {
+            self.unsettled.remove(&hook);
         }
+        self.known.installed.replace_hook(hook, recognised);
         self.foreign.insert(hook, dump.foreign);
         self.adopted.insert(hook, Read { audited: false, ..Read::new(now) });
     }
@@ -472,24 +510,14 @@ impl AdapterFlows {
     /// Compares places and cookies at a hook with what is known to be there. Where they differ it is
     /// read whole with the next job.
     fn compare(&mut self, hook: Hook, dump: TerseDump, now: Instant) {
-        let known: HashMap<(RuleLocation, u32, Cookie), &Rule> = self
-            .installed
-            .of_hook(hook)
-            .map(|held| {
-                let place = location(held.rule.id());
-                ((place, held.handle.0, held.rule.cookie(FLOW_OWNER)), &held.rule)
-            })
-            .collect();
-        let rule_of = |own: &TerseRule| {
-            let rule = known.get(&(own.location, own.handle.0, own.cookie))?;
-            Some(((*rule).clone(), own.handle, own.hw.clone()))
-        };
-        let seen: Option<Vec<(Rule, Handle, HwState)>> = dump.own.iter().map(rule_of).collect();
-        match seen.filter(|seen| seen.len() == known.len()) {
+        let installed = self.known.installed.of_hook(hook);
+        let known = installed.map(|held| (place(&held.rule, Some(held.handle)), &held.rule));
+        let found = dump.own.into_iter();
+        let found = found.map(|own| ((own.cookie, own.location, Some(own.handle)), own));
+        let count = self.known.installed.of_hook(hook).count();
+        match recognised(known, found).filter(|seen| seen.len() == count) {
             Some(seen) => {
-                for (rule, handle, hw) in seen {
-                    self.installed.insert(rule, handle, hw);
-                }
+                self.known.installed.replace_hook(hook, seen);
                 self.foreign.insert(hook, dump.foreign);
                 if let Some(read) = self.adopted.get_mut(&hook) {
                     read.at = now;
@@ -507,8 +535,8 @@ impl AdapterFlows {
             (read.at, read.audited) = (now, true);
         }
         if let Some(by) = self.reading.remove(&hook) {
-            take_back(&self.installed, hook, &mut dump);
-            let drift = Drift::between(&self.installed, hook, &dump);
+            take_back(&self.known.installed, hook, &mut dump);
+            let drift = Drift::between(&self.known.installed, hook, &dump);
             if drift != Drift::default() {
                 if let Some(read) = self.adopted.get_mut(&hook) {
                     read.repaired(now);
@@ -519,8 +547,8 @@ impl AdapterFlows {
             tally.adopted += dump.own.len() as u64;
         }
         // What was noted after it was forgotten is no knowledge.
-        self.installed.remove_hook(hook);
-        self.installed.adopt(&dump);
+        self.known.installed.remove_hook(hook);
+        self.known.installed.adopt(&dump);
         self.foreign.insert(hook, dump.foreign);
     }
 
@@ -534,7 +562,7 @@ impl AdapterFlows {
                 }
                 // Another one may be wanted by now.
                 if program.rules.get(rule.id()) == Some(rule) {
-                    self.refused.insert(rule.id().clone(), reason);
+                    self.known.refused.insert(rule.id().clone(), reason);
                 }
             }
         }
@@ -544,20 +572,20 @@ impl AdapterFlows {
     fn forget(&mut self, hook: Hook) {
         self.adopted.remove(&hook);
         self.suspects.remove(&hook);
-        self.installed.remove_hook(hook);
+        self.known.installed.remove_hook(hook);
         self.unsettled.insert(hook);
     }
 
     /// Gives what was refused or unusable another chance with the next job.
     pub(super) fn retry(&mut self, program: &FlowProgram) {
-        let refused: BTreeSet<Hook> = self.refused.keys().map(RuleId::hook).collect();
+        let refused: BTreeSet<Hook> = self.known.refused.keys().map(RuleId::hook).collect();
         let hooks: BTreeSet<Hook> =
-            refused.into_iter().chain(self.unusable.keys().copied()).collect();
+            refused.into_iter().chain(self.known.unusable.keys().copied()).collect();
         for hook in &hooks {
             self.book_hook(program, *hook, Entry::Out);
         }
-        self.refused.clear();
-        self.unusable.clear();
+        self.known.refused.clear();
+        self.known.unusable.clear();
         for hook in &hooks {
             self.book_hook(program, *hook, Entry::In);
         }
@@ -570,29 +598,16 @@ impl AdapterFlows {
     }
 
     /// What has become of a wanted rule, with the kernel's words where it refused it or its offload.
-    pub(super) fn state(&self, rule: &Rule) -> (FlowState, Option<String>) {
-        if let Some(reason) = self.refused.get(rule.id()) {
-            return (FlowState::Refused, Some(reason.clone()));
-        }
-        if let Some(reason) = self.unusable.get(&rule.id().hook()) {
-            return (FlowState::Refused, Some(reason.clone()));
-        }
-        match self.installed.get(rule.id()) {
-            Some(installed) if installed.rule == *rule => match &installed.hw {
-                HwState::InHw => (FlowState::InHw, None),
-                HwState::NotInHw(reason) => (FlowState::NotInHw, reason.clone()),
-                HwState::NotAsked => (FlowState::NotInHw, None),
-            },
-            _ => (FlowState::Pending, None),
-        }
+    pub(super) fn state(&self, rule: &Rule) -> State<'_> {
+        self.known.state(rule)
     }
 
     /// The ledger as counting everything anew gives it.
     #[cfg(test)]
     pub(super) fn counted(&self, program: &FlowProgram) -> Ledger {
         let mut ledger = Ledger::default();
-        for rule in &program.rules {
-            ledger.book(&program.why[rule.id()], self.state(rule), Entry::In);
+        for (rule, why) in program.rules.iter_noted() {
+            ledger.book(why, self.state(rule), Entry::In);
         }
         ledger
     }
@@ -601,6 +616,30 @@ impl AdapterFlows {
     pub(super) fn foreign_filters(&self) -> u64 {
         self.foreign.values().map(|filters| filters.len() as u64).sum()
     }
+}
+
+/// What a rule is, where it stands, and under which handle where that counts.
+type Place = (Cookie, RuleLocation, Option<Handle>);
+
+fn place(rule: &Rule, handle: Option<Handle>) -> Place {
+    (rule.cookie(FLOW_OWNER), location(rule.id()), handle)
+}
+
+/// What is found, as the rules that are known by their places and in their order: all of it or
+/// nothing.
+fn recognised<'r>(
+    known: impl Iterator<Item = (Place, &'r Rule)>,
+    found: impl Iterator<Item = (Place, TerseRule)>,
+) -> Option<Vec<InstalledRule>> {
+    let mut found: Vec<(Place, TerseRule)> = found.collect();
+    found.sort_unstable_by_key(|(place, _)| *place);
+    let rules = known.filter_map(|(place, rule)| {
+        let at = found.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let (_, own) = found.get(at)?;
+        Some(InstalledRule { rule: rule.clone(), handle: own.handle, hw: own.hw.clone() })
+    });
+    let rules: Vec<InstalledRule> = rules.collect();
+    (rules.len() == found.len()).then_some(rules)
 }
 
 /// Where a rule stands.
@@ -680,8 +719,7 @@ mod tests {
                 let rule = rule(hook(index), source);
                 let port = Some(format!("port{source}").parse().unwrap());
                 let why = Arc::new(Why { purpose: Purpose::Flood, port, network: None });
-                program.why.insert(rule.id().clone(), why);
-                program.rules.insert(rule).unwrap();
+                program.rules.insert_noted(rule, why).unwrap();
             }
         }
         program
@@ -689,9 +727,9 @@ mod tests {
 
     /// Everything of `program` that was not in `before`.
     fn since(before: &FlowProgram, program: &FlowProgram) -> FlowDelta {
-        let new = program.rules.iter().filter(|rule| !before.rules.contains(rule.id()));
+        let new = program.rules.iter_noted().filter(|(rule, _)| !before.rules.contains(rule.id()));
         FlowDelta {
-            put: new.map(|rule| (rule.id().clone(), None)).collect(),
+            put: new.map(|(rule, why)| (rule.clone(), Arc::clone(why))).collect(),
             gone: Vec::new(),
             netdevs: before.netdevs != program.netdevs,
         }
@@ -719,9 +757,12 @@ mod tests {
             let id: Id = "nic".parse().unwrap();
             let mut tallies = Vec::new();
             while let Some(job) = self.flows.next_job(&id, program, &BTreeSet::new(), self.now) {
-                let mut done = run(&mut self.kernel, job);
-                done.finished = self.now;
-                tallies.push(self.flows.done(program, &mut done));
+                let mut parts = Vec::new();
+                run(&mut self.kernel, job, |part| parts.push(part));
+                for mut part in parts {
+                    part.finished = self.now;
+                    tallies.push(self.flows.done(program, &mut part));
+                }
             }
             assert!(self.flows.ledger.agrees(&self.flows.counted(program)));
             tallies
@@ -729,7 +770,7 @@ mod tests {
 
         /// Somebody else deletes a rule.
         fn steal(&mut self, stolen: &Rule) {
-            let held = self.flows.installed.get(stolen.id()).unwrap();
+            let held = self.flows.known.installed.get(stolen.id()).unwrap();
             let op = Op::Delete { id: stolen.id().clone(), handle: held.handle };
             assert!(self.kernel.apply(&[op], Mode::Told)[0].is_done());
         }
@@ -766,7 +807,7 @@ mod tests {
         let program = program(2);
         let mut rig = Rig::settled(&program);
         let other = rule_that(hook(7), 0, Action::Pass);
-        let handle = rig.flows.installed.get(other.id()).unwrap().handle;
+        let handle = rig.flows.known.installed.get(other.id()).unwrap().handle;
         let stranger = Op::Add { rule: rule(hook(7), 99), handle: tc_flows::Handle(99) };
         let ops = [Op::Replace { rule: other, handle }, stranger];
         assert!(rig.kernel.apply(&ops, Mode::Told).iter().all(Outcome::is_done));
@@ -783,7 +824,7 @@ mod tests {
         let program = program(2);
         let mut rig = Rig::settled(&program);
         let stolen = rule(hook(7), 0);
-        let handle = rig.flows.installed.get(stolen.id()).unwrap().handle;
+        let handle = rig.flows.known.installed.get(stolen.id()).unwrap().handle;
         rig.steal(&stolen);
         let foreign = |prio, handle| Foreign {
             chain: 0,

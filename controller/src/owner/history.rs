@@ -343,9 +343,12 @@ impl Host {
             for (id, program) in flow_programs(self.planner.plan()) {
                 let Some(flows) = self.flows.get_mut(id) else { continue };
                 if let Some(job) = flows.next_job(id, program, &BTreeSet::new(), self.now) {
-                    let mut done = run(&mut self.kernel, job);
-                    done.finished = self.now;
-                    flows.done(program, &mut done);
+                    let mut parts = Vec::new();
+                    run(&mut self.kernel, job, |part| parts.push(part));
+                    for mut part in parts {
+                        part.finished = self.now;
+                        flows.done(program, &mut part);
+                    }
                     more = true;
                 }
                 assert!(flows.ledger().agrees(&flows.counted(program)));

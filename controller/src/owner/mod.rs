@@ -60,7 +60,7 @@ use crate::{
     },
     plan::{
         AdapterPolicies, Dirty, Planner, Program,
-        switchdev::{FlowProgram, MAX_NETWORK_NUMBER},
+        switchdev::{FlowDelta, FlowProgram, MAX_NETWORK_NUMBER},
         vdpa::VdpaProgram,
     },
     store::{Remembered, Store, StoreError},
@@ -481,6 +481,7 @@ impl Owner {
             return;
         }
         if !self.dirty.is_empty() {
+            self.read_ahead();
             self.replan();
         }
         // Steps that an eswitch is taken through come to their end in any case.
@@ -517,6 +518,32 @@ impl Owner {
     /// themselves, nothing is changed: what is installed is the best guess.
     fn may_act(&mut self) -> bool {
         self.host_seen && (self.unheard.is_empty() || self.born.elapsed() >= START_GRACE)
+    }
+
+    /// Has the hooks of new adapters read while their programs are being planned.
+    fn read_ahead(&mut self) {
+        if self.torn_down {
+            return;
+        }
+        let is_planned =
+            |id: &Id| matches!(self.planner.plan().programs.get(id), Some(Program::Flows(_)));
+        let new: Vec<(Id, FlowProgram)> = self
+            .world
+            .adapters
+            .iter()
+            .filter(|(id, view)| {
+                matches!(view.mode, Some(EswitchMode::Switchdev | EswitchMode::Software))
+                    && !is_planned(id)
+                    && !self.orders.are_taken_at(id)
+            })
+            .map(|(id, view)| (id.clone(), FlowProgram::without_rules(view)))
+            .collect();
+        for (id, program) in new {
+            let state = self.adapters.entry(id.clone()).or_default();
+            state.flows.planned(&program, &FlowDelta { netdevs: true, ..FlowDelta::default() });
+            state.netdevs_touched = true;
+            self.drive_flows(&id, &program);
+        }
     }
 
     fn replan(&mut self) {
@@ -608,7 +635,7 @@ impl Owner {
             for gap in &job.gaps {
                 warn!(adapter = %id, %gap, "flows change with a gap");
             }
-            if !job.ops.is_empty() {
+            if !job.ops.is_empty() && !job.more {
                 state.in_job.append(&mut state.awaiting);
             }
             if self.outlets.flows.try_send(job).is_err() {
@@ -645,7 +672,8 @@ impl Owner {
             _ => state.flows.done(&FlowProgram::default(), &mut done),
         };
         let id = &done.adapter;
-        for awaiting in state.in_job.drain(..) {
+        let answered = if done.last { std::mem::take(&mut state.in_job) } else { Vec::new() };
+        for awaiting in answered {
             let took = done.finished.saturating_duration_since(awaiting.event_read);
             self.metrics.event_to_programmed.observe(took.as_secs_f64());
             let timing = self.timings.entry(awaiting.port).or_default();

@@ -505,8 +505,7 @@ impl Owner {
             if filter.adapter.as_ref().is_some_and(|wanted| wanted != adapter) {
                 continue;
             }
-            for rule in &program.rules {
-                let Some(why) = program.why.get(rule.id()) else { continue };
+            for (rule, why) in program.rules.iter_noted() {
                 let matches =
                     |wanted: &Option<Id>, has: &Option<Id>| wanted.is_none() || wanted == has;
                 if !matches(&filter.port, &why.port) || !matches(&filter.network, &why.network) {
@@ -523,7 +522,7 @@ impl Owner {
                     network: why.network.clone(),
                     tc: with_names(&rule.to_string(), program),
                     state,
-                    reason,
+                    reason: reason.map(str::to_owned),
                 });
             }
         }
@@ -555,7 +554,7 @@ impl Owner {
     pub(super) fn stamp_conditions(&mut self) {
         let mut stale = std::mem::take(&mut self.stale);
         for state in self.adapters.values_mut() {
-            stale.ports.append(&mut state.flows.take_touched());
+            stale.ports.extend(state.flows.take_touched());
         }
         let mut said: Vec<(&str, Id, Vec<Statement>)> = Vec::new();
         for (id, view) in &self.world.adapters {

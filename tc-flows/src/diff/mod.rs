@@ -184,14 +184,16 @@ pub fn diff(installed: &Installed, wanted: &RuleSet) -> Plan {
     for rule in wanted {
         of_hooks.entry(rule.hook()).or_default().push(rule);
     }
-    diff_hooks(installed, of_hooks)
+    diff_hooks(installed, of_hooks, usize::MAX)
 }
 
 /// [`diff`] of some hooks: with all rules that each of them shall hold, in order of identity. At
-/// other hooks nothing changes.
+/// other hooks nothing changes. Once there are `enough` changes no more hooks are asked for: those
+/// that were are done, the others are as they were.
 pub fn diff_hooks<'w>(
     installed: &Installed,
     wanted: impl IntoIterator<Item = (Hook, Vec<&'w Rule>)>,
+    enough: usize,
 ) -> Plan {
     let (mut ops, mut gaps, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
     let mut budget = BUDGET;
@@ -206,6 +208,9 @@ pub fn diff_hooks<'w>(
         let (changes, stuck) = of_hook(hook, &old, &new, highest, &mut budget);
         ops.extend(Handles::new(installed).ops(changes));
         gaps.extend(stuck);
+        if ops.len() >= enough {
+            break;
+        }
     }
     unreadable.append(&mut ops);
     Plan { ops: unreadable, gaps }

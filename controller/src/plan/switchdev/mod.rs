@@ -28,11 +28,11 @@ use std::{
 };
 
 use api::types::{Id, MacAddr};
-use tc_flows::{Ifindex, Rule, RuleId, RuleSet};
+use tc_flows::{Ifindex, Rule, RuleSet};
 
 pub(super) use self::sheet::{Sheet, Surroundings};
 use super::Finding;
-use crate::world::NetdevView;
+use crate::world::{AdapterView, NetdevView};
 
 /// Chains that belong to one network on one hook: its number times this, and those that follow.
 const CHAINS_PER_NETWORK: u32 = 64;
@@ -55,14 +55,21 @@ const RECEIVERS_PER_RULE: usize = 30;
 /// All flows that an adapter should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlowProgram {
-    /// The rules.
-    pub rules: RuleSet,
-    /// Why each rule is there.
-    pub why: BTreeMap<RuleId, Arc<Why>>,
+    /// The rules, and why each is there.
+    pub rules: RuleSet<Arc<Why>>,
     /// The netdevs whose ingress hooks the program covers, with or without rules.
     pub netdevs: BTreeMap<Ifindex, NetdevView>,
     /// The representors that carry a port: they are to be up.
     pub in_use: BTreeSet<NetdevView>,
+}
+
+impl FlowProgram {
+    /// The program that covers the hooks of an adapter and wants nothing there.
+    pub(crate) fn without_rules(adapter: &AdapterView) -> FlowProgram {
+        let netdevs = adapter.all_representors().chain(&adapter.uplink);
+        let netdevs = netdevs.map(|netdev| (netdev.ifindex, netdev.clone())).collect();
+        FlowProgram { netdevs, ..FlowProgram::default() }
+    }
 }
 
 /// Why a rule is there.
@@ -127,10 +134,10 @@ pub type Reasoned = (Rule, Arc<Why>);
 /// What changed in a [`FlowProgram`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FlowDelta {
-    /// Rules that are no longer wanted.
+    /// Rules that are no longer wanted, not as they were.
     pub gone: Vec<Reasoned>,
-    /// Rules that are wanted now, with what stood at their identity before.
-    pub put: Vec<(RuleId, Option<Reasoned>)>,
+    /// Rules that are wanted now; one in the place of another is in both lists.
+    pub put: Vec<Reasoned>,
     /// Whether netdevs came, went or are used otherwise.
     pub netdevs: bool,
 }

@@ -9,7 +9,7 @@ use api::types::{Id, MacAddr};
 use tc_flows::{Action, ChainId, Hook, Ifindex, Mac, Match, Prio, Rule, VlanId, VlanTpid};
 
 use super::{
-    Purpose, RECEIVERS_PER_RULE, UNKNOWN_FLOOD, Why,
+    Purpose, RECEIVERS_PER_RULE, Reasoned, UNKNOWN_FLOOD, Why,
     segment::{Member, Part, Receiver, Segment, Tag},
 };
 use crate::{config::UplinkUse, world::NetdevView};
@@ -21,9 +21,9 @@ pub(super) enum FloodEnd {
     ToHost,
 }
 
-/// Rules with their reasons.
+/// Rules with their reasons, by hook.
 #[derive(Debug, Default)]
-pub(super) struct Rules(pub(super) Vec<(Rule, Arc<Why>)>);
+pub(super) struct Rules(pub(super) BTreeMap<Hook, Vec<Reasoned>>);
 
 impl Rules {
     /// Adds a rule. The planner's own construction keeps rules valid, which the property tests hold
@@ -40,7 +40,7 @@ impl Rules {
     ) {
         let (Some(chain), Some(prio)) = (ChainId::new(chain), Prio::new(prio)) else { return };
         match Rule::new(hook, chain, prio, matched, actions) {
-            Ok(rule) => self.0.push((rule, Arc::clone(why))),
+            Ok(rule) => self.0.entry(hook).or_default().push((rule, Arc::clone(why))),
             Err(error) => debug_assert!(false, "{error}"),
         }
     }

@@ -10,10 +10,10 @@ use api::{
     resources::{AdminState, NetworkKind, VlanProto},
     types::Id,
 };
-use tc_flows::{Ifindex, Rule, VlanId, VlanTpid};
+use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
-    FlowDelta, FlowProgram,
+    FlowDelta, FlowProgram, Reasoned,
     rules::{FloodEnd, Owned, Rules, representor_guards, uplink_entry},
     segment::{Member, Part, Segment, Tag, Uplink},
 };
@@ -117,20 +117,13 @@ impl Sheet {
         old: &mut Rules,
         new: &mut Rules,
     ) {
-        let of_vfs = adapter.vfs.values().filter_map(|vf| vf.representor.as_ref());
-        let representors: Vec<&NetdevView> = adapter.representors.values().chain(of_vfs).collect();
-        let netdevs: BTreeMap<Ifindex, NetdevView> = representors
-            .iter()
-            .copied()
-            .chain(&adapter.uplink)
-            .map(|netdev| (netdev.ifindex, netdev.clone()))
-            .collect();
+        let FlowProgram { netdevs, .. } = FlowProgram::without_rules(adapter);
         if program.netdevs != netdevs {
             program.netdevs = netdevs;
             delta.netdevs = true;
         }
         let representors: BTreeSet<Ifindex> =
-            representors.iter().map(|netdev| netdev.ifindex).collect();
+            adapter.all_representors().map(|netdev| netdev.ifindex).collect();
         for gone in self.representors.difference(&representors) {
             representor_guards(old, *gone);
         }
@@ -356,40 +349,46 @@ fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> 
 
 /// Takes the old rules out of the program and puts the new ones in, but for those that stay.
 fn exchange(program: &mut FlowProgram, old: Rules, new: Rules, delta: &mut FlowDelta) {
-    let by_id = |one: &(Rule, _), other: &(Rule, _)| one.0.id().cmp(other.0.id());
-    let (Rules(mut old), Rules(mut new)) = (old, new);
+    let Rules(mut hooks) = new;
+    let Rules(old) = old;
+    for (hook, old) in old {
+        let new = hooks.remove(&hook).unwrap_or_default();
+        exchange_at(hook, old, new, program, delta);
+    }
+    for (hook, new) in hooks {
+        exchange_at(hook, Vec::new(), new, program, delta);
+    }
+}
+
+/// The same at one hook.
+fn exchange_at(
+    hook: Hook,
+    mut old: Vec<Reasoned>,
+    mut new: Vec<Reasoned>,
+    program: &mut FlowProgram,
+    delta: &mut FlowDelta,
+) {
+    let by_id = |one: &Reasoned, other: &Reasoned| one.0.id().cmp(other.0.id());
     old.sort_unstable_by(by_id);
     new.sort_unstable_by(by_id);
     let mut put = Vec::with_capacity(new.len());
     let mut new = new.into_iter().peekable();
-    for (was, why_was) in old {
-        while let Some((rule, why)) = new.next_if(|(rule, _)| rule.id() < was.id()) {
-            put.push((rule, why, None));
+    for was in old {
+        while let Some(now) = new.next_if(|now| now.0.id() < was.0.id()) {
+            put.push(now);
         }
-        match new.next_if(|(rule, _)| rule.id() == was.id()) {
-            Some((rule, why)) if rule == was && why == why_was => {}
-            Some((rule, why)) => {
-                program.rules.remove(was.id());
-                put.push((rule, why, Some((was, why_was))));
-            }
-            None => {
-                program.rules.remove(was.id());
-                program.why.remove(was.id());
-                delta.gone.push((was, why_was));
-            }
+        match new.next_if(|now| now.0.id() == was.0.id()) {
+            Some(now) if now == was => continue,
+            now => put.extend(now),
         }
+        program.rules.remove(was.0.id());
+        delta.gone.push(was);
     }
-    put.extend(new.map(|(rule, why)| (rule, why, None)));
-    for (rule, why, before) in put {
-        let id = rule.id().clone();
-        match program.rules.insert(rule) {
-            Ok(()) => {
-                program.why.insert(id.clone(), why);
-                delta.put.push((id, before));
-            }
-            // A property test holds the planner to it that this cannot be.
-            Err(error) => debug_assert!(false, "{error}"),
-        }
+    put.extend(new);
+    match program.rules.insert_at(hook, put.clone()) {
+        Ok(()) => delta.put.append(&mut put),
+        // A property test holds the planner to it that this cannot be.
+        Err(error) => debug_assert!(false, "{error}"),
     }
 }
 
