@@ -140,8 +140,9 @@ impl Metrics {
             drift: counters(
                 "eswitchd_drift_repaired_total",
                 "Flows of the daemon that somebody else deleted or changed, or added under its \
-                 name, and eswitches that somebody else changed (eswitch), by adapter and \
-                 kind; each was repaired.",
+                 name (deleted, changed, added), VF settings (vf_setting) and eswitches \
+                 (eswitch) that somebody else changed, and netdevs of ports that went away \
+                 (netdev), by adapter and kind; each was repaired.",
                 &["adapter", "kind"],
             )?,
             event_to_programmed,

@@ -44,6 +44,8 @@ pub(crate) fn probe(
         }
         answers.extend(outcome.map(|outcome| (ability, outcome)));
     }
+    // Of a netdev that is gone by now nothing is known.
+    kernel.ensure_hook(hook)?;
     Ok(driver.judge(&answers))
 }
 

@@ -4,7 +4,7 @@
 //! truth, and this is what it said last.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,10 @@ use tc_flows::{
     Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
-use super::ledger::{Entry, Ledger, State};
+use super::{
+    drift::{self, Repairs},
+    ledger::{Entry, Ledger, State},
+};
 use crate::{
     apply::flows::{FlowDone, FlowJob, Found, Look},
     daemon::FLOW_OWNER,
@@ -24,15 +27,6 @@ use crate::{
 /// How long after a hook was read it is read again at the earliest: somebody else who changes
 /// filters without end may not keep the kernel's thread busy.
 const READ_AGAIN: Duration = Duration::from_millis(250);
-
-/// The same where what was repaired is undone again and again.
-const READ_AGAIN_IN_FIGHT: Duration = Duration::from_secs(30);
-
-/// So many repairs of a hook within [`FIGHT_WINDOW`] are a fight, until there is none for as long.
-const FIGHT: usize = 10;
-
-/// See [`FIGHT`].
-const FIGHT_WINDOW: Duration = Duration::from_secs(60);
 
 /// Each hook is looked at this often even where nobody told of a change: what hardware holds can
 /// change without a notification.
@@ -123,33 +117,18 @@ struct Read {
     at: Instant,
     /// Whether all of it was read, and not its cookies only.
     audited: bool,
-    /// When changes of others were found and repaired, in the last [`FIGHT_WINDOW`].
-    repairs: VecDeque<Instant>,
-    /// Whether they were so many that they are a fight; until there is none in the window.
-    fight: bool,
+    /// When changes of others were found and repaired.
+    repairs: Repairs,
 }
 
 impl Read {
     fn new(at: Instant) -> Read {
-        Read { at, audited: true, repairs: VecDeque::new(), fight: false }
+        Read { at, audited: true, repairs: Repairs::default() }
     }
 
     /// When it may be read again.
     fn due(&self) -> Instant {
-        self.at + if self.fight { READ_AGAIN_IN_FIGHT } else { READ_AGAIN }
-    }
-
-    fn repaired(&mut self, now: Instant) {
-        self.repairs.push_back(now);
-        self.fight |= self.repairs.len() > FIGHT;
-    }
-
-    /// Forgets repairs of long ago, and the fight with the last of them.
-    fn forget(&mut self, now: Instant) {
-        while self.repairs.front().is_some_and(|first| now - *first > FIGHT_WINDOW) {
-            self.repairs.pop_front();
-        }
-        self.fight &= !self.repairs.is_empty();
+        self.at + if self.repairs.fight().is_some() { drift::PAUSE } else { READ_AGAIN }
     }
 }
 
@@ -390,15 +369,14 @@ impl AdapterFlows {
             }
         }
         for read in self.adopted.values_mut() {
-            read.forget(now);
+            read.repairs.forget(now);
         }
     }
 
     /// Hooks whose rules somebody else changes again and again, with the number of repairs within
     /// the last minute.
     pub(super) fn fights(&self) -> impl Iterator<Item = (Hook, usize)> {
-        let fights = self.adopted.iter().filter(|(_, read)| read.fight);
-        fights.map(|(hook, read)| (*hook, read.repairs.len()))
+        self.adopted.iter().filter_map(|(hook, read)| Some((*hook, read.repairs.fight()?)))
     }
 
     /// The changes from installed to wanted at hooks that may differ, as far as they are read, with
@@ -539,7 +517,7 @@ impl AdapterFlows {
             let drift = Drift::between(&self.known.installed, hook, &dump);
             if drift != Drift::default() {
                 if let Some(read) = self.adopted.get_mut(&hook) {
-                    read.repaired(now);
+                    read.repairs.note(now);
                 }
                 tally.drift.push((hook, drift, by));
             }
@@ -870,13 +848,13 @@ mod tests {
     fn a_fight_is_told_and_fought_less_often_until_it_ends_but_what_is_wanted_does_not_wait() {
         let mut wanted = program(2);
         let mut rig = Rig::settled(&wanted);
-        for _ in 0..=FIGHT {
+        for _ in 0..=drift::FIGHT {
             rig.now += READ_AGAIN;
             rig.steal(&rule(hook(7), 0));
             rig.flows.suspect(hook(7), None);
             assert_eq!(drift(&rig.settle(&wanted)).len(), 1);
         }
-        assert_eq!(rig.flows.fights().collect::<Vec<_>>(), [(hook(7), FIGHT + 1)]);
+        assert_eq!(rig.flows.fights().collect::<Vec<_>>(), [(hook(7), drift::FIGHT + 1)]);
 
         rig.steal(&rule(hook(7), 0));
         rig.now += READ_AGAIN;
@@ -888,7 +866,7 @@ mod tests {
         rig.settle(&wanted);
         assert!(rig.holds(&wanted));
 
-        rig.now += FIGHT_WINDOW + READ_AGAIN;
+        rig.now += drift::WINDOW + READ_AGAIN;
         rig.flows.audit(rig.now, Duration::from_secs(1));
         assert_eq!(rig.flows.fights().count(), 0);
     }

@@ -6,6 +6,7 @@
 //! job an adapter.
 
 mod conditions;
+mod drift;
 mod eswitch;
 mod flows;
 #[cfg(test)]
@@ -604,6 +605,17 @@ impl Owner {
             .is_some_and(|adapter| adapter.mode == Some(EswitchMode::Switchdev));
         let state = self.adapters.entry(id.clone()).or_default();
         if std::mem::take(&mut state.netdevs_touched) {
+            let gone = state.readiness.iter().filter(|(ifindex, readiness)| {
+                !program.netdevs.contains_key(ifindex)
+                    && matches!(readiness, Readiness::UpAsked | Readiness::Up)
+            });
+            let gone = gone.count();
+            if gone > 0 {
+                warn!(adapter = %id, netdevs = gone,
+                    "netdevs of ports are gone; the flows that led there go, too");
+                let count = self.metrics.drift.with_label_values(&[id.as_str(), "netdev"]);
+                count.inc_by(gone as u64);
+            }
             state.readiness.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
             state.problems.retain(|ifindex, _| program.netdevs.contains_key(ifindex));
             for (ifindex, netdev) in &program.netdevs {

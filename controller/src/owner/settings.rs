@@ -12,9 +12,9 @@ use std::{
 
 use api::{resources::VfSettings, types::Id};
 use nix::errno::Errno;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use super::{Finished, Owner};
+use super::{Finished, Owner, drift::Repairs};
 use crate::{
     apply::settings::{self, Refused},
     eswitch::{KernelRefusal, VfSetting},
@@ -40,6 +40,9 @@ struct VfWrite {
     wanted: Option<VfProgram>,
     /// What it was told, until a snapshot shows something else.
     told: Option<(VfProgram, Instant)>,
+    /// Whether it was seen as it should be since.
+    held: bool,
+    repairs: Repairs,
     refused: Refused,
     /// Refusals that may be over by now are asked again.
     ask_again: bool,
@@ -96,6 +99,12 @@ impl VfWrites {
         self.vfs.iter().map(|(index, write)| (*index, &write.refused))
     }
 
+    /// VFs whose settings somebody else changes again and again, with the number of repairs within
+    /// the last minute.
+    pub(super) fn fights(&self) -> impl Iterator<Item = (u16, usize)> {
+        self.vfs.iter().filter_map(|(index, write)| Some((*index, write.repairs.fight()?)))
+    }
+
     /// How far a VF is that shows `has` and should be `wanted`.
     pub(super) fn state(
         &self,
@@ -149,11 +158,29 @@ impl Owner {
                 busy = true;
                 continue;
             }
-            if write.wanted.as_ref().is_some_and(|before| before != wanted) {
+            let now = Instant::now();
+            let same = write.wanted.as_ref() == Some(wanted);
+            if !same {
                 write.refused.clear();
+                write.held = false;
             }
             let guarded = settings::guarded(wanted, &write.refused);
             let has = view.and_then(|v| v.vfs.get(&index)).and_then(|vf| vf.settings.as_ref());
+            write.repairs.forget(now);
+            if same && write.repairs.pause(now) {
+                continue;
+            }
+            match has.map(|has| settings::ignored(has, &guarded, &write.refused)) {
+                Some(differ) if differ.is_empty() => write.held = same,
+                Some(differ) if std::mem::take(&mut write.held) => {
+                    warn!(adapter = %id, vf = index, settings = ?differ,
+                        "VF settings were changed by somebody else; repairing");
+                    let count = self.metrics.drift.with_label_values(&[id.as_str(), "vf_setting"]);
+                    count.inc_by(differ.len() as u64);
+                    write.repairs.note(now);
+                }
+                _ => {}
+            }
             let told = write.told.as_ref().is_some_and(|(told, _)| *told == guarded);
             let change = settings::change(has, &guarded).filter(|_| !told).map(|change| {
                 let again = write.ask_again;
@@ -179,7 +206,7 @@ impl Owner {
             }
             debug!(adapter = %id, vf = index, ?change, "VF settings");
             write.wanted = Some(wanted.clone());
-            write.told = Some((guarded, Instant::now()));
+            write.told = Some((guarded, now));
             write.ask_again = false;
             write.stage = Stage::Writing;
             let (eswitch, ifindex, id) = (self.outlets.eswitch.clone(), pf.ifindex, id.clone());

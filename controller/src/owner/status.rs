@@ -480,6 +480,13 @@ impl Owner {
                     netdev.unwrap_or("?")
                 )
             }));
+            problems.extend(state.settings.fights().map(|(index, repairs)| {
+                format!(
+                    "VF {index}: somebody else changes its settings again and again ({repairs} \
+                     repairs within a minute), they are repaired less often now; `ip monitor \
+                     link` shows when"
+                )
+            }));
             for (index, refused) in state.settings.refused() {
                 problems.extend(refused.values().map(|refusal| format!("VF {index}: {refusal}")));
             }

@@ -1,11 +1,13 @@
-//! Shared by the suites of tc-flows here: links, small values, seeded randomness, and what the
-//! kernel and `tc` show of a hook.
+//! Shared by the suites here: links, small values, seeded randomness, what the kernel and `tc` show
+//! of a hook, and the lab's igb.
 //!
 //! Nothing here judges a rule: what must be alike is said in the suites.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "seeds are for who reads a failed test")]
 #![expect(clippy::missing_panics_doc, reason = "what fails here fails the test")]
+
+pub mod igb;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};

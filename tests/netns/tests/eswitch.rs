@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -282,6 +283,75 @@ fn a_daemon_that_is_killed_on_the_way_goes_on_when_it_starts_again() {
         rounds += 1;
     }
     assert!(met.iter().any(middle), "never killed in the middle: {met:?}");
+}
+
+// ---------------------------------------------------------------- under load
+
+#[test]
+fn a_mode_round_trip_under_load_refuses_no_call_and_loses_nothing_acknowledged() {
+    let sim = Sim::new(4, MANAGED);
+    sim.port(0, json!({}));
+    sim.port(1, json!({}));
+    let adapter = sim.device.handle().replacen('/', "-", 1);
+    let spec = |round: u32| {
+        json!({
+            "function": {"vf": {"adapter": adapter, "index": 1}},
+            "attachments": [{"network": "blue"}],
+            "macs": [format!("02:00:00:01:{:02x}:{:02x}", round >> 8 & 0xff, round & 0xff)],
+        })
+    };
+    let over = AtomicBool::new(false);
+    let (rounds, times) = std::thread::scope(|scope| {
+        // A client that changes a port and makes and deletes networks as fast as it is answered.
+        let client = scope.spawn(|| {
+            let mut round = 0;
+            while !over.load(Ordering::Relaxed) {
+                sim.daemon.put("/v1/ports/p1", spec(round)).expect("acknowledged");
+                let network = format!("/v1/networks/n{}", round % 8);
+                if round / 8 % 2 == 0 {
+                    let kind = json!({"kind": {"vlan": {"vid": 200 + round % 8}}});
+                    sim.daemon.put(&network, kind).expect("acknowledged");
+                } else {
+                    sim.daemon.delete(&network).expect("acknowledged");
+                }
+                round += 1;
+            }
+            round
+        });
+        let mut times = Vec::new();
+        for wanted in ["switchdev", "legacy", "switchdev", "legacy", "switchdev", "legacy"] {
+            let begun = Instant::now();
+            assert_eq!(sim.put("?force=true", json!({ "mode": wanted })).status, 202);
+            sim.settled("True");
+            times.push((wanted, begun.elapsed()));
+            sim.is(wanted, "4");
+        }
+        over.store(true, Ordering::Relaxed);
+        (client.join().expect("the client"), times)
+    });
+    println!("{rounds} rounds of changes beside {times:?}");
+    assert!(rounds > 10, "that was no load");
+    let wanted = spec(rounds - 1);
+    for (mode, holds) in [("legacy", true), ("switchdev", false)] {
+        if mode == "switchdev" {
+            assert_eq!(sim.put("?force=true", json!({ "mode": mode })).status, 202);
+            sim.settled("True");
+        }
+        let programmed = |port: &Value| {
+            port["spec"]["macs"] == wanted["macs"]
+                && condition(port, "Programmed")["status"] == "True"
+        };
+        sim.daemon.wait_for("/v1/ports/p1", programmed).expect("what was acknowledged last");
+        if holds {
+            assert_eq!(sim.vf(1)["address"], wanted["macs"][0]);
+            assert_eq!(sim.vf(0)["address"], MACS[0]);
+            continue;
+        }
+        let netdev = sim.device.representor(0).expect("a representor");
+        let filters = net::tc_json(&format!("filter show dev {netdev} ingress")).expect("tc");
+        let address = wanted["macs"][0].as_str().expect("text");
+        assert!(filters.to_string().contains(address), "no way to it from the other port");
+    }
 }
 
 // ---------------------------------------------------------------- what hardware takes

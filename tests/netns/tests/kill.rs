@@ -13,7 +13,7 @@ use std::{
 
 use lab::{
     daemon::{Daemon, condition},
-    net::{self, Netns},
+    net::{self, Netdevsim, Netns},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -44,24 +44,24 @@ fn put(path: &'static str, spec: Value) -> Step {
     Step { method: "PUT", path, spec }
 }
 
-fn port(netdev: &str, network: &str, macs: &[&str]) -> Value {
-    json!({
-        "function": {"netdev": {"adapter": "soft-lab", "name": netdev}},
-        "attachments": [{"network": network}],
-        "macs": macs,
-    })
+fn port(function: &Value, network: &str, macs: &[&str]) -> Value {
+    json!({"function": function, "attachments": [{"network": network}], "macs": macs})
 }
 
-/// A network and three ports; one gets another address, one goes, and the network moves to another
-/// VLAN.
-fn story() -> Vec<Step> {
+fn on_netdev(name: &str) -> Value {
+    json!({"netdev": {"adapter": "soft-lab", "name": name}})
+}
+
+/// A network and three ports on these; one gets another address, one goes, and the network moves to
+/// another VLAN.
+fn story([one, two, three]: &[Value; 3]) -> Vec<Step> {
     let blue = |vid: u16| json!({"kind": {"vlan": {"vid": vid}}});
     vec![
         put("/v1/networks/blue", blue(100)),
-        put("/v1/ports/p1", port("rep1", "blue", &["02:00:00:00:00:01"])),
-        put("/v1/ports/p2", port("rep2", "blue", &["02:00:00:00:00:02"])),
-        put("/v1/ports/p3", port("rep3", "blue", &["02:00:00:00:00:03"])),
-        put("/v1/ports/p2", port("rep2", "blue", &["02:00:00:00:00:22"])),
+        put("/v1/ports/p1", port(one, "blue", &["02:00:00:00:00:01"])),
+        put("/v1/ports/p2", port(two, "blue", &["02:00:00:00:00:02"])),
+        put("/v1/ports/p3", port(three, "blue", &["02:00:00:00:00:03"])),
+        put("/v1/ports/p2", port(two, "blue", &["02:00:00:00:00:22"])),
         Step { method: "DELETE", path: "/v1/ports/p3", spec: Value::Null },
         put("/v1/networks/blue", blue(101)),
     ]
@@ -70,13 +70,19 @@ fn story() -> Vec<Step> {
 /// What undoes it.
 const UNDO: [&str; 4] = ["/v1/ports/p1", "/v1/ports/p2", "/v1/ports/p3", "/v1/networks/blue"];
 
+/// What the kernel holds, netdev by netdev.
+type State = Vec<Vec<String>>;
+
 struct Rig {
     daemon: Daemon,
     folder: tempfile::TempDir,
+    story: Vec<Step>,
+    state: Box<dyn Fn() -> State>,
 }
 
 impl Rig {
-    fn new() -> Rig {
+    /// Veths as representors, bystanders among them.
+    fn of_veths() -> Rig {
         let peers = [("rep1", "vm1"), ("rep2", "vm2"), ("rep3", "vm3"), ("up0", "wire")];
         for (near, far) in peers {
             net::ip(&format!("link add {near} type veth peer name {far}")).expect("veth");
@@ -102,7 +108,7 @@ impl Rig {
         daemon.put("/v1/networks/green", json!({"kind": "isolated"})).expect("a network");
         for number in [1, 2] {
             let mac = format!("02:00:00:00:01:0{number}");
-            let spec = port(&format!("by{number}"), "green", &[&mac]);
+            let spec = port(&on_netdev(&format!("by{number}")), "green", &[&mac]);
             daemon.put(&format!("/v1/ports/by{number}"), spec).expect("a port");
         }
         for path in ["/v1/ports/by1", "/v1/ports/by2"] {
@@ -113,7 +119,43 @@ impl Rig {
             REPRESENTORS.iter().all(|netdev| !outline(netdev).is_empty()).then_some(())
         })
         .expect("guards");
-        Rig { daemon, folder }
+        let netdevs = || REPRESENTORS.iter().chain(&["up0"]);
+        Rig {
+            daemon,
+            folder,
+            story: story(&["rep1", "rep2", "rep3"].map(on_netdev)),
+            state: Box::new(move || netdevs().map(|netdev| outline(netdev)).collect()),
+        }
+    }
+
+    /// A netdevsim.
+    fn of(device: &Netdevsim) -> Rig {
+        let folder = tempfile::tempdir().expect("a folder");
+        let handle = device.handle();
+        let configuration = format!("\n[[adapter]]\nhandle = \"{handle}\"\n");
+        let daemon = Daemon::start(folder.path(), &configuration).expect("eswitchd");
+        let adapter = handle.replacen('/', "-", 1);
+        let vfs = [0, 1, 2].map(|index| json!({"vf": {"adapter": adapter, "index": index}}));
+        let mut story = story(&vfs);
+        for step in &mut story {
+            if step.path == "/v1/ports/p1" {
+                step.spec["qos"] = json!({"tx_max": 300_000_000});
+            }
+        }
+        let uplink = device.uplink().expect("the uplink or PF");
+        let representors: Vec<String> = (0..3).flat_map(|vf| device.representor(vf)).collect();
+        let state = move || {
+            let mut state: State = representors.iter().map(|netdev| outline(netdev)).collect();
+            let vfs = net::ip_json(&format!("link show {uplink}")).expect("ip");
+            state.push(vec![vfs[0]["vfinfo_list"].to_string()]);
+            if !representors.is_empty() {
+                state.push(outline(&uplink));
+                let rates = net::devlink_json("port function rate show").expect("devlink");
+                state.push(vec![rates.to_string()]);
+            }
+            state
+        };
+        Rig { daemon, folder, story, state: Box::new(state) }
     }
 
     /// One step; whether it was acknowledged.
@@ -143,7 +185,7 @@ impl Rig {
             let port = self.daemon.get(path).unwrap_or_default();
             condition(&port, "Programmed")["status"] == "True"
         });
-        says_so && self.intent().is_some_and(|intent| intent == told) && state() == expected
+        says_so && self.intent().is_some_and(|intent| intent == told) && (self.state)() == expected
     }
 
     fn programmed(&self) {
@@ -190,10 +232,6 @@ fn outline(netdev: &str) -> Vec<String> {
     outline
 }
 
-fn state() -> Vec<Vec<String>> {
-    REPRESENTORS.iter().chain(&["up0"]).map(|netdev| outline(netdev)).collect()
-}
-
 fn background(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("started")
 }
@@ -208,21 +246,9 @@ fn end(child: Child) -> String {
 
 #[test]
 fn killed_at_any_change_of_kernel_or_store_it_comes_to_the_same_state() {
-    let stride = if std::env::var_os("ESWITCHD_LONG").is_some() { 1 } else { STRIDE };
     let _netns = Netns::enter().expect("a namespace");
-    let mut rig = Rig::new();
-    let base = state();
-    for step in story() {
-        assert!(rig.take(&step), "{} {}", step.method, step.path);
-    }
-    rig.programmed();
-    let (told, expected) = (rig.intent().expect("lists"), {
-        settled(None);
-        state()
-    });
-    rig.undo();
-    settled(Some(&base));
-    rig.daemon.end(Signal::SIGTERM).expect("stopped");
+    let mut rig = Rig::of_veths();
+    let (base, told, expected) = rehearsed(&mut rig);
 
     let monitor = background(Command::new("tc").arg("monitor"));
     let mut ping = Command::new("ip");
@@ -230,31 +256,7 @@ fn killed_at_any_change_of_kernel_or_store_it_comes_to_the_same_state() {
     let ping = background(&mut ping);
 
     for calls in [KERNEL, STORE] {
-        let (mut nth, mut kills) = (1, 0);
-        loop {
-            let inject = format!("inject={calls}:signal=KILL:when={nth}");
-            let trace = format!("trace={calls}");
-            let trace_file = rig.folder.path().join("trace").display().to_string();
-            let strace = ["strace", "-f", "--kill-on-exit", "-qqq", "-o", &trace_file];
-            let strace = [&strace[..], &["-e", &trace, "-e", &inject]].concat();
-            rig.daemon.restart_under(&strace).expect("strace");
-            let killed = tell(&mut rig, &told, &expected);
-            if !killed {
-                // At rest it is killed as well.
-                rig.daemon.end(Signal::SIGKILL).expect("killed");
-                rig.daemon.restart().expect("started again");
-            }
-            rig.undo();
-            settled(Some(&base));
-            rig.daemon.end(Signal::SIGTERM).expect("stopped");
-            if !killed {
-                break;
-            }
-            kills += 1;
-            nth += stride;
-        }
-        println!("{calls}: killed at {kills} calls, each {stride}th up to the {nth}th");
-        assert!(kills * stride >= 20, "{calls}: so few calls are not the whole story");
+        killed_at_any(calls, &mut rig, &base, &told, &expected);
     }
 
     let pings = end(ping);
@@ -278,15 +280,78 @@ fn killed_at_any_change_of_kernel_or_store_it_comes_to_the_same_state() {
     println!("{last} pings between bystanders, none lost");
 }
 
+#[test]
+fn on_a_nic_in_either_mode_it_does_as_well() {
+    for switchdev in [true, false] {
+        let _netns = Netns::enter().expect("a namespace");
+        net::modprobe("netdevsim").expect("netdevsim");
+        let device = Netdevsim::create(1).expect("a device");
+        device.set_vfs(3).expect("VFs");
+        if switchdev {
+            device.switchdev().expect("switchdev");
+        }
+        let mut rig = Rig::of(&device);
+        let (base, told, expected) = rehearsed(&mut rig);
+        println!("switchdev: {switchdev}");
+        killed_at_any(KERNEL, &mut rig, &base, &told, &expected);
+    }
+}
+
+/// Tells the story once and undoes it: what the kernel holds before, what is wanted after it, and
+/// what the kernel holds then. The daemon is ended.
+fn rehearsed(rig: &mut Rig) -> (State, Vec<Value>, State) {
+    let base = settled(rig, None);
+    for step in &rig.story {
+        assert!(rig.take(step), "{} {}", step.method, step.path);
+    }
+    rig.programmed();
+    let told = rig.intent().expect("lists");
+    let expected = settled(rig, None);
+    assert_ne!(base, expected);
+    rig.undo();
+    settled(rig, Some(&base));
+    rig.daemon.end(Signal::SIGTERM).expect("stopped");
+    (base, told, expected)
+}
+
+/// Has the daemon killed at each of these calls in turn while it is told the story.
+fn killed_at_any(calls: &str, rig: &mut Rig, base: &State, told: &[Value], expected: &State) {
+    let stride = if std::env::var_os("ESWITCHD_LONG").is_some() { 1 } else { STRIDE };
+    let (mut nth, mut kills) = (1, 0);
+    loop {
+        let inject = format!("inject={calls}:signal=KILL:when={nth}");
+        let trace = format!("trace={calls}");
+        let trace_file = rig.folder.path().join("trace").display().to_string();
+        let strace = ["strace", "-f", "--kill-on-exit", "-qqq", "-o", &trace_file];
+        let strace = [&strace[..], &["-e", &trace, "-e", &inject]].concat();
+        rig.daemon.restart_under(&strace).expect("strace");
+        let killed = tell(rig, told, expected);
+        if !killed {
+            // At rest it is killed as well.
+            rig.daemon.end(Signal::SIGKILL).expect("killed");
+            rig.daemon.restart().expect("started again");
+        }
+        rig.undo();
+        settled(rig, Some(base));
+        rig.daemon.end(Signal::SIGTERM).expect("stopped");
+        if !killed {
+            break;
+        }
+        kills += 1;
+        nth += stride;
+    }
+    println!("{calls}: killed at {kills} calls, each {stride}th up to the {nth}th");
+    assert!(kills * stride >= 20, "{calls}: so few calls are not the whole story");
+}
+
 /// Tells the story to a daemon that may be killed meanwhile, and is started again where it is.
 /// Returns whether it was.
-fn tell(rig: &mut Rig, told: &[Value], expected: &[Vec<String>]) -> bool {
+fn tell(rig: &mut Rig, told: &[Value], expected: &State) -> bool {
     let mut killed = false;
-    let story = story();
     let mut next = 0;
     let mut waited = 0;
-    while next < story.len() {
-        if rig.take(&story[next]) {
+    while next < rig.story.len() {
+        if rig.take(&rig.story[next]) {
             next += 1;
             continue;
         }
@@ -310,21 +375,23 @@ fn tell(rig: &mut Rig, told: &[Value], expected: &[Vec<String>]) -> bool {
         rig.is_as_told(told, expected).then_some(())
     };
     if let Err(error) = net::wait_for("the end of the story", lab::daemon::PATIENCE, &mut revive) {
-        panic!("{error}:\nis {:#?}\nshould be {expected:#?}", state());
+        panic!("{error}:\nis {:#?}\nshould be {expected:#?}", (rig.state)());
     }
     killed
 }
 
-/// Waits until the flows are these; where nothing is expected, until they stay as they are.
-fn settled(expected: Option<&[Vec<String>]>) {
-    let mut last = state();
+/// Waits until the kernel holds this; where nothing is expected, until it stays as it is. Returns it.
+fn settled(rig: &Rig, expected: Option<&State>) -> State {
+    let mut last = (rig.state)();
     let found = net::wait_for("the flows", lab::daemon::PATIENCE, || {
-        let now = state();
-        let is_so = expected.map_or(now == last, |expected| now == expected);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = (rig.state)();
+        let is_so = expected.map_or(now == last, |expected| now == *expected);
         last = now;
         is_so.then_some(())
     });
     if let Err(error) = found {
         panic!("{error}:\nare {last:#?}\nshould be {expected:#?}");
     }
+    last
 }

@@ -6,11 +6,9 @@
 
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::time::Instant;
 
+use eswitchd_netns_tests::igb::{IGB, Igb, reaches};
 use lab::{
     daemon::{self, Daemon, condition},
     net::{self, Netdevsim, Netns},
@@ -108,6 +106,48 @@ impl Sim {
 }
 
 #[test]
+fn what_somebody_else_did_to_a_vfs_settings_is_put_back_and_counted() {
+    let sim = Sim::new(1);
+    // The kernel tells of VF settings with the PF's own news, and of a PF that is down it has none.
+    net::ip(&format!("link set {} up", sim.pf)).expect("up");
+    sim.port(0, json!({"qos": {"tx_max": 300_000_000}}));
+    let wanted = json!({"address": MAC_A, "vlan_list": [{"vlan": 100}], "trust": false,
+        "spoofchk": true, "rate": {"max_tx": 300, "min_tx": 0}, "link_state": "auto"});
+    shows(&sim.pf, 0, wanted.clone());
+    let harms = [
+        "mac 02:66:66:66:66:66",
+        "vlan 666",
+        "trust on",
+        "spoofchk off",
+        "max_tx_rate 1",
+        "state disable",
+    ];
+    for harm in harms {
+        let counted = drifted(&sim.daemon);
+        net::ip(&format!("link set {} vf 0 {harm}", sim.pf)).expect("changed");
+        let harmed = Instant::now();
+        net::wait_for("told", daemon::PATIENCE, || (drifted(&sim.daemon) > counted).then_some(()))
+            .unwrap_or_else(|error| panic!("{harm}: {error}\n{}", sim.daemon.log()));
+        shows(&sim.pf, 0, wanted.clone());
+        assert_eq!(drifted(&sim.daemon), counted + 1, "{harm}");
+        println!("`ip link set … vf 0 {harm}`: put back within {:?}", harmed.elapsed());
+    }
+    let (before, _) = written(&sim.daemon);
+    sim.daemon.wait_for_condition("/v1/ports/p", "Programmed", "True").expect("programmed");
+    assert_eq!(written(&sim.daemon), (before, 0), "and nothing more");
+}
+
+/// How many VF settings the daemon found changed by somebody else.
+fn drifted(daemon: &Daemon) -> u64 {
+    let metrics = daemon.get("/metrics").expect("metrics");
+    let mut lines = metrics.as_str().expect("text").lines();
+    let ours = lines.find(|line| {
+        line.starts_with("eswitchd_drift_repaired_total") && line.contains("kind=\"vf_setting\"")
+    });
+    ours.and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0)
+}
+
+#[test]
 fn a_port_is_its_vfs_settings_and_its_release_takes_back_all_of_them() {
     let sim = Sim::new(2);
     shows(&sim.pf, 0, released());
@@ -167,88 +207,6 @@ fn a_setting_that_somebody_else_changed_is_set_again() {
 }
 
 // ---------------------------------------------------------------- igb
-
-/// The lab's igb is one real device of the whole machine: it lives in the first namespace, and one
-/// test after the other has it.
-const IGB: &str = "0000:01:00.0";
-
-struct Igb {
-    sysfs: PathBuf,
-}
-
-impl Igb {
-    /// With that many VFs and no settings.
-    fn with_vfs(count: usize) -> Igb {
-        let sysfs = PathBuf::from(format!("/sys/bus/pci/devices/{IGB}"));
-        if !sysfs.exists() || std::env::var_os("ESWITCHD_LAB").is_none() {
-            panic!("this test needs the lab's igb at {IGB}: run it with `cargo lab test --vm`");
-        }
-        for module in ["igb", "igbvf"] {
-            net::modprobe(module).expect(module);
-        }
-        let igb = Igb { sysfs };
-        fs::write(igb.sysfs.join("sriov_numvfs"), "0").expect("no VFs");
-        // Without its link the 82576 takes no rates, and its VFs no frames.
-        net::ip(&format!("link set {} up", igb.pf())).expect("up");
-        net::wait_for("the PF's link", daemon::PATIENCE, || {
-            let link = net::ip_json(&format!("link show {}", igb.pf())).ok()?;
-            (link[0]["operstate"] == "UP").then_some(())
-        })
-        .expect("a link");
-        fs::write(igb.sysfs.join("sriov_numvfs"), count.to_string()).expect("VFs");
-        igb
-    }
-
-    fn netdev_of(&self, function: &Path) -> Option<String> {
-        let entry = fs::read_dir(self.sysfs.join(function).join("net")).ok()?.next()?;
-        entry.ok()?.file_name().into_string().ok()
-    }
-
-    fn pf(&self) -> String {
-        self.netdev_of(Path::new("")).expect("the PF's netdev")
-    }
-
-    /// Puts VF number `vf` into a namespace of its own, as a guest would have it: its driver begins
-    /// anew and finds this address, then it gets 10.0.2.`last` and its link up.
-    fn room(&self, name: &str, vf: usize, mac: &str, last: u8) -> Netns {
-        let room = Netns::named(name).expect(name);
-        let link = fs::read_link(self.sysfs.join(format!("virtfn{vf}"))).expect("the VF");
-        let address = link.file_name().and_then(|name| name.to_str()).expect("its address");
-        for step in ["unbind", "bind"] {
-            fs::write(format!("/sys/bus/pci/drivers/igbvf/{step}"), address).expect(step);
-        }
-        let netdev = net::wait_for("the VF's netdev", daemon::PATIENCE, || {
-            self.netdev_of(Path::new(&format!("virtfn{vf}")))
-        })
-        .expect("igbvf");
-        let shown = net::ip_json(&format!("link show {netdev}")).expect("ip");
-        assert_eq!(shown[0]["address"], mac, "the VF's address is what its port says");
-        net::ip(&format!("link set {netdev} netns {name}")).expect("moved");
-        for command in [
-            format!("link set {netdev} addrgenmode none up"),
-            format!("addr add 10.0.2.{last}/24 dev {netdev}"),
-        ] {
-            net::ip(&format!("-n {name} {command}")).expect(&command);
-        }
-        room
-    }
-}
-
-impl Drop for Igb {
-    fn drop(&mut self) {
-        // The next test begins with it, too.
-        let _ = fs::write(self.sysfs.join("sriov_numvfs"), "0");
-        for name in ["igb-a", "igb-b"] {
-            let _ = net::ip(&format!("netns del {name}"));
-        }
-    }
-}
-
-/// Whether a ping from this namespace is answered; what it learnt of addresses is forgotten before.
-fn reaches(from: &str, to: &str) -> bool {
-    net::ip(&format!("-n {from} neigh flush all")).expect("flushed");
-    net::ip(&format!("netns exec {from} ping -c 3 -i 0.2 -W 1 {to}")).is_ok()
-}
 
 /// Waits until pings are answered; the emulated NIC's link comes and goes with its VF's resets.
 #[track_caller]
