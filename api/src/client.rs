@@ -33,7 +33,9 @@ use crate::{
         Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
         NetworkSpec, Port, PortSpec, Resource, TornDown,
     },
-    server::{EswitchHow, FlowFilter, Put, PutOutcome, declared::Declared, reply::OUTCOME},
+    server::{
+        EswitchHow, FlowFilter, Put, PutOutcome, WAIT_MAX, declared::Declared, reply::OUTCOME,
+    },
     snapshot::{Restored, Snapshot},
     types::Id,
 };
@@ -141,6 +143,7 @@ pub enum ClientError {
 pub struct Client {
     server: Server,
     idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
+    wait: Option<Duration>,
 }
 
 /// An answer, read whole.
@@ -153,7 +156,22 @@ struct Answer {
 impl Client {
     /// A client of the daemon at `server`. Connects at the first call.
     pub fn new(server: Server) -> Self {
-        Self { server, idle: Arc::default() }
+        Self { server, idle: Arc::default(), wait: None }
+    }
+
+    /// The same client; its changes are answered when they are in the kernel, or after `limit` (whole
+    /// seconds, at most [`WAIT_MAX`]) with the problem `not-programmed`.
+    pub fn waiting(&self, limit: Duration) -> Self {
+        Self { wait: Some(limit.min(WAIT_MAX)), ..self.clone() }
+    }
+
+    /// The path of a resource that is to be changed.
+    fn change<Spec: Declared>(&self, id: &Id) -> String {
+        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
+        match self.wait {
+            Some(limit) => format!("{path}?wait=programmed&timeout={}", limit.as_secs()),
+            None => path,
+        }
     }
 
     /// Where the daemon listens.
@@ -307,8 +325,7 @@ impl Client {
     ) -> Result<Put<Resource<Spec, Spec::Status>>, ClientError> {
         let body = serde_json::to_vec(&Desired { spec })
             .map_err(|error| ClientError::Broken(error.into()))?;
-        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
-        let answer = self.ask(Method::PUT, &path, Some(body.into())).await?;
+        let answer = self.ask(Method::PUT, &self.change::<Spec>(id), Some(body.into())).await?;
         let outcome = answer.outcome.ok_or_else(|| strange(answer.status, "no outcome"))?;
         Ok(Put { outcome, resource: json(&answer)? })
     }
@@ -326,8 +343,7 @@ impl Client {
     }
 
     async fn delete<Spec: Declared>(&self, id: &Id) -> Result<(), ClientError> {
-        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
-        self.ask(Method::DELETE, &path, None).await.map(|_| ())
+        self.ask(Method::DELETE, &self.change::<Spec>(id), None).await.map(|_| ())
     }
 
     /// One request and its answer, where that is a success.

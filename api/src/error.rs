@@ -178,6 +178,17 @@ pub enum ApiError {
         /// How long a request may take.
         limit: Duration,
     },
+    /// What was asked for is stored, and was not in the kernel within the time that the request
+    /// waits.
+    #[error("{resource} is stored as asked for, and not programmed after {waited:?}")]
+    NotProgrammed {
+        /// What was changed.
+        resource: ResourceRef,
+        /// How long the request has waited.
+        waited: Duration,
+        /// What is missing, each a sentence for people.
+        missing: Vec<String>,
+    },
     /// The daemon does not do its work yet, or no longer.
     #[error("not ready: {}", .0.reasons.join("; "))]
     NotReady(NotReady),
@@ -223,7 +234,7 @@ pub struct Problem {
     /// The resources that stand in the way: `ports/web-1`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blockers: Vec<String>,
-    /// Why the daemon is not ready, each reason a sentence.
+    /// Why the daemon is not ready, or what is not programmed yet, each reason a sentence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
     /// Seconds after which to try again; in the header `Retry-After`, too.
@@ -345,6 +356,16 @@ impl ApiError {
             Self::NotReady(NotReady { reasons }) => Problem {
                 reasons: reasons.clone(),
                 ..problem(503, "not-ready", "Not ready", "wait, or see to the reasons")
+            },
+            Self::NotProgrammed { missing, .. } => Problem {
+                reasons: missing.clone(),
+                ..problem(
+                    504,
+                    "not-programmed",
+                    "Stored, and not programmed yet",
+                    "the daemon goes on by itself: see to the reasons, or repeat the request to \
+                     wait longer",
+                )
             },
             Self::Timeout { .. } => problem(
                 504,

@@ -1,18 +1,21 @@
 //! `eswitchctl apply`: declares what documents say.
 //!
-//! In: JSON documents, one after another or in arrays. Out: a PUT for each, in their order. All
-//! are read and checked before the first is sent; one that the daemon refuses does not keep the
-//! others back.
+//! In: JSON documents, one after another or in arrays. Out: a PUT for each, in their order, and
+//! with `--wait` the same again until the kernel has it. All are read and checked before the first
+//! is sent; one that the daemon refuses does not keep the others back.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::Path,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{CommandError, DeclaredKind, Exit, complain, exit_of};
+use super::{
+    CommandError, DeclaredKind, Exit, complain, exit_of, is_not_programmed, table::printable,
+};
 use crate::{
     client::{Client, ClientError},
     error::ApiError,
@@ -20,6 +23,9 @@ use crate::{
     server::{declared::Declared, request},
     types::Id,
 };
+
+/// After this time people are told what is missing.
+const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +36,7 @@ struct Document {
 }
 
 /// A document whose spec has passed its checks.
+#[derive(Clone)]
 enum Declaration {
     Network(Id, NetworkSpec),
     Port(Id, PortSpec),
@@ -39,15 +46,20 @@ enum Declaration {
 pub(super) async fn apply(
     client: &Client,
     file: &Path,
+    wait: Option<Duration>,
     input: &mut dyn Read,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<Exit, CommandError> {
     let mut exit = Exit::Done;
+    let mut stored = Vec::new();
     for declaration in declarations(&text(file, input)?)? {
         let name = declaration.name();
-        match put(client, declaration).await {
-            Ok(outcome) => writeln!(out, "{name} {outcome}")?,
+        match put(client, declaration.clone()).await {
+            Ok(outcome) => {
+                writeln!(out, "{name} {outcome}")?;
+                stored.push(declaration);
+            }
             Err(error) => {
                 complain(err, &name, &error)?;
                 exit = exit.max(exit_of(&error));
@@ -57,7 +69,45 @@ pub(super) async fn apply(
             }
         }
     }
+    let Some(limit) = wait.filter(|_| exit != Exit::Unreachable) else { return Ok(exit) };
+    let until = Instant::now() + limit;
+    for declaration in stored {
+        let name = declaration.name();
+        match programmed(client, declaration, until, err).await? {
+            Ok(()) => writeln!(out, "{name} programmed")?,
+            Err(error) => {
+                complain(err, &name, &error)?;
+                exit = exit.max(exit_of(&error));
+            }
+        }
+    }
     Ok(exit)
+}
+
+/// Waits until a declaration that is stored is in the kernel, and says meanwhile what is missing.
+async fn programmed(
+    client: &Client,
+    declaration: Declaration,
+    until: Instant,
+    err: &mut dyn Write,
+) -> io::Result<Result<(), ClientError>> {
+    let mut told = Vec::new();
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let waiting = client.waiting(LOOK.min(left));
+        match put(&waiting, declaration.clone()).await {
+            Ok(_) => return Ok(Ok(())),
+            Err(ClientError::Problem(problem)) if is_not_programmed(&problem) && left > LOOK => {
+                if problem.reasons != told {
+                    for reason in &problem.reasons {
+                        writeln!(err, "waiting: {}", printable(reason))?;
+                    }
+                    told = problem.reasons;
+                }
+            }
+            Err(error) => return Ok(Err(error)),
+        }
+    }
 }
 
 impl Declaration {

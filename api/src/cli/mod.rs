@@ -13,6 +13,7 @@ use std::{
     io::{self, Read, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
@@ -22,7 +23,7 @@ use crate::{
     client::{Client, ClientError, Server},
     error::{Problem, ResourceKind},
     resources::TornDown,
-    server::FlowFilter,
+    server::{FlowFilter, WAIT_MAX},
     types::Id,
 };
 use table::printable;
@@ -33,7 +34,7 @@ Examples:
   eswitchctl get ports -o wide
   eswitchctl get network blue -o json
   eswitchctl get flows --port web-1 -o wide
-  eswitchctl apply -f networks.json
+  eswitchctl apply -f networks.json --wait
   echo '{\"kind\": \"network\", \"id\": \"blue\", \"spec\": {\"kind\": {\"vlan\": {\"vid\": 100}}}}' |
       eswitchctl apply -f -
   eswitchctl delete port web-1
@@ -46,7 +47,8 @@ Exit status:
   2  wrong arguments, or a file that is not what it should be
   3  no daemon answers
   4  the daemon failed
-  5  status: the daemon is not ready, or something is degraded";
+  5  status: the daemon is not ready, or something is degraded
+  6  --wait: it is stored, and was not in the kernel in time";
 
 /// A command line of eswitchctl.
 #[derive(Debug, Parser)]
@@ -100,15 +102,27 @@ enum Command {
         /// A file of JSON documents, - for standard input
         #[arg(short, long)]
         file: PathBuf,
+        /// Wait until everything is in the kernel, at most so many seconds
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "60"
+        )]
+        wait: Option<u64>,
     },
     /// Remove a network, port or guest
     #[command(after_help = "Example:
-  eswitchctl delete port web-1")]
+  eswitchctl delete port web-1 --wait")]
     Delete {
         /// Its kind
         kind: DeclaredKind,
         /// Its id
         id: Id,
+        /// Wait until the kernel knows it no more, at most 25 seconds
+        #[arg(long)]
+        wait: bool,
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
@@ -226,6 +240,8 @@ pub enum Exit {
     Failed = 4,
     /// `status`: something is degraded.
     Degraded = 5,
+    /// `--wait`: it is stored, and was not in the kernel in time.
+    NotProgrammed = 6,
 }
 
 impl From<Exit> for ExitCode {
@@ -266,9 +282,14 @@ fn exit_of(error: &ClientError) -> Exit {
         ClientError::Unreachable { .. } | ClientError::Broken(_) | ClientError::Timeout { .. } => {
             Exit::Unreachable
         }
+        ClientError::Problem(problem) if is_not_programmed(problem) => Exit::NotProgrammed,
         ClientError::Problem(problem) if problem.status < 500 => Exit::Refused,
         ClientError::Problem(_) | ClientError::Strange { .. } => Exit::Failed,
     }
+}
+
+fn is_not_programmed(problem: &Problem) -> bool {
+    problem.kind == "/problems/not-programmed"
 }
 
 /// Carries out a command line: results go to `out`, what went wrong to `err`.
@@ -285,8 +306,14 @@ pub async fn run(
                 .await
                 .map(|()| Exit::Done)
         }
-        Command::Apply { file } => apply::apply(&client, &file, input, out, err).await,
-        Command::Delete { kind, id } => delete(&client, kind, &id, out).await,
+        Command::Apply { file, wait } => {
+            let wait = wait.map(Duration::from_secs);
+            apply::apply(&client, &file, wait, input, out, err).await
+        }
+        Command::Delete { kind, id, wait } => {
+            let client = if wait { client.waiting(WAIT_MAX) } else { client };
+            delete(&client, kind, &id, out).await
+        }
         Command::Status => status::status(&client, out).await,
         Command::Snapshot { direction: Direction::Save { file } } => {
             snapshot::save(&client, &file, out).await
@@ -380,11 +407,14 @@ fn complain(err: &mut dyn Write, what: &str, error: &ClientError) -> io::Result<
     let ClientError::Problem(problem) = error else {
         return writeln!(err, "eswitchctl: {what}{}", printable(&chain(error)));
     };
-    let Problem { detail, field, remedy, blockers, .. } = &**problem;
+    let Problem { detail, field, remedy, blockers, reasons, .. } = &**problem;
     let field = field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default();
     writeln!(err, "eswitchctl: {what}{}{}", printable(&field), printable(detail))?;
     if !blockers.is_empty() {
         writeln!(err, "  in the way: {}", printable(&blockers.join(", ")))?;
+    }
+    for reason in reasons {
+        writeln!(err, "  {}", printable(reason))?;
     }
     match remedy {
         Some(remedy) => writeln!(err, "  remedy: {}", printable(remedy)),

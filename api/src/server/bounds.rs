@@ -28,15 +28,23 @@ pub(super) fn slots(count: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(count))
 }
 
-/// Answers 503 at once where there is no free slot.
+/// Answers 503 at once where there is no free slot. Requests that wait for the switch have slots of
+/// their own: however many they are, others are answered.
 pub(super) fn in_slots<S: Clone + Send + Sync + 'static>(
     methods: MethodRouter<S>,
     slots: &Arc<Semaphore>,
+    waits: &Arc<Semaphore>,
 ) -> MethodRouter<S> {
-    methods.layer(from_fn_with_state(Arc::clone(slots), take_slot))
+    methods.layer(from_fn_with_state([slots, waits].map(Arc::clone), take_slot))
 }
 
-async fn take_slot(State(slots): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+async fn take_slot(
+    State([slots, waits]): State<[Arc<Semaphore>; 2]>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut parameters = request.uri().query().unwrap_or_default().split('&');
+    let slots = if parameters.any(|p| p.starts_with("wait=")) { &waits } else { &slots };
     match slots.try_acquire() {
         Ok(_slot) => next.run(request).await,
         Err(_) => {

@@ -2,9 +2,9 @@
 //!
 //! In: checked ids, and specs that are valid by themselves (`validate` has passed). Out: resources,
 //! or an [`ApiError`]. An implementation may not block the thread, and answers a PUT or DELETE
-//! only when the change is durable.
+//! only when the change is durable, or as [`ChangeHow`] says later.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use crate::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
@@ -67,6 +67,16 @@ pub struct EswitchHow {
     pub force: bool,
 }
 
+/// How a resource is changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeHow {
+    /// Only in this state.
+    pub only_if: Precondition,
+    /// To be answered when what the change needs is in the kernel, or after this time with
+    /// [`ApiError::NotProgrammed`]. Otherwise when the change is durable.
+    pub wait: Option<Duration>,
+}
+
 /// In which state a resource must be to be changed (RFC 9110, 13.1.1 and 13.1.2): so that nobody
 /// overwrites what he has not seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,7 +123,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: Id,
         spec: NetworkSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<Put<Network>, ApiError>> + Send;
 
     /// A network.
@@ -126,7 +136,7 @@ pub trait Daemon: Send + Sync + 'static {
     fn delete_network(
         &self,
         id: &Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Creates or changes a port.
@@ -134,7 +144,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: Id,
         spec: PortSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<Put<Port>, ApiError>> + Send;
 
     /// A port.
@@ -147,7 +157,7 @@ pub trait Daemon: Send + Sync + 'static {
     fn delete_port(
         &self,
         id: &Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Creates or changes a guest.
@@ -155,7 +165,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: Id,
         spec: GuestSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<Put<Guest>, ApiError>> + Send;
 
     /// A guest, whether it was PUT or found in the socket folder.
@@ -168,7 +178,7 @@ pub trait Daemon: Send + Sync + 'static {
     fn delete_guest(
         &self,
         id: &Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// All adapters.

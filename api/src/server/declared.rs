@@ -8,7 +8,7 @@ use std::future::Future;
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
-use super::{Daemon, Precondition, Put};
+use super::{ChangeHow, Daemon, Put};
 use crate::{
     error::{ApiError, InvalidField, ResourceKind},
     resources::{
@@ -31,7 +31,7 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
         self,
         daemon: &D,
         id: Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<Put<Resource<Self, Self::Status>>, ApiError>> + Send;
 
     fn get<D: Daemon>(
@@ -46,7 +46,7 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     fn delete<D: Daemon>(
         daemon: &D,
         id: &Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
@@ -65,9 +65,9 @@ macro_rules! declared {
                 self,
                 daemon: &D,
                 id: Id,
-                only_if: Precondition,
+                how: ChangeHow,
             ) -> Result<Put<Resource<$spec, $status>>, ApiError> {
-                daemon.$put(id, self, only_if).await
+                daemon.$put(id, self, how).await
             }
 
             async fn get<D: Daemon>(
@@ -86,9 +86,9 @@ macro_rules! declared {
             async fn delete<D: Daemon>(
                 daemon: &D,
                 id: &Id,
-                only_if: Precondition,
+                how: ChangeHow,
             ) -> Result<(), ApiError> {
-                daemon.$delete(id, only_if).await
+                daemon.$delete(id, how).await
             }
         }
     };

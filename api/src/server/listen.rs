@@ -122,7 +122,7 @@ pub struct ConnectionLimits {
 impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
-            connections: 256,
+            connections: 2048,
             header_time: Duration::from_secs(10),
             stall_time: Duration::from_secs(20),
             grace_time: Duration::from_secs(5),

@@ -17,8 +17,9 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, http::Uri};
 
-pub use daemon::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
+pub use daemon::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
 pub use listen::{Bound, ConnectionLimits, Listeners, ServeError, UnixListenSpec, serve};
+pub use request::WAIT_MAX;
 
 use crate::error::ApiError;
 
@@ -35,6 +36,8 @@ pub struct Limits {
     pub request_time: Duration,
     /// How many requests under `/v1` may be under way; the next is answered with 503.
     pub requests: usize,
+    /// How many more may be that wait until a change is programmed.
+    pub waits: usize,
 }
 
 impl Default for Limits {
@@ -45,6 +48,7 @@ impl Default for Limits {
             body_time: Duration::from_secs(10),
             request_time: Duration::from_secs(30),
             requests: 256,
+            waits: 256,
         }
     }
 }
@@ -73,13 +77,13 @@ pub fn router<D: Daemon>(daemon: Arc<D>) -> Router {
 
 /// The whole REST API over `daemon`.
 pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
-    let slots = bounds::slots(limits.requests);
+    let (slots, waits) = (bounds::slots(limits.requests), bounds::slots(limits.waits));
     let table = route::table::<D>();
     let document = openapi::text(table.iter().map(|route| (route.path, &route.item)));
     let routes = table.into_iter().fold(Router::new(), |router, route| {
         // Probes and metrics answer under load, too: that is when they are needed.
         let methods = match route.path.starts_with("/v1/") {
-            true => bounds::in_slots(route.methods, &slots),
+            true => bounds::in_slots(route.methods, &slots, &waits),
             false => route.methods,
         };
         router.route(route.path, methods)

@@ -21,7 +21,13 @@ use utoipa::{
     },
 };
 
-use super::{Limits, declared::Declared, example, route::METRICS_MEDIA_TYPE};
+use super::{
+    Limits,
+    declared::Declared,
+    example,
+    request::{WAIT, WAIT_MAX},
+    route::METRICS_MEDIA_TYPE,
+};
 use crate::{
     error::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
@@ -172,6 +178,34 @@ fn if_none_match() -> Parameter {
     precondition("If-None-Match", "`*`: only where it is not there yet.", "*")
 }
 
+fn wait() -> Parameter {
+    let words = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["programmed"]));
+    ParameterBuilder::new()
+        .name("wait")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("Answer when what the change needs is in the kernel."))
+        .schema(Some(words.build()))
+        .example(Some("programmed".into()))
+        .build()
+}
+
+fn wait_timeout() -> Parameter {
+    let seconds = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(WAIT_MAX.as_secs_f64()))
+        .default(Some(WAIT.as_secs().into()));
+    ParameterBuilder::new()
+        .name("timeout")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("How long to wait, in seconds. Only with wait."))
+        .schema(Some(seconds.build()))
+        .example(Some(WAIT.as_secs().into()))
+        .build()
+}
+
 fn component(name: &str) -> Ref {
     Ref::from_schema_name(name)
 }
@@ -211,10 +245,13 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
         .summary(Some(format!("Create a {kind}, or change its spec")))
         .description(Some(
             "Idempotent: with the spec that is there already, nothing is stored and the revision \
-             stays. Answers when the change is durable.",
+             stays. Answers when the change is durable, with wait=programmed when it is in the \
+             kernel, too.",
         ))
         .parameter(if_match())
         .parameter(if_none_match())
+        .parameter(wait())
+        .parameter(wait_timeout())
         .request_body(Some(
             RequestBodyBuilder::new()
                 .description(Some("What is wanted."))
@@ -233,6 +270,8 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
     let delete = named("delete")
         .summary(Some(format!("Remove a {kind}")))
         .parameter(if_match())
+        .parameter(wait())
+        .parameter(wait_timeout())
         .response("204", ResponseBuilder::new().description("It is gone."));
 
     PathItemBuilder::new()
@@ -590,8 +629,11 @@ fn reading(more: Vec<Problem>) -> Vec<Problem> {
 /// What any request that changes something can meet.
 fn writing(kind: ResourceKind) -> Vec<Problem> {
     let resource = ResourceRef { kind, id: example_id(example::id(kind)) };
-    let changed = ApiError::Precondition { resource, revision: Some(8) };
-    [vec![changed.problem()], storing()].concat()
+    let changed = ApiError::Precondition { resource: resource.clone(), revision: Some(8) };
+    let message = "port web-1: not Bound (GuestNotSeen): guest `vm1` has not been seen";
+    let missing = vec![message.to_owned()];
+    let slow = ApiError::NotProgrammed { resource, waited: WAIT, missing };
+    [vec![changed.problem(), slow.problem()], storing()].concat()
 }
 
 /// What any request that stores something can meet.

@@ -3,6 +3,8 @@
 //! In: parts of a request, of any shape. Out: checked values, or an [`ApiError`] that names the
 //! field. Nothing is ignored: what is not understood is refused.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
@@ -15,7 +17,9 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use super::{App, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared};
+use super::{
+    App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared,
+};
 use crate::{
     error::{ApiError, InvalidField},
     resources::{Desired, EswitchSpec},
@@ -112,6 +116,58 @@ impl<S: Send + Sync> FromRequestParts<S> for EswitchHow {
         let (dry_run, force) = (dry_run.unwrap_or_default(), force.unwrap_or_default());
         Ok(EswitchHow { dry_run, force })
     }
+}
+
+/// How long a request waits for the switch where it does not say.
+pub(super) const WAIT: Duration = Duration::from_secs(10);
+
+/// How long it may wait: less than any request may take in all. It can be repeated.
+pub const WAIT_MAX: Duration = Duration::from_secs(25);
+
+impl<S: Send + Sync> FromRequestParts<S> for ChangeHow {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (mut wait, mut timeout) = (None, None);
+        for (key, value) in query(parts)? {
+            let again = match key.as_str() {
+                "wait" if value == "programmed" => wait.replace(()).is_some(),
+                "wait" => {
+                    let detail = format!("cannot wait for `{value}`");
+                    return Err(parameter("wait", detail, "write wait=programmed"));
+                }
+                "timeout" => timeout.replace(seconds(&value)?).is_some(),
+                _ => {
+                    let remedy = "use wait=programmed and timeout";
+                    return Err(parameter(&key, "no such query parameter", remedy));
+                }
+            };
+            if again {
+                return Err(parameter(&key, "is there twice", "name each parameter once"));
+            }
+        }
+        if wait.is_none() && timeout.is_some() {
+            let detail = "there is nothing to wait for";
+            return Err(parameter("timeout", detail, "add wait=programmed"));
+        }
+        let wait = wait.map(|()| timeout.unwrap_or(WAIT));
+        let only_if = Precondition::from_request_parts(parts, state).await?;
+        Ok(ChangeHow { only_if, wait })
+    }
+}
+
+/// A time to wait, in whole seconds.
+fn seconds(text: &str) -> Result<Duration, ApiError> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.filter(|time| *time <= WAIT_MAX).ok_or_else(|| {
+        let most = WAIT_MAX.as_secs();
+        let detail = format!("`{text}` is no time to wait");
+        parameter(
+            "timeout",
+            detail,
+            format!("write whole seconds, 0 to {most}; repeat to wait longer"),
+        )
+    })
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Precondition {

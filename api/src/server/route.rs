@@ -13,7 +13,7 @@ use axum::{
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
+    App, ChangeHow, Daemon, EswitchHow, FlowFilter, bounds,
     declared::Declared,
     openapi, reply,
     request::{EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
@@ -57,7 +57,7 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
         route("/v1/flows", get(flows::<D>), openapi::flows()),
         route(
             "/v1/snapshot",
-            bounds::in_slots(get(save::<D>).put(restore::<D>), &bounds::slots(SNAPSHOTS)),
+            in_slots(get(save::<D>).put(restore::<D>), SNAPSHOTS),
             openapi::snapshot(),
         ),
         route("/v1/teardown", post(tear_down::<D>), openapi::teardown()),
@@ -67,6 +67,11 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
         route("/metrics", get(metrics::<D>), openapi::metrics()),
         route("/openapi.json", get(document::<D>), openapi::openapi_json()),
     ]
+}
+
+fn in_slots<D: Daemon>(methods: MethodRouter<App<D>>, count: usize) -> MethodRouter<App<D>> {
+    let slots = bounds::slots(count);
+    bounds::in_slots(methods, &slots, &slots)
 }
 
 fn single<Spec: Declared, D: Daemon>() -> MethodRouter<App<D>> {
@@ -92,20 +97,18 @@ async fn read<Spec: Declared, D: Daemon>(
 async fn put<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
-    _: NoQuery,
-    only_if: Precondition,
+    how: ChangeHow,
     SpecBody(spec): SpecBody<Spec>,
 ) -> Result<Response, ApiError> {
-    spec.put(&*app.daemon, id, only_if).await.map(|put| reply::put(&put))
+    spec.put(&*app.daemon, id, how).await.map(|put| reply::put(&put))
 }
 
 async fn delete<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
-    _: NoQuery,
-    only_if: Precondition,
+    how: ChangeHow,
 ) -> Result<StatusCode, ApiError> {
-    Spec::delete(&*app.daemon, &id, only_if).await.map(|()| StatusCode::NO_CONTENT)
+    Spec::delete(&*app.daemon, &id, how).await.map(|()| StatusCode::NO_CONTENT)
 }
 
 async fn adapters<D: Daemon>(

@@ -192,6 +192,26 @@ fn help_has_examples_and_exit_statuses() {
     }
 }
 
+// ---------------------------------------------------------------- waiting
+
+#[tokio::test]
+async fn apply_waits_until_all_is_programmed_and_says_what_it_waits_for() {
+    let document = r#"{"kind": "network", "id": "blue", "spec": {"kind": "flat"}}"#;
+    let missing = Some((1, "flows of 2 netdevs are on their way"));
+    let daemon = Running::usual(Double::with(|state| state.missing = missing)).await;
+    let ran = ctl(&daemon, "apply -f - --wait=10", document).await;
+    assert_eq!(ran.out, "network/blue created\nnetwork/blue programmed\n");
+    assert_eq!(ran.err, "waiting: flows of 2 netdevs are on their way\n");
+    assert_eq!(ran.exit, Exit::Done);
+
+    let daemon = Running::usual(Double::with(|state| state.missing = missing)).await;
+    let ran = ctl(&daemon, "apply -f - --wait=0", document).await;
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NotProgrammed, "network/blue created\n"));
+    assert!(ran.err.contains("\n  flows of 2 netdevs are on their way\n"), "{}", ran.err);
+    let ran = ctl(&daemon, "delete network blue --wait", "").await;
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "network/blue deleted\n"));
+}
+
 // ---------------------------------------------------------------- get
 
 #[tokio::test]

@@ -111,7 +111,7 @@ async fn every_problem_in_the_document_is_one_with_the_status_it_stands_under() 
             }
         }
     }
-    assert_eq!(kinds.len(), 15, "{kinds:?}");
+    assert_eq!(kinds.len(), 16, "{kinds:?}");
 }
 
 #[tokio::test]

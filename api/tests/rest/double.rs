@@ -12,7 +12,7 @@ use std::{
 use eswitchd_api::{
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::*,
-    server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Put, PutOutcome},
     snapshot::{Restored, Saved, Snapshot},
     types::Id,
 };
@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) metrics: String,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) not_torn_down: Vec<String>,
+    /// What is missing, for so many requests that wait.
+    pub(crate) missing: Option<(usize, &'static str)>,
     revision: u64,
 }
 
@@ -77,13 +79,13 @@ impl Double {
         kind: ResourceKind,
         id: Id,
         spec: Spec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Resource<Spec, Status>>, ApiError> {
         self.trouble().await?;
-        self.change(|state| {
+        let outcome = self.change(|state| {
             let found = table(state).get(&id);
             if found.is_none_or(|found| found.spec != spec) {
-                only_if.check(kind, &id, found.map(|found| found.revision))?;
+                how.only_if.check(kind, &id, found.map(|found| found.revision))?;
             }
             let outcome = match table(state).get(&id) {
                 None => PutOutcome::Created,
@@ -97,7 +99,23 @@ impl Double {
                     Resource { id: id.clone(), revision, spec, status: Status::default() };
                 table(state).insert(id.clone(), resource);
             }
-            Ok(Put { outcome, resource: table(state)[&id].clone() })
+            Ok::<_, ApiError>(outcome)
+        })?;
+        self.waited(&how, kind, &id)?;
+        self.change(|state| Ok(Put { outcome, resource: table(state)[&id].clone() }))
+    }
+
+    /// Answers a request that waits.
+    fn waited(&self, how: &ChangeHow, kind: ResourceKind, id: &Id) -> Result<(), ApiError> {
+        let Some(waited) = how.wait else { return Ok(()) };
+        self.change(|state| match &mut state.missing {
+            None | Some((0, _)) => Ok(()),
+            Some((left, what)) => {
+                *left -= 1;
+                let resource = ResourceRef { kind, id: id.clone() };
+                let missing = vec![(*what).to_owned()];
+                Err(ApiError::NotProgrammed { resource, waited, missing })
+            }
         })
     }
 
@@ -125,14 +143,15 @@ impl Double {
         kind: ResourceKind,
         table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
         id: &Id,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<(), ApiError> {
         self.trouble().await?;
         self.change(|state| {
-            only_if.check(kind, id, table(state).get(id).map(|found| found.revision))?;
+            how.only_if.check(kind, id, table(state).get(id).map(|found| found.revision))?;
             let gone = table(state).remove(id);
             gone.map(|_| ()).ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
-        })
+        })?;
+        self.waited(&how, kind, id)
     }
 }
 
@@ -171,9 +190,9 @@ impl Daemon for Double {
         &self,
         id: Id,
         spec: NetworkSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Network>, ApiError> {
-        self.put(networks, ResourceKind::Network, id, spec, only_if).await
+        self.put(networks, ResourceKind::Network, id, spec, how).await
     }
 
     async fn network(&self, id: &Id) -> Result<Network, ApiError> {
@@ -184,7 +203,7 @@ impl Daemon for Double {
         self.list(networks).await
     }
 
-    async fn delete_network(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
+    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
         let blockers: Vec<_> = self.change(|state| {
             let attached = |port: &&Port| port.spec.attachments.iter().any(|at| at.network == *id);
             let reference =
@@ -196,16 +215,16 @@ impl Daemon for Double {
             let remedy = "detach or delete these ports first".into();
             return Err(ApiError::Conflict { detail, blockers, remedy });
         }
-        self.delete(ResourceKind::Network, networks, id, only_if).await
+        self.delete(ResourceKind::Network, networks, id, how).await
     }
 
     async fn put_port(
         &self,
         id: Id,
         spec: PortSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Port>, ApiError> {
-        self.put(ports, ResourceKind::Port, id, spec, only_if).await
+        self.put(ports, ResourceKind::Port, id, spec, how).await
     }
 
     async fn port(&self, id: &Id) -> Result<Port, ApiError> {
@@ -216,17 +235,17 @@ impl Daemon for Double {
         self.list(ports).await
     }
 
-    async fn delete_port(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
-        self.delete(ResourceKind::Port, ports, id, only_if).await
+    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Port, ports, id, how).await
     }
 
     async fn put_guest(
         &self,
         id: Id,
         spec: GuestSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Guest>, ApiError> {
-        self.put(guests, ResourceKind::Guest, id, spec, only_if).await
+        self.put(guests, ResourceKind::Guest, id, spec, how).await
     }
 
     async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
@@ -237,8 +256,8 @@ impl Daemon for Double {
         self.list(guests).await
     }
 
-    async fn delete_guest(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
-        self.delete(ResourceKind::Guest, guests, id, only_if).await
+    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+        self.delete(ResourceKind::Guest, guests, id, how).await
     }
 
     async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {

@@ -244,7 +244,7 @@ async fn bad_ids_in_the_path_are_named() {
 async fn unknown_and_repeated_query_parameters_are_refused() {
     for (path, field) in [
         ("/v1/networks?limit=1", "limit"),
-        ("/v1/networks/a?dry_run=true", "dry_run"),
+        ("/v1/networks/a?wait=programmed", "wait"),
         ("/v1/adapters?x", "x"),
         ("/v1/adapters/a?x=", "x"),
         ("/v1/flows?vf=1", "vf"),
@@ -257,8 +257,21 @@ async fn unknown_and_repeated_query_parameters_are_refused() {
     }
     let double = Double::with(|_| {});
     let body = json!({"spec": {"kind": "flat"}});
-    let answer = put(&router(Arc::clone(&double)), "/v1/networks/a?dry_run=true", &body).await;
-    assert_eq!(answer.problem().kind, "/problems/bad-parameter");
+    for (query, field) in [
+        ("colour=1", "colour"),
+        ("wait=offloaded", "wait"),
+        ("wait", "wait"),
+        ("timeout=5", "timeout"),
+        ("wait=programmed&wait=programmed", "wait"),
+        ("wait=programmed&timeout=26", "timeout"),
+        ("wait=programmed&timeout=-1", "timeout"),
+        ("wait=programmed&timeout=1.5", "timeout"),
+        ("wait=programmed&timeout=1&timeout=1", "timeout"),
+    ] {
+        let path = format!("/v1/networks/a?{query}");
+        let answer = put(&router(Arc::clone(&double)), &path, &body).await.problem();
+        assert_eq!((answer.status, answer.field.as_deref()), (400, Some(field)), "{query}");
+    }
     assert!(double.change(|state| state.networks.is_empty()), "nothing was done");
 }
 
@@ -448,6 +461,45 @@ async fn what_is_too_much_at_a_time_is_shed_and_probes_still_answer() {
         assert_eq!(request.await.unwrap(), 200, "what was under way is answered");
     }
     assert_eq!(get(&api, "/v1/ports").await.status, 200, "and there is room again");
+}
+
+#[tokio::test]
+async fn who_waits_is_told_what_is_missing_or_that_nothing_is() {
+    for (path, first, _) in kinds() {
+        let double = Double::with(|state| state.missing = Some((1, "flows are on their way")));
+        let api = router(double);
+        let one = format!("{path}/a?wait=programmed&timeout=3");
+        let problem = put(&api, &one, &first).await.problem();
+        assert_eq!((problem.status, problem.kind.as_str()), (504, "/problems/not-programmed"));
+        assert_eq!(problem.reasons, ["flows are on their way"]);
+        assert!(problem.detail.ends_with("not programmed after 3s"), "{}", problem.detail);
+        assert_eq!(get(&api, &format!("{path}/a")).await.status, 200, "stored nevertheless");
+        assert_eq!(put(&api, &one, &first).await.status, 200);
+        assert_eq!(delete(&api, &one).await.status, 204);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_wait_others_are_answered() {
+    let double = Double::with(|state| {
+        state.trouble = Some(Trouble::Delay(Duration::from_secs(5)));
+    });
+    let limits = Limits { requests: 1, waits: 2, ..Limits::default() };
+    let api = router_with(double, limits);
+    let body = json!({"spec": {"kind": "flat"}});
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let (api, body) = (api.clone(), body.clone());
+            tokio::spawn(async move { put(&api, "/v1/networks/a?wait=programmed", &body).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let third = put(&api, "/v1/networks/a?wait=programmed", &body).await;
+    assert_eq!(third.problem().kind, "/problems/overloaded");
+    assert_eq!(get(&api, "/v1/ports").await.status, 200);
+    for request in waiting {
+        assert!(request.await.unwrap().status.is_success());
+    }
 }
 
 // ---------------------------------------------------------------- preconditions

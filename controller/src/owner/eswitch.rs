@@ -348,7 +348,12 @@ impl Owner {
     fn note(&mut self, id: Id, order: EswitchOrder) {
         let (answer, _) = oneshot::channel();
         let change = Change::Eswitch(id, Some(order));
-        self.store.writes.push_back(Write { change, only_if: Precondition::None, answer });
+        self.store.writes.push_back(Write {
+            change,
+            only_if: Precondition::None,
+            waiter: None,
+            answer,
+        });
         self.next_write();
     }
 

@@ -404,6 +404,11 @@ impl AdapterFlows {
         !self.under_way && self.adopted.contains_key(&Hook::ingress(netdev))
     }
 
+    /// Whether nothing is on its way to this hook, as far as it can be.
+    pub(super) fn is_settled(&self, hook: &Hook) -> bool {
+        !self.under_way && !self.unsettled.contains(hook)
+    }
+
     /// Notes what a job did, and takes what it read out of it.
     pub(super) fn done(&mut self, program: &FlowProgram, done: &mut FlowDone) -> Tally {
         self.under_way = !done.last;

@@ -17,6 +17,7 @@ mod rates;
 mod serve;
 mod settings;
 mod status;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -43,6 +44,7 @@ use self::{
     probe::Probe,
     rates::RateWrites,
     settings::VfWrites,
+    waiting::{Waiter, Waits},
 };
 pub(crate) use self::{eswitch::EswitchPolicy, serve::DaemonHandle};
 use crate::{
@@ -102,6 +104,8 @@ pub(crate) struct Write {
     pub(crate) change: Change,
     /// In which state what it is about must be.
     pub(crate) only_if: Precondition,
+    /// Who waits until it is programmed.
+    pub(crate) waiter: Option<Waiter>,
     /// What became of it.
     pub(crate) answer: oneshot::Sender<Result<Effect, ApiError>>,
 }
@@ -236,6 +240,7 @@ struct Committed {
     intent: Box<Intent>,
     change: Change,
     result: Result<Effect, StoreError>,
+    waiter: Option<Waiter>,
     answer: oneshot::Sender<Result<Effect, ApiError>>,
 }
 
@@ -258,6 +263,8 @@ pub(crate) struct Owner {
     overruns: BTreeMap<Id, u64>,
     /// Events that no plan has seen yet: the guest, and when the event was read.
     events: Vec<(Id, Instant)>,
+    /// Clients that wait until a change is programmed.
+    waits: Waits,
     host_seen: bool,
     born: Instant,
     /// What is to be said about what has changed, since conditions were stamped last.
@@ -311,6 +318,7 @@ impl Owner {
             timings: BTreeMap::new(),
             conditions: ConditionLog::default(),
             events: Vec::new(),
+            waits: Waits::default(),
             host_seen: false,
             born: Instant::now(),
             stale: Stale::default(),
@@ -367,7 +375,9 @@ impl Owner {
                     break;
                 }
             }
+            self.answer_waits();
             self.converge();
+            self.answer_waits();
         }
         self.remember_now();
         info!("stopped; flows and VF settings stay as they are");
@@ -485,6 +495,7 @@ impl Owner {
             self.read_ahead();
             self.replan();
         }
+        self.waits_up_to_date();
         // Steps that an eswitch is taken through come to their end in any case.
         let mut busy = self.drive_eswitches();
         if self.torn_down {
@@ -561,6 +572,8 @@ impl Owner {
                 _ => state.flows.withdraw(),
             }
         }
+        self.waits_planned(&changes);
+        let plan = self.planner.plan();
         for (id, before) in &changes.ports {
             self.stale.ports.insert(id.clone());
             let Some(port) = plan.ports.get(id) else {
@@ -886,7 +899,8 @@ impl Owner {
     /// Starts the next change of intent, if the store is free.
     fn next_write(&mut self) {
         while self.store.store.is_some() {
-            let Some(Write { change, only_if, answer }) = self.store.writes.pop_front() else {
+            let Some(Write { change, only_if, waiter, answer }) = self.store.writes.pop_front()
+            else {
                 return;
             };
             let permitted = match self.intent.subject(&change) {
@@ -905,7 +919,7 @@ impl Owner {
             let returned = self.store.returned_to.clone();
             tokio::task::spawn_blocking(move || {
                 let result = store.commit(&mut intent, change.clone());
-                let commit = Some(Committed { intent, change, result, answer });
+                let commit = Some(Committed { intent, change, result, waiter, answer });
                 returned.send(StoreDone { store, commit }).ok();
             });
         }
@@ -950,10 +964,13 @@ impl Owner {
 
     fn store_returned(&mut self, done: StoreDone) {
         self.store.store = Some(done.store);
-        if let Some(Committed { intent, change, result, answer }) = done.commit {
+        if let Some(Committed { intent, change, result, waiter, answer }) = done.commit {
             let result = match result {
                 Ok(effect) => {
                     self.intent = *intent;
+                    if let Some(waiter) = waiter {
+                        self.waits.begin(waiter, &change, effect);
+                    }
                     match (effect, change.claims()) {
                         (Effect::Unchanged, _) => {}
                         (_, Some(claims)) => self.plan_anew(claims.clone()),

@@ -1,23 +1,26 @@
 //! The API's side of the owner: every request becomes one call to it, a teardown several.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use api::{
-    error::{ApiError, NotReady, ResourceKind},
+    error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
     },
-    server::{Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     snapshot::{Restored, Snapshot},
     types::Id,
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::{Call, Owner, Write};
+use super::{Call, Owner, Write, waiting::Waiter};
 use crate::{
     intent::{Change, Effect},
     metrics::Metrics,
@@ -36,6 +39,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct DaemonHandle {
     calls: mpsc::Sender<Call>,
     metrics: Arc<Metrics>,
+    /// Numbers for those who wait.
+    tickets: Arc<AtomicU64>,
     /// Held while flows are taken away or brought back.
     tearing_down: Arc<Mutex<()>>,
 }
@@ -43,7 +48,7 @@ pub(crate) struct DaemonHandle {
 impl DaemonHandle {
     /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
     pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>) -> Self {
-        DaemonHandle { calls, metrics, tearing_down: Arc::default() }
+        DaemonHandle { calls, metrics, tickets: Arc::default(), tearing_down: Arc::default() }
     }
 
     async fn read<T: Send + 'static>(
@@ -71,23 +76,58 @@ impl DaemonHandle {
     }
 
     async fn write(&self, change: Change, only_if: Precondition) -> Result<Effect, ApiError> {
+        self.write_for(change, only_if, None).await
+    }
+
+    async fn write_for(
+        &self,
+        change: Change,
+        only_if: Precondition,
+        waiter: Option<Waiter>,
+    ) -> Result<Effect, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.calls
-            .send(Call::Write(Box::new(Write { change, only_if, answer })))
+            .send(Call::Write(Box::new(Write { change, only_if, waiter, answer })))
             .await
             .map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?
     }
 
+    /// Makes a change of a resource, and waits for what it needs where the client does.
+    async fn change(
+        &self,
+        change: Change,
+        how: ChangeHow,
+        resource: ResourceRef,
+    ) -> Result<Effect, ApiError> {
+        let Some(limit) = how.wait else { return self.write(change, how.only_if).await };
+        let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
+        let (programmed, is_programmed) = oneshot::channel();
+        let waiter = Waiter { ticket, programmed };
+        let effect = self.write_for(change, how.only_if, Some(waiter)).await?;
+        if effect == Effect::Absent {
+            return Ok(effect);
+        }
+        match tokio::time::timeout(limit, is_programmed).await {
+            Ok(Ok(())) => Ok(effect),
+            Ok(Err(_)) => Err(stopping()),
+            Err(_) => match self.read(move |owner| owner.give_up(ticket)).await? {
+                missing if missing.is_empty() => Ok(effect),
+                missing => Err(ApiError::NotProgrammed { resource, waited: limit, missing }),
+            },
+        }
+    }
+
     async fn put<T: Send + 'static>(
         &self,
         change: Change,
-        only_if: Precondition,
+        how: ChangeHow,
         kind: ResourceKind,
         id: Id,
         find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
     ) -> Result<Put<T>, ApiError> {
-        let outcome = match self.write(change, only_if).await? {
+        let resource = ResourceRef { kind, id: id.clone() };
+        let outcome = match self.change(change, how, resource).await? {
             Effect::Created => PutOutcome::Created,
             Effect::Updated => PutOutcome::Updated,
             Effect::Unchanged | Effect::Deleted | Effect::Absent => PutOutcome::Unchanged,
@@ -98,11 +138,12 @@ impl DaemonHandle {
     async fn delete(
         &self,
         change: Change,
-        only_if: Precondition,
+        how: ChangeHow,
         kind: ResourceKind,
         id: &Id,
     ) -> Result<(), ApiError> {
-        match self.write(change, only_if).await? {
+        let resource = ResourceRef { kind, id: id.clone() };
+        match self.change(change, how, resource).await? {
             Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
             _ => Ok(()),
         }
@@ -154,10 +195,10 @@ impl Daemon for DaemonHandle {
         &self,
         id: Id,
         spec: NetworkSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Network>, ApiError> {
         let change = Change::Network(id.clone(), Some(spec));
-        self.put(change, only_if, ResourceKind::Network, id, Owner::network).await
+        self.put(change, how, ResourceKind::Network, id, Owner::network).await
     }
 
     async fn network(&self, id: &Id) -> Result<Network, ApiError> {
@@ -172,18 +213,18 @@ impl Daemon for DaemonHandle {
         .await
     }
 
-    async fn delete_network(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
-        self.delete(Change::Network(id.clone(), None), only_if, ResourceKind::Network, id).await
+    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+        self.delete(Change::Network(id.clone(), None), how, ResourceKind::Network, id).await
     }
 
     async fn put_port(
         &self,
         id: Id,
         spec: PortSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Port>, ApiError> {
         let change = Change::Port(id.clone(), Some(spec));
-        self.put(change, only_if, ResourceKind::Port, id, Owner::port).await
+        self.put(change, how, ResourceKind::Port, id, Owner::port).await
     }
 
     async fn port(&self, id: &Id) -> Result<Port, ApiError> {
@@ -194,18 +235,18 @@ impl Daemon for DaemonHandle {
         self.read(Owner::ports).await
     }
 
-    async fn delete_port(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
-        self.delete(Change::Port(id.clone(), None), only_if, ResourceKind::Port, id).await
+    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+        self.delete(Change::Port(id.clone(), None), how, ResourceKind::Port, id).await
     }
 
     async fn put_guest(
         &self,
         id: Id,
         spec: GuestSpec,
-        only_if: Precondition,
+        how: ChangeHow,
     ) -> Result<Put<Guest>, ApiError> {
         let change = Change::Guest(id.clone(), Some(spec));
-        self.put(change, only_if, ResourceKind::Guest, id, Owner::guest).await
+        self.put(change, how, ResourceKind::Guest, id, Owner::guest).await
     }
 
     async fn guest(&self, id: &Id) -> Result<Guest, ApiError> {
@@ -216,8 +257,8 @@ impl Daemon for DaemonHandle {
         self.read(Owner::guests).await
     }
 
-    async fn delete_guest(&self, id: &Id, only_if: Precondition) -> Result<(), ApiError> {
-        self.delete(Change::Guest(id.clone(), None), only_if, ResourceKind::Guest, id).await
+    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+        self.delete(Change::Guest(id.clone(), None), how, ResourceKind::Guest, id).await
     }
 
     async fn adapters(&self) -> Result<Vec<Adapter>, ApiError> {

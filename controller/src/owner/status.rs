@@ -33,8 +33,8 @@ use crate::{
 
 /// What became of a port's flows.
 #[derive(Debug, Clone, Default)]
-struct FlowSummary {
-    counts: FlowCounts,
+pub(super) struct FlowSummary {
+    pub(super) counts: FlowCounts,
     /// The first refusal, in the kernel's words.
     refusal: Option<String>,
     /// A reason why a flow is not in hardware.
@@ -103,7 +103,7 @@ impl Owner {
         Some(Resource { id: id.clone(), revision, spec, status })
     }
 
-    fn port_statements(&self, id: &Id, summary: &FlowSummary) -> Vec<Statement> {
+    pub(super) fn port_statements(&self, id: &Id, summary: &FlowSummary) -> Vec<Statement> {
         use ConditionStatus::{False, True, Unknown};
         let Some(plan) = self.planner.plan().ports.get(id) else {
             return vec![Statement::new("Bound", Unknown, "Planning", "not planned yet")];
@@ -229,7 +229,7 @@ impl Owner {
     }
 
     /// Whether a VF's rate object, where there is one, shows what it should.
-    fn rate_is_set(&self, adapter: &Id, vf: u16) -> bool {
+    pub(super) fn rate_is_set(&self, adapter: &Id, vf: u16) -> bool {
         let program = self.planner.plan().rates.get(adapter);
         let wanted = program.and_then(|program| program.leaves.get(&vf));
         let view = self.world.adapters.get(adapter).and_then(|view| view.eswitch.as_ref());
@@ -237,7 +237,12 @@ impl Owner {
         wanted.is_none() || wanted == has
     }
 
-    fn vf_state(&self, adapter: &Id, vf: u16, program: &LegacyProgram) -> Option<VfState> {
+    pub(super) fn vf_state(
+        &self,
+        adapter: &Id,
+        vf: u16,
+        program: &LegacyProgram,
+    ) -> Option<VfState> {
         let has = self.world.adapters.get(adapter)?.vfs.get(&vf)?.settings.as_ref();
         let wanted = program.vfs.get(&vf)?;
         Some(self.adapters.get(adapter)?.settings.state(vf, has, wanted))
@@ -281,7 +286,7 @@ impl Owner {
     }
 
     /// What became of a port's flows on all adapters.
-    fn summary(&self, port: &Id) -> FlowSummary {
+    pub(super) fn summary(&self, port: &Id) -> FlowSummary {
         let mut summary = FlowSummary::default();
         for (_, program, flows) in self.flow_programs() {
             let Some(account) = flows.ledger().of_port(port) else { continue };

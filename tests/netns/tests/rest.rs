@@ -1,0 +1,160 @@
+//! What the REST API promises about the kernel: judged by iproute2, at the moment of the answer.
+//!
+//! In: requests. Out: what `tc` and `ip` show when they are answered, without waiting any more.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
+use lab::{
+    daemon::{Answer, Daemon},
+    net::{self, Netdevsim, Netns},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const WAIT: &str = "?wait=programmed&timeout=25";
+
+/// eswitchd on a netdevsim device with so many VFs.
+struct Rig {
+    device: Netdevsim,
+    daemon: Daemon,
+    _folder: TempDir,
+}
+
+impl Rig {
+    fn new(vfs: u32, switchdev: bool) -> Rig {
+        net::modprobe("netdevsim").expect("netdevsim");
+        let device = Netdevsim::create(1).expect("a device");
+        device.set_vfs(vfs).expect("VFs");
+        if switchdev {
+            device.switchdev().expect("switchdev");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let configuration = format!("\n[[adapter]]\nhandle = \"{}\"\n", device.handle());
+        let daemon = Daemon::start(folder.path(), &configuration).expect("eswitchd");
+        Rig { device, daemon, _folder: folder }
+    }
+
+    fn put(&self, path: &str, spec: Value) -> Answer {
+        self.daemon.request("PUT", path, Some(&json!({ "spec": spec }))).expect("an answer")
+    }
+
+    /// A port on this VF, with an address that ends in its number.
+    fn port(&self, vf: u32) -> Value {
+        json!({
+            "function": {"vf": {
+                "adapter": self.device.handle().replacen('/', "-", 1), "index": vf,
+            }},
+            "attachments": [{"network": "blue"}],
+            "macs": [mac(vf)],
+        })
+    }
+
+    fn representor(&self, vf: u32) -> String {
+        self.device.representor(vf).expect("a representor")
+    }
+}
+
+fn mac(vf: u32) -> String {
+    format!("02:00:00:00:00:{:02x}", vf + 1)
+}
+
+/// What `tc` shows of a netdev's ingress filters, as text.
+fn filters(netdev: &str) -> String {
+    net::command("tc", ["filter", "show", "dev", netdev, "ingress"]).expect("tc")
+}
+
+#[test]
+fn a_put_that_waits_is_answered_when_every_flow_that_it_needs_is_there() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(4, true);
+    let blue = json!({"kind": {"vlan": {"vid": 100}}});
+    assert_eq!(rig.put(&format!("/v1/networks/blue{WAIT}"), blue).status, 201);
+    for vf in 0..4 {
+        let answer = rig.put(&format!("/v1/ports/p{vf}{WAIT}"), rig.port(vf));
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let conditions = answer.body["status"]["conditions"].as_array().expect("conditions");
+        let programmed = conditions.iter().find(|c| c["type"] == "Programmed").expect("one");
+        assert_eq!(programmed["status"], "True", "{programmed}");
+        // Where it stands, at every member before it, and at the uplink.
+        let own = filters(&rig.representor(vf));
+        assert!(own.contains(&format!("src_mac {}", mac(vf))), "{own}");
+        let others = (0..vf).map(|other| rig.representor(other));
+        for netdev in others.chain([rig.device.uplink().expect("an uplink")]) {
+            let shown = filters(&netdev);
+            assert!(shown.contains(&format!("dst_mac {}", mac(vf))), "{netdev}: {shown}");
+            assert!(shown.contains(&format!("to device {}", rig.representor(vf))), "{shown}");
+        }
+        let link = net::ip_json(&format!("link show {}", rig.representor(vf))).expect("ip");
+        let flags = link[0]["flags"].as_array().expect("flags");
+        assert!(flags.contains(&json!("UP")), "{link}");
+    }
+    // What is there already is answered as well.
+    assert_eq!(rig.put(&format!("/v1/ports/p0{WAIT}"), rig.port(0)).status, 200);
+
+    // A network that changes changes at every member before the answer.
+    let blue = json!({"kind": {"vlan": {"vid": 200}}});
+    assert_eq!(rig.put(&format!("/v1/networks/blue{WAIT}"), blue).status, 200);
+    for vf in 0..4 {
+        let shown = filters(&rig.representor(vf));
+        assert!(shown.contains("push id 200") && !shown.contains("push id 100"), "{shown}");
+    }
+}
+
+#[test]
+fn a_delete_that_waits_is_answered_when_no_flow_knows_the_port_any_more() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(3, true);
+    assert_eq!(rig.put("/v1/networks/blue", json!({"kind": "isolated"})).status, 201);
+    for vf in 0..3 {
+        let answer = rig.put(&format!("/v1/ports/p{vf}{WAIT}"), rig.port(vf));
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let answer = rig.daemon.request("DELETE", &format!("/v1/ports/p1{WAIT}"), None).expect("it");
+    assert_eq!(answer.status, 204, "{answer:?}");
+    for vf in 0..3 {
+        let shown = filters(&rig.representor(vf));
+        assert!(!shown.contains(&mac(1)), "{shown}");
+        assert!(!shown.contains(&format!("to device {}", rig.representor(1))), "{shown}");
+    }
+}
+
+#[test]
+fn a_put_that_waits_in_legacy_mode_is_answered_when_the_vf_has_its_settings() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(1, false);
+    let pf = rig.device.uplink().expect("the PF's netdev");
+    let vf = || net::ip_json(&format!("link show {pf}")).expect("ip")[0]["vfinfo_list"][0].clone();
+    let vlan = |vid: u16| json!({"kind": {"vlan": {"vid": vid}}});
+    assert_eq!(rig.put("/v1/networks/blue", vlan(100)).status, 201);
+
+    let answer = rig.put(&format!("/v1/ports/p0{WAIT}"), rig.port(0));
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!((&vf()["address"], &vf()["link_state"]), (&json!(mac(0)), &json!("auto")));
+    let answer = rig.put(&format!("/v1/networks/blue{WAIT}"), vlan(200));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(vf()["vlan_list"][0]["vlan"], 200);
+    let answer = rig.daemon.request("DELETE", &format!("/v1/ports/p0{WAIT}"), None).expect("it");
+    assert_eq!(answer.status, 204, "{answer:?}");
+    assert_eq!(vf()["link_state"], "disable");
+}
+
+#[test]
+fn who_has_waited_in_vain_is_told_what_is_missing_and_finds_the_change_stored() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(1, true);
+    assert_eq!(rig.put("/v1/networks/blue", json!({"kind": "isolated"})).status, 201);
+    let mut port = rig.port(0);
+    port["function"] = json!({"guest_vf": {"guest": "nobody", "device": "vf0"}});
+    let answer = rig.put("/v1/ports/p0?wait=programmed&timeout=1", port);
+    assert_eq!((answer.status, &answer.body["type"]), (504, &json!("/problems/not-programmed")));
+    let reasons = answer.body["reasons"].as_array().expect("reasons");
+    let first = reasons.first().and_then(Value::as_str).unwrap_or_default();
+    assert!(first.starts_with("port p0: not Bound (GuestNotSeen)"), "{answer:?}");
+    assert_eq!(rig.daemon.get("/v1/ports/p0").expect("the port")["revision"], 2);
+
+    // Nothing is programmed after a teardown, and nobody is told that it was.
+    rig.daemon.request("POST", "/v1/teardown", None).expect("torn down");
+    let answer = rig.put("/v1/ports/p1?wait=programmed&timeout=1", rig.port(0));
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert!(answer.body["reasons"].to_string().contains("/v1/resume"), "{answer:?}");
+}
