@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     DEFAULT_SOCKET,
+    batch::{Applied, Batch, DryRun},
     error::Problem,
     resources::{
         Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
@@ -167,11 +168,12 @@ impl Client {
 
     /// The path of a resource that is to be changed.
     fn change<Spec: Declared>(&self, id: &Id) -> String {
-        let path = format!("/v1/{}/{id}", Spec::KIND.plural());
-        match self.wait {
-            Some(limit) => format!("{path}?wait=programmed&timeout={}", limit.as_secs()),
-            None => path,
-        }
+        format!("/v1/{}/{id}{}", Spec::KIND.plural(), self.waiting_query())
+    }
+
+    fn waiting_query(&self) -> String {
+        let query = |limit: Duration| format!("?wait=programmed&timeout={}", limit.as_secs());
+        self.wait.map(query).unwrap_or_default()
     }
 
     /// Where the daemon listens.
@@ -276,6 +278,25 @@ impl Client {
                 .filter_map(|(name, id)| id.as_ref().map(|id| format!("{name}={id}")))
                 .collect();
         self.list(&format!("/v1/flows?{}", query.join("&"))).await
+    }
+
+    /// Makes all changes in one transaction, or none.
+    pub async fn apply(&self, batch: &Batch) -> Result<Applied, ClientError> {
+        self.batch(batch, &self.waiting_query()).await
+    }
+
+    /// What changes would come to. Nothing is changed.
+    pub async fn dry_run(&self, batch: &Batch) -> Result<DryRun, ClientError> {
+        self.batch(batch, "?dry_run=true").await
+    }
+
+    async fn batch<T: DeserializeOwned>(
+        &self,
+        batch: &Batch,
+        query: &str,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(batch).map_err(|error| ClientError::Broken(error.into()))?;
+        json(&self.ask(Method::POST, &format!("/v1/apply{query}"), Some(body.into())).await?)
     }
 
     /// Everything that clients have PUT.

@@ -180,10 +180,10 @@ pub enum ApiError {
     },
     /// What was asked for is stored, and was not in the kernel within the time that the request
     /// waits.
-    #[error("{resource} is stored as asked for, and not programmed after {waited:?}")]
+    #[error("{what}: stored as asked for, and not programmed after {waited:?}")]
     NotProgrammed {
         /// What was changed.
-        resource: ResourceRef,
+        what: String,
         /// How long the request has waited.
         waited: Duration,
         /// What is missing, each a sentence for people.

@@ -4,6 +4,7 @@
 //! and its answers as JSON. Nothing here knows of kernels, guests or flows: what a resource *does*
 //! is the controller's business.
 
+pub mod batch;
 pub mod cli;
 pub mod client;
 pub mod error;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
+    batch::{ChangeOutcome, Wanted},
     error::ResourceKind,
     resources::{EswitchShape, GuestSpec, NetworkSpec, PortSpec},
     types::{Id, MacAddr},
@@ -168,6 +169,16 @@ pub struct Restoration {
     pub claims: Claims,
 }
 
+impl From<Wanted> for Change {
+    fn from(wanted: Wanted) -> Change {
+        match wanted {
+            Wanted::Network(id, spec) => Change::Network(id, spec),
+            Wanted::Port(id, spec) => Change::Port(id, spec),
+            Wanted::Guest(id, spec) => Change::Guest(id, spec),
+        }
+    }
+}
+
 /// What a change did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
@@ -181,6 +192,18 @@ pub enum Effect {
     Deleted,
     /// There was nothing to delete.
     Absent,
+}
+
+impl From<Effect> for ChangeOutcome {
+    fn from(effect: Effect) -> ChangeOutcome {
+        match effect {
+            Effect::Created => ChangeOutcome::Created,
+            Effect::Updated => ChangeOutcome::Updated,
+            Effect::Unchanged => ChangeOutcome::Unchanged,
+            Effect::Deleted => ChangeOutcome::Deleted,
+            Effect::Absent => ChangeOutcome::Absent,
+        }
+    }
 }
 
 /// What a change is about, before it is made.
@@ -306,12 +329,23 @@ fn put<Spec: PartialEq>(
             Effect::Updated
         }
         None => {
-            let used: BTreeSet<u32> = table.values().map(|stored| stored.number).collect();
-            let number = (1..).find(|number| !used.contains(number)).unwrap_or(u32::MAX);
+            let number = free_number(table.values().map(|stored| stored.number), table.len());
             table.insert(id, Stored { created: revision, revision, number, spec });
             Effect::Created
         }
     }
+}
+
+/// The first number from 1 that none of `count` others has.
+fn free_number(taken: impl Iterator<Item = u32>, count: usize) -> u32 {
+    let mut free = vec![true; count + 2];
+    for number in taken {
+        if let Some(slot) = free.get_mut(number as usize) {
+            *slot = false;
+        }
+    }
+    let number = free.iter().skip(1).position(|free| *free).map_or(count, |first| first);
+    u32::try_from(number).map_or(u32::MAX, |number| number.saturating_add(1))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! and an exit status. What the daemon says reaches a terminal without control characters.
 
 mod apply;
+mod dry_run;
 mod get;
 mod snapshot;
 mod status;
@@ -20,6 +21,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
     DEFAULT_SOCKET,
+    batch::{Batch, Wanted},
     client::{Client, ClientError, Server},
     error::{Problem, ResourceKind},
     resources::TornDown,
@@ -94,14 +96,16 @@ enum Command {
     /// Create or change networks, ports and guests
     #[command(
         after_help = "A document is {\"kind\": \"network\", \"id\": \"blue\", \"spec\": {…}} with \
-                            kind network, port or guest. A file holds any number of them, one after \
-                            another or in arrays. All are checked before the first one is sent; one \
-                            that the daemon refuses does not keep the others back."
+                            kind network, port or guest, in JSON or YAML. A file holds any number of \
+                            them. They are applied in one transaction: all of them, or nothing."
     )]
     Apply {
-        /// A file of JSON documents, - for standard input
+        /// A file of JSON or YAML documents, - for standard input
         #[arg(short, long)]
         file: PathBuf,
+        /// Change nothing: say which flows, settings and conditions would change
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
         /// Wait until everything is in the kernel, at most so many seconds
         #[arg(
             long,
@@ -112,14 +116,24 @@ enum Command {
         )]
         wait: Option<u64>,
     },
-    /// Remove a network, port or guest
+    /// Remove a network, port or guest, or all that a file names
     #[command(after_help = "Example:
-  eswitchctl delete port web-1 --wait")]
+  eswitchctl delete port web-1 --wait
+  eswitchctl delete port web-1 --dry-run
+  eswitchctl delete -f networks.json")]
     Delete {
         /// Its kind
-        kind: DeclaredKind,
+        #[arg(required_unless_present = "file")]
+        kind: Option<DeclaredKind>,
         /// Its id
-        id: Id,
+        #[arg(required_unless_present = "file")]
+        id: Option<Id>,
+        /// Remove all that the documents of this file name, - for standard input
+        #[arg(short, long, conflicts_with_all = ["kind", "id"])]
+        file: Option<PathBuf>,
+        /// Change nothing: say which flows, settings and conditions would change
+        #[arg(long, conflicts_with = "wait")]
+        dry_run: bool,
         /// Wait until the kernel knows it no more, at most 25 seconds
         #[arg(long)]
         wait: bool,
@@ -306,13 +320,25 @@ pub async fn run(
                 .await
                 .map(|()| Exit::Done)
         }
-        Command::Apply { file, wait } => {
+        Command::Apply { file, dry_run, wait } => {
             let wait = wait.map(Duration::from_secs);
-            apply::apply(&client, &file, wait, input, out, err).await
+            let how = apply::How { delete: false, dry_run, wait };
+            apply::apply(&client, &file, how, input, out, err).await
         }
-        Command::Delete { kind, id, wait } => {
+        Command::Delete { kind, id, file, dry_run, wait } => {
             let client = if wait { client.waiting(WAIT_MAX) } else { client };
-            delete(&client, kind, &id, out).await
+            match (kind, id, file) {
+                (Some(kind), Some(id), _) if dry_run => {
+                    let deletion = apply::batch(vec![deletion(kind, id)]);
+                    show_dry_run(&client, &deletion, out).await
+                }
+                (Some(kind), Some(id), _) => delete(&client, kind, &id, out).await,
+                (_, _, file) => {
+                    let how = apply::How { delete: true, dry_run, wait: None };
+                    let file = file.unwrap_or_else(|| "-".into());
+                    apply::apply(&client, &file, how, input, out, err).await
+                }
+            }
         }
         Command::Status => status::status(&client, out).await,
         Command::Snapshot { direction: Direction::Save { file } } => {
@@ -373,6 +399,23 @@ impl From<Filter> for FlowFilter {
     }
 }
 
+fn deletion(kind: DeclaredKind, id: Id) -> Wanted {
+    match kind {
+        DeclaredKind::Network => Wanted::Network(id, None),
+        DeclaredKind::Port => Wanted::Port(id, None),
+        DeclaredKind::Guest => Wanted::Guest(id, None),
+    }
+}
+
+async fn show_dry_run(
+    client: &Client,
+    batch: &Batch,
+    out: &mut dyn Write,
+) -> Result<Exit, CommandError> {
+    dry_run::write(out, &client.dry_run(batch).await?)?;
+    Ok(Exit::Done)
+}
+
 async fn delete(
     client: &Client,
     kind: DeclaredKind,
@@ -384,7 +427,7 @@ async fn delete(
         DeclaredKind::Port => client.delete_port(id).await?,
         DeclaredKind::Guest => client.delete_guest(id).await?,
     }
-    writeln!(out, "{}/{id} deleted", ResourceKind::from(kind))?;
+    writeln!(out, "{}/{id} deleted", ResourceKind::from(kind).plural())?;
     Ok(Exit::Done)
 }
 

@@ -7,6 +7,7 @@
 use std::{future::Future, time::Duration};
 
 use crate::{
+    batch::{Applied, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
@@ -199,6 +200,21 @@ pub trait Daemon: Send + Sync + 'static {
     /// The flows that match `filter`, in order of adapter, netdev and rule.
     fn flows(&self, filter: FlowFilter)
     -> impl Future<Output = Result<Vec<Flow>, ApiError>> + Send;
+
+    /// Makes all changes in one transaction, or on an error none; with `wait` answered like a change
+    /// that waits ([`ChangeHow::wait`]).
+    fn apply(
+        &self,
+        changes: Vec<Wanted>,
+        wait: Option<Duration>,
+    ) -> impl Future<Output = Result<Applied, ApiError>> + Send;
+
+    /// What changes would come to. Makes none.
+    fn dry_run(
+        &self,
+        changes: Vec<Wanted>,
+        only_if: Precondition,
+    ) -> impl Future<Output = Result<DryRun, ApiError>> + Send;
 
     /// Everything that clients have PUT, as it is stored.
     fn snapshot(&self) -> impl Future<Output = Result<Snapshot, ApiError>> + Send;

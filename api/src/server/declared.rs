@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use super::{ChangeHow, Daemon, Put};
 use crate::{
+    batch::Wanted,
     error::{ApiError, InvalidField, ResourceKind},
     resources::{
         GuestSpec, GuestStatus, NetworkSpec, NetworkStatus, PortSpec, PortStatus, Resource,
@@ -26,6 +27,9 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     const KIND: ResourceKind;
 
     fn validate(&self) -> Result<(), InvalidField>;
+
+    /// The change that gives a resource this spec, or deletes it.
+    fn wanted(id: Id, spec: Option<Self>) -> Wanted;
 
     fn put<D: Daemon>(
         self,
@@ -59,6 +63,10 @@ macro_rules! declared {
 
             fn validate(&self) -> Result<(), InvalidField> {
                 $spec::validate(self)
+            }
+
+            fn wanted(id: Id, spec: Option<Self>) -> Wanted {
+                Wanted::$kind(id, spec)
             }
 
             async fn put<D: Daemon>(

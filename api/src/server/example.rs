@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::declared::Declared;
 use crate::{
+    batch::{Applied, Batch, DryRun},
     error::ResourceKind,
     resources::{Adapter, EswitchChange, Flow, NetworkSpec, PortSpec, TornDown},
     snapshot::{Restored, Snapshot},
@@ -148,6 +149,47 @@ pub(super) fn snapshot() -> Value {
 /// What there is after a snapshot was restored.
 pub(super) fn restored() -> Value {
     checked::<Restored>(json!({"revision": 43, "networks": 1, "ports": 1, "guests": 0}))
+}
+
+/// Many changes.
+pub(super) fn batch() -> Value {
+    checked::<Batch>(json!({
+        "networks": [{"id": id(ResourceKind::Network), "spec": spec::<NetworkSpec>()}],
+        "ports": [{"id": id(ResourceKind::Port), "spec": spec::<PortSpec>()}],
+        "delete": {"ports": ["web-0"]},
+    }))
+}
+
+/// What many changes have done.
+pub(super) fn applied() -> Value {
+    checked::<Applied>(json!({
+        "revision": 44,
+        "changes": [
+            {"resource": "networks/blue", "outcome": "unchanged"},
+            {"resource": "ports/web-1", "outcome": "created"},
+            {"resource": "ports/web-0", "outcome": "deleted"},
+        ],
+    }))
+}
+
+/// What changes would come to.
+pub(super) fn dry_run() -> Value {
+    checked::<DryRun>(json!({
+        "changes": [{"resource": "ports/web-1", "outcome": "deleted"}],
+        "flows": {"added": 0, "changed": 2, "removed": 4},
+        "flow_changes": [{
+            "change": "removed",
+            "adapter": id(ResourceKind::Adapter),
+            "netdev": "enp3s0f0npf0vf0",
+            "purpose": "admission of 02:aa:bb:cc:00:01",
+            "port": "web-1",
+            "network": "blue",
+            "tc": "ingress chain 0 prio 6 protocol all flower src_mac 02:aa:bb:cc:00:01 \
+                   action goto chain 64",
+        }],
+        "vf_changes": [],
+        "conditions": [],
+    }))
 }
 
 /// What a teardown has done.

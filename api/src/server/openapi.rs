@@ -16,7 +16,7 @@ use utoipa::{
         example::{Example, ExampleBuilder},
         path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItemBuilder},
         request_body::RequestBodyBuilder,
-        schema::{AdditionalProperties, ArrayBuilder},
+        schema::{AdditionalProperties, ArrayBuilder, OneOfBuilder},
         tag::TagBuilder,
     },
 };
@@ -29,6 +29,7 @@ use super::{
     route::METRICS_MEDIA_TYPE,
 };
 use crate::{
+    batch::{Applied, Batch, DryRun},
     error::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
@@ -110,6 +111,9 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<Snapshot>(&mut schemas);
     found_schemas::<Restored>(&mut schemas);
     found_schemas::<TornDown>(&mut schemas);
+    found_schemas::<Batch>(&mut schemas);
+    found_schemas::<Applied>(&mut schemas);
+    found_schemas::<DryRun>(&mut schemas);
     found_schemas::<Problem>(&mut schemas);
     let mut schemas: BTreeMap<_, _> = schemas.into_iter().collect();
     for name in [NetworkKind::name(), PortFunction::name(), Backing::name()] {
@@ -206,6 +210,27 @@ fn wait_timeout() -> Parameter {
         .build()
 }
 
+fn dry_run() -> Parameter {
+    ParameterBuilder::new()
+        .name("dry_run")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("Change nothing: only say what it would come to."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
+        .example(Some(false.into()))
+        .build()
+}
+
+fn dry_run_response(description: &str) -> Response {
+    json_response(description, component(&DryRun::name()), example::dry_run()).build()
+}
+
+/// One of two components.
+fn either(one: &str, other: &str) -> RefOr<Schema> {
+    let one_of = OneOfBuilder::new().item(component(one)).item(component(other)).build();
+    Schema::OneOf(one_of).into()
+}
+
 fn component(name: &str) -> Ref {
     Ref::from_schema_name(name)
 }
@@ -230,8 +255,12 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
             .parameter(id_parameter(example::id(kind)))
     };
     let resource = |description: &str, outcome: &[&str]| {
-        let response = json_response(description, component(name), example::resource::<Spec>())
-            .header("ETag", etag());
+        let schema: RefOr<Schema> = match outcome {
+            ["updated", ..] => either(name, &DryRun::name()),
+            _ => component(name).into(),
+        };
+        let response =
+            json_response(description, schema, example::resource::<Spec>()).header("ETag", etag());
         match outcome {
             [] => response.build(),
             words => response.header("Eswitchd-Outcome", one_of(words)).build(),
@@ -252,6 +281,7 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
         .parameter(if_none_match())
         .parameter(wait())
         .parameter(wait_timeout())
+        .parameter(dry_run())
         .request_body(Some(
             RequestBodyBuilder::new()
                 .description(Some("What is wanted."))
@@ -265,13 +295,15 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
                 )
                 .build(),
         ))
-        .response("200", resource("It was there.", &["updated", "unchanged"]))
+        .response("200", resource("It was there, or a dry run.", &["updated", "unchanged"]))
         .response("201", resource("It is new.", &["created"]));
     let delete = named("delete")
         .summary(Some(format!("Remove a {kind}")))
         .parameter(if_match())
         .parameter(wait())
         .parameter(wait_timeout())
+        .parameter(dry_run())
+        .response("200", dry_run_response("A dry run."))
         .response("204", ResponseBuilder::new().description("It is gone."));
 
     PathItemBuilder::new()
@@ -435,6 +467,51 @@ pub(super) fn snapshot() -> PathItem {
             with_problems(put, [reading(vec![]), storing(), body_problems()].concat()),
         )
         .build()
+}
+
+/// POST of many changes.
+pub(super) fn batch() -> PathItem {
+    let operation = operation("daemon", "apply_batch")
+        .summary(Some("Many changes in one transaction"))
+        .description(Some(
+            "All of them, or on an error none. Specs are put, and what `delete` names goes; what is \
+             not there is no error. A network may be deleted together with its last ports. Has no \
+             preconditions.",
+        ))
+        .parameter(wait())
+        .parameter(wait_timeout())
+        .parameter(dry_run())
+        .request_body(Some(
+            RequestBodyBuilder::new()
+                .description(Some("The changes, at most 20,000."))
+                .required(Some(Required::True))
+                .content(
+                    JSON,
+                    ContentBuilder::new()
+                        .schema(Some(component(&Batch::name())))
+                        .example(Some(example::batch()))
+                        .build(),
+                )
+                .build(),
+        ))
+        .response(
+            "200",
+            json_response(
+                "They are made, or a dry run.",
+                either(&Applied::name(), &DryRun::name()),
+                example::applied(),
+            )
+            .build(),
+        );
+    let what = "a batch of 3 changes".to_owned();
+    let missing = vec!["adapter pci-0000:03:00.0: flows of 2 netdevs are on their way".to_owned()];
+    let slow = ApiError::NotProgrammed { what, waited: WAIT, missing };
+    let problems = [
+        reading(vec![still_needed(ResourceKind::Network), slow.problem()]),
+        storing(),
+        body_problems(),
+    ];
+    post(with_problems(operation, problems.concat()))
 }
 
 /// POST that takes flows away.
@@ -629,10 +706,11 @@ fn reading(more: Vec<Problem>) -> Vec<Problem> {
 /// What any request that changes something can meet.
 fn writing(kind: ResourceKind) -> Vec<Problem> {
     let resource = ResourceRef { kind, id: example_id(example::id(kind)) };
-    let changed = ApiError::Precondition { resource: resource.clone(), revision: Some(8) };
+    let what = resource.to_string();
+    let changed = ApiError::Precondition { resource, revision: Some(8) };
     let message = "port web-1: not Bound (GuestNotSeen): guest `vm1` has not been seen";
     let missing = vec![message.to_owned()];
-    let slow = ApiError::NotProgrammed { resource, waited: WAIT, missing };
+    let slow = ApiError::NotProgrammed { what, waited: WAIT, missing };
     [vec![changed.problem(), slow.problem()], storing()].concat()
 }
 

@@ -21,6 +21,7 @@ use super::{
     App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared,
 };
 use crate::{
+    batch::{Batch, Wanted},
     error::{ApiError, InvalidField},
     resources::{Desired, EswitchSpec},
     snapshot::Snapshot,
@@ -105,11 +106,7 @@ impl<S: Send + Sync> FromRequestParts<S> for EswitchHow {
                     return Err(parameter(&key, "no such query parameter", remedy));
                 }
             };
-            let value = value.parse().map_err(|_| {
-                let detail = "is neither true nor false";
-                parameter(&key, detail, "write true or false")
-            })?;
-            if place.replace(value).is_some() {
+            if place.replace(yes_or_no(&key, &value)?).is_some() {
                 return Err(parameter(&key, "is there twice", "name each parameter once"));
             }
         }
@@ -124,11 +121,17 @@ pub(super) const WAIT: Duration = Duration::from_secs(10);
 /// How long it may wait: less than any request may take in all. It can be repeated.
 pub const WAIT_MAX: Duration = Duration::from_secs(25);
 
-impl<S: Send + Sync> FromRequestParts<S> for ChangeHow {
+/// How a change is made, or that it is only to be thought of.
+pub(super) struct ChangeQuery {
+    pub(super) how: ChangeHow,
+    pub(super) dry_run: bool,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ChangeQuery {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let (mut wait, mut timeout) = (None, None);
+        let (mut wait, mut timeout, mut dry_run) = (None, None, None);
         for (key, value) in query(parts)? {
             let again = match key.as_str() {
                 "wait" if value == "programmed" => wait.replace(()).is_some(),
@@ -137,8 +140,9 @@ impl<S: Send + Sync> FromRequestParts<S> for ChangeHow {
                     return Err(parameter("wait", detail, "write wait=programmed"));
                 }
                 "timeout" => timeout.replace(seconds(&value)?).is_some(),
+                "dry_run" => dry_run.replace(yes_or_no(&key, &value)?).is_some(),
                 _ => {
-                    let remedy = "use wait=programmed and timeout";
+                    let remedy = "use dry_run, or wait=programmed and timeout";
                     return Err(parameter(&key, "no such query parameter", remedy));
                 }
             };
@@ -150,10 +154,20 @@ impl<S: Send + Sync> FromRequestParts<S> for ChangeHow {
             let detail = "there is nothing to wait for";
             return Err(parameter("timeout", detail, "add wait=programmed"));
         }
+        let dry_run = dry_run.unwrap_or_default();
+        if wait.is_some() && dry_run {
+            let detail = "a dry run changes nothing that could be waited for";
+            return Err(parameter("wait", detail, "leave wait or dry_run out"));
+        }
         let wait = wait.map(|()| timeout.unwrap_or(WAIT));
         let only_if = Precondition::from_request_parts(parts, state).await?;
-        Ok(ChangeHow { only_if, wait })
+        Ok(ChangeQuery { how: ChangeHow { only_if, wait }, dry_run })
     }
+}
+
+fn yes_or_no(key: &str, value: &str) -> Result<bool, ApiError> {
+    let detail = "is neither true nor false";
+    value.parse().map_err(|_| parameter(key, detail, "write true or false"))
 }
 
 /// A time to wait, in whole seconds.
@@ -253,6 +267,19 @@ impl<D: Daemon> FromRequest<App<D>> for SnapshotBody {
         is_json(request.headers())?;
         let bytes = whole_body(request.into_body(), &app.limits, app.limits.snapshot_bytes).await?;
         Snapshot::read(&bytes).map(SnapshotBody)
+    }
+}
+
+/// The changes of a batch, valid by themselves.
+pub(super) struct BatchBody(pub(super) Vec<Wanted>);
+
+impl<D: Daemon> FromRequest<App<D>> for BatchBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = whole_body(request.into_body(), &app.limits, app.limits.snapshot_bytes).await?;
+        Batch::read(&bytes).map(|batch| BatchBody(batch.changes()))
     }
 }
 

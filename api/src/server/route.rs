@@ -13,13 +13,14 @@ use axum::{
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, ChangeHow, Daemon, EswitchHow, FlowFilter, bounds,
+    App, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
     declared::Declared,
     openapi, reply,
-    request::{EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
+    request::{BatchBody, ChangeQuery, EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
 };
 use crate::{
-    error::ApiError,
+    batch::Wanted,
+    error::{ApiError, InvalidField},
     resources::{Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec, TornDown},
     snapshot::Snapshot,
 };
@@ -29,6 +30,9 @@ pub(super) const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=
 
 /// Snapshots that may be under way at a time: each may be large.
 const SNAPSHOTS: usize = 2;
+
+/// Batches that may be under way at a time, with those that wait for the switch.
+const BATCHES: usize = 16;
 
 /// A path, what answers there, and how that is described.
 pub(super) struct Route<D> {
@@ -60,6 +64,7 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
             in_slots(get(save::<D>).put(restore::<D>), SNAPSHOTS),
             openapi::snapshot(),
         ),
+        route("/v1/apply", in_slots(post(apply::<D>), BATCHES), openapi::batch()),
         route("/v1/teardown", post(tear_down::<D>), openapi::teardown()),
         route("/v1/resume", post(resume::<D>), openapi::resume()),
         route("/healthz", get(healthy), openapi::healthz()),
@@ -97,18 +102,55 @@ async fn read<Spec: Declared, D: Daemon>(
 async fn put<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
-    how: ChangeHow,
+    ChangeQuery { how, dry_run }: ChangeQuery,
     SpecBody(spec): SpecBody<Spec>,
 ) -> Result<Response, ApiError> {
+    if dry_run {
+        return imagine(&app, vec![Spec::wanted(id, Some(spec))], how.only_if).await;
+    }
     spec.put(&*app.daemon, id, how).await.map(|put| reply::put(&put))
 }
 
 async fn delete<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
     PathId(id): PathId,
-    how: ChangeHow,
-) -> Result<StatusCode, ApiError> {
-    Spec::delete(&*app.daemon, &id, how).await.map(|()| StatusCode::NO_CONTENT)
+    ChangeQuery { how, dry_run }: ChangeQuery,
+) -> Result<Response, ApiError> {
+    if dry_run {
+        Spec::get(&*app.daemon, &id).await?;
+        return imagine(&app, vec![Spec::wanted(id, None)], how.only_if).await;
+    }
+    Spec::delete(&*app.daemon, &id, how).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// What changes would come to.
+async fn imagine<D: Daemon>(
+    app: &App<D>,
+    changes: Vec<Wanted>,
+    only_if: Precondition,
+) -> Result<Response, ApiError> {
+    let dry_run = app.daemon.dry_run(changes, only_if).await?;
+    Ok(Json(dry_run).into_response())
+}
+
+async fn apply<D: Daemon>(
+    State(app): State<App<D>>,
+    ChangeQuery { how, dry_run }: ChangeQuery,
+    BatchBody(changes): BatchBody,
+) -> Result<Response, ApiError> {
+    if how.only_if != Precondition::None {
+        return Err(ApiError::Parameter(InvalidField {
+            field: "If-Match".into(),
+            detail: "a batch has no revision".into(),
+            remedy: "leave it out, or PUT the resources one by one".into(),
+        }));
+    }
+    if dry_run {
+        return imagine(&app, changes, how.only_if).await;
+    }
+    let applied = app.daemon.apply(changes, how.wait).await?;
+    Ok(Json(applied).into_response())
 }
 
 async fn adapters<D: Daemon>(

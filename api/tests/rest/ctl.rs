@@ -200,16 +200,16 @@ async fn apply_waits_until_all_is_programmed_and_says_what_it_waits_for() {
     let missing = Some((1, "flows of 2 netdevs are on their way"));
     let daemon = Running::usual(Double::with(|state| state.missing = missing)).await;
     let ran = ctl(&daemon, "apply -f - --wait=10", document).await;
-    assert_eq!(ran.out, "network/blue created\nnetwork/blue programmed\n");
+    assert_eq!(ran.out, "networks/blue created\nprogrammed\n");
     assert_eq!(ran.err, "waiting: flows of 2 netdevs are on their way\n");
     assert_eq!(ran.exit, Exit::Done);
 
     let daemon = Running::usual(Double::with(|state| state.missing = missing)).await;
     let ran = ctl(&daemon, "apply -f - --wait=0", document).await;
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NotProgrammed, "network/blue created\n"));
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::NotProgrammed, "networks/blue created\n"));
     assert!(ran.err.contains("\n  flows of 2 netdevs are on their way\n"), "{}", ran.err);
     let ran = ctl(&daemon, "delete network blue --wait", "").await;
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "network/blue deleted\n"));
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "networks/blue deleted\n"));
 }
 
 // ---------------------------------------------------------------- get
@@ -397,12 +397,12 @@ async fn empty() -> (Arc<Double>, Running) {
 async fn apply_takes_one_document_several_or_arrays_of_them() {
     let (_, daemon) = empty().await;
     for (input, out) in [
-        (BLUE.to_owned(), "network/blue created\n"),
+        (BLUE.to_owned(), "networks/blue created\n"),
         (
             format!("{BLUE}\n{VM} [{WEB}]"),
-            "network/blue unchanged\nguest/vm1 created\nport/web created\n",
+            "networks/blue unchanged\nguests/vm1 created\nports/web created\n",
         ),
-        (BLUE.replace("flat", "isolated"), "network/blue updated\n"),
+        (BLUE.replace("flat", "isolated"), "networks/blue updated\n"),
     ] {
         let ran = ctl(&daemon, "apply -f -", &input).await;
         assert_eq!(ran, Ran { exit: Exit::Done, out: out.to_owned(), err: String::new() });
@@ -415,7 +415,7 @@ async fn apply_reads_files() {
     let file = daemon.folder.path().join("blue.json");
     std::fs::write(&file, BLUE).unwrap();
     let ran = ctl(&daemon, &format!("apply -f {}", file.display()), "").await;
-    assert_eq!(ran.out, "network/blue created\n");
+    assert_eq!(ran.out, "networks/blue created\n");
     let ran = ctl(&daemon, &format!("apply -f {}.none", file.display()), "").await;
     assert_eq!(ran.exit, Exit::Usage);
     assert!(ran.err.contains("blue.json.none"), "{}", ran.err);
@@ -426,9 +426,10 @@ async fn apply_sends_nothing_where_any_document_is_wrong() {
     let (double, daemon) = empty().await;
     for (wrong, says) in [
         ("", "there is no document"),
-        ("kind: network", "not JSON"),
+        ("kind: [", "not YAML"),
+        ("kind: network\n---\n", "document 1: id: missing field `id`"),
         ("{", "not JSON"),
-        ("5", "document 1"),
+        ("[5]", "document 1"),
         (r#"{"kind": "switch", "id": "a", "spec": {}}"#, "kind: unknown variant `switch`"),
         (r#"{"kind": "guest", "spec": {}}"#, "id: missing field `id`"),
         (r#"{"kind": "guest", "id": "a", "spec": {}, "status": {}}"#, "status: unknown field"),
@@ -450,7 +451,7 @@ async fn apply_sends_nothing_where_any_document_is_wrong() {
 }
 
 #[tokio::test]
-async fn apply_goes_on_after_a_refusal_and_remembers_it() {
+async fn a_refusal_of_a_batch_names_what_stands_in_the_way() {
     let (double, daemon) = empty().await;
     double.change(|state| {
         state.trouble = Some(Trouble::Error(|| ApiError::Conflict {
@@ -460,11 +461,47 @@ async fn apply_goes_on_after_a_refusal_and_remembers_it() {
         }));
     });
     let ran = ctl(&daemon, "apply -f -", &format!("{WEB} {BLUE}")).await;
-    let refused = |what: &str| {
-        format!("eswitchctl: {what}: VF 0 has a port\n  remedy: delete that port first\n")
-    };
-    assert_eq!(ran.err, refused("port/web") + &refused("network/blue"));
-    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Refused, ""));
+    let err = "eswitchctl: VF 0 has a port\n  remedy: delete that port first\n";
+    let expected = Ran { exit: Exit::Refused, out: String::new(), err: err.to_owned() };
+    assert_eq!(ran, expected);
+}
+
+#[tokio::test]
+async fn documents_may_be_yaml_and_a_name_stands_once() {
+    let (double, daemon) = empty().await;
+    let yaml = "\
+# a network and a port
+kind: network
+id: blue
+spec:
+  kind: {vlan: {vid: 100}}
+  reserved_macs: [02:00:5e:00:00:01]
+---
+kind: port
+id: web
+spec:
+  function: {vf: {adapter: pci-0000:03:00.0, index: 0}}
+  attachments:
+    - network: blue
+  macs: [\"02:00:00:00:00:01\"]
+";
+    let ran = ctl(&daemon, "apply -f -", yaml).await;
+    assert_eq!(
+        (ran.out.as_str(), ran.err.as_str()),
+        ("networks/blue created\nports/web created\n", "")
+    );
+    let kind = double.change(|state| state.networks.values().next().unwrap().spec.kind);
+    assert!(matches!(kind, NetworkKind::Vlan(tag) if tag.vid.get() == 100));
+    let ran = ctl(&daemon, "apply -f -", &format!("{BLUE} {BLUE}")).await;
+    assert_eq!(ran.exit, Exit::Usage);
+    assert!(ran.err.contains("document 2: networks/blue is there twice"), "{}", ran.err);
+
+    let ran = ctl(&daemon, "delete -f - --dry-run", yaml).await;
+    assert!(ran.out.contains("ports/web would be updated\n"), "{}", ran.out);
+    assert_eq!(double.change(|state| state.ports.len()), 1, "nothing was done");
+    let ran = ctl(&daemon, "delete -f -", yaml).await;
+    assert_eq!(ran.out, "networks/blue deleted\nports/web deleted\n");
+    assert!(double.change(|state| state.ports.is_empty() && state.networks.is_empty()));
 }
 
 #[tokio::test]

@@ -10,9 +10,10 @@ use std::{
 };
 
 use eswitchd_api::{
+    batch::{Applied, ChangeOutcome, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::*,
-    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Put, PutOutcome},
+    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     snapshot::{Restored, Saved, Snapshot},
     types::Id,
 };
@@ -112,9 +113,9 @@ impl Double {
             None | Some((0, _)) => Ok(()),
             Some((left, what)) => {
                 *left -= 1;
-                let resource = ResourceRef { kind, id: id.clone() };
+                let resource = ResourceRef { kind, id: id.clone() }.to_string();
                 let missing = vec![(*what).to_owned()];
-                Err(ApiError::NotProgrammed { resource, waited, missing })
+                Err(ApiError::NotProgrammed { what: resource, waited, missing })
             }
         })
     }
@@ -309,6 +310,54 @@ impl Daemon for Double {
                 && filter.network.as_ref().is_none_or(|id| flow.network.as_ref() == Some(id))
         };
         Ok(self.change(|state| state.flows.iter().filter(fits).cloned().collect()))
+    }
+
+    async fn apply(
+        &self,
+        changes: Vec<Wanted>,
+        wait: Option<Duration>,
+    ) -> Result<Applied, ApiError> {
+        self.trouble().await?;
+        let mut changed = Vec::new();
+        for change in changes {
+            let resource = change.resource().to_string();
+            let how = ChangeHow { wait, ..ChangeHow::default() };
+            let done = match change {
+                Wanted::Network(id, Some(spec)) => self.put_network(id, spec, how).await?.outcome,
+                Wanted::Port(id, Some(spec)) => self.put_port(id, spec, how).await?.outcome,
+                Wanted::Guest(id, Some(spec)) => self.put_guest(id, spec, how).await?.outcome,
+                gone => {
+                    let deleted = match gone {
+                        Wanted::Network(id, _) => self.delete_network(&id, how).await,
+                        Wanted::Port(id, _) => self.delete_port(&id, how).await,
+                        Wanted::Guest(id, _) => self.delete_guest(&id, how).await,
+                    };
+                    let outcome = match deleted {
+                        Ok(()) => ChangeOutcome::Deleted,
+                        Err(ApiError::NotFound { .. }) => ChangeOutcome::Absent,
+                        Err(error) => return Err(error),
+                    };
+                    changed.push(Changed { resource, outcome });
+                    continue;
+                }
+            };
+            let outcome = match done {
+                PutOutcome::Created => ChangeOutcome::Created,
+                PutOutcome::Updated => ChangeOutcome::Updated,
+                PutOutcome::Unchanged => ChangeOutcome::Unchanged,
+            };
+            changed.push(Changed { resource, outcome });
+        }
+        Ok(Applied { revision: self.change(|state| state.revision), changes: changed })
+    }
+
+    async fn dry_run(&self, changes: Vec<Wanted>, _: Precondition) -> Result<DryRun, ApiError> {
+        self.trouble().await?;
+        let changed = |change: Wanted| Changed {
+            resource: change.resource().to_string(),
+            outcome: ChangeOutcome::Updated,
+        };
+        Ok(DryRun { changes: changes.into_iter().map(changed).collect(), ..DryRun::default() })
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {

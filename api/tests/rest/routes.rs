@@ -261,6 +261,8 @@ async fn unknown_and_repeated_query_parameters_are_refused() {
         ("colour=1", "colour"),
         ("wait=offloaded", "wait"),
         ("wait", "wait"),
+        ("dry_run=yes", "dry_run"),
+        ("dry_run=true&wait=programmed", "wait"),
         ("timeout=5", "timeout"),
         ("wait=programmed&wait=programmed", "wait"),
         ("wait=programmed&timeout=26", "timeout"),
@@ -500,6 +502,61 @@ async fn however_many_wait_others_are_answered() {
     for request in waiting {
         assert!(request.await.unwrap().status.is_success());
     }
+}
+
+// ---------------------------------------------------------------- batches and dry runs
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_and_nothing_is_asked_of_the_daemon_but_that() {
+    for (path, first, second) in kinds() {
+        let double = Double::with(|_| {});
+        let api = router(Arc::clone(&double));
+        let one = format!("{path}/a?dry_run=true");
+        let answer = put(&api, &one, &first).await;
+        let resource = format!("{}/a", path.trim_start_matches("/v1/"));
+        let expected = json!([{"resource": resource, "outcome": "updated"}]);
+        assert_eq!((answer.status.as_u16(), &answer.json()["changes"]), (200, &expected));
+        assert_eq!(delete(&api, &one).await.problem().kind, "/problems/not-found");
+        put(&api, &format!("{path}/a"), &first).await;
+        assert_eq!(delete(&api, &one).await.json()["changes"], expected);
+        put(&api, &one, &second).await;
+        let is = get(&api, &format!("{path}/a")).await;
+        assert_eq!((is.status.as_u16(), is.header("etag")), (200, "\"1\""), "as it was");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_many_changes_and_errors_are_named_from_its_root() {
+    let [(_, network, _), (_, port, _), (_, guest, _)] = kinds();
+    let named = |id: &str, body: &Value| json!({"id": id, "spec": body["spec"]});
+    let api = api();
+    let batch = json!({
+        "networks": [named("red", &network)],
+        "ports": [named("p", &port)],
+        "guests": [named("vm", &guest)],
+        "delete": {"ports": ["gone"]},
+    });
+    let post =
+        async |path: &str, body: &Value| ask(&api, Method::POST, path, body.to_string()).await;
+    let applied = post("/v1/apply", &batch).await;
+    let outcome = |name: &str, outcome: &str| json!({"resource": name, "outcome": outcome});
+    let expected = json!([
+        outcome("networks/red", "created"),
+        outcome("ports/p", "created"),
+        outcome("guests/vm", "created"),
+        outcome("ports/gone", "absent"),
+    ]);
+    assert_eq!(applied.json(), json!({"revision": 3, "changes": expected}));
+    for path in ["/v1/networks/red", "/v1/ports/p", "/v1/guests/vm"] {
+        assert_eq!(get(&api, path).await.status, 200);
+    }
+    assert_eq!(post("/v1/apply?dry_run=true", &batch).await.json()["flows"]["added"], 0);
+    let wrong = json!({"networks": [named("red", &network), {"id": "b", "spec": {"kind": "odd"}}]});
+    let problem = post("/v1/apply", &wrong).await.problem();
+    assert_eq!((problem.status, problem.field.as_deref()), (422, Some("networks[1].spec.kind")));
+    let request = Request::post("/v1/apply").header("if-match", "\"1\"");
+    let answer = send(&api, request.body(batch.to_string().into()).unwrap()).await;
+    assert_eq!(answer.problem().field.as_deref(), Some("If-Match"));
 }
 
 // ---------------------------------------------------------------- preconditions

@@ -347,13 +347,9 @@ impl Owner {
     /// Stores how far an order is; nobody waits for the answer.
     fn note(&mut self, id: Id, order: EswitchOrder) {
         let (answer, _) = oneshot::channel();
-        let change = Change::Eswitch(id, Some(order));
-        self.store.writes.push_back(Write {
-            change,
-            only_if: Precondition::None,
-            waiter: None,
-            answer,
-        });
+        let changes = vec![Change::Eswitch(id, Some(order))];
+        let only_if = Precondition::None;
+        self.store.writes.push_back(Write { changes, only_if, waiter: None, answer });
         self.next_write();
     }
 

@@ -7,6 +7,7 @@
 
 mod conditions;
 mod drift;
+mod dry_run;
 mod eswitch;
 mod flows;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod status;
 mod waiting;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::Arc,
@@ -97,17 +99,18 @@ pub(crate) enum Call {
     Write(Box<Write>),
 }
 
-/// A change of the intent that a client asks for; answered when it is durable.
+/// Changes of the intent that a client asks for, made in one transaction; answered when they are
+/// durable.
 #[derive(Debug)]
 pub(crate) struct Write {
     /// What.
-    pub(crate) change: Change,
-    /// In which state what it is about must be.
+    pub(crate) changes: Vec<Change>,
+    /// In which state what each is about must be.
     pub(crate) only_if: Precondition,
     /// Who waits until it is programmed.
     pub(crate) waiter: Option<Waiter>,
-    /// What became of it.
-    pub(crate) answer: oneshot::Sender<Result<Effect, ApiError>>,
+    /// What became of each.
+    pub(crate) answer: oneshot::Sender<Result<Vec<Effect>, ApiError>>,
 }
 
 /// Where the owner's news comes from.
@@ -235,13 +238,13 @@ struct StoreDone {
     commit: Option<Committed>,
 }
 
-/// A change of intent that went through the store, or did not.
+/// Changes of intent that went through the store, or did not.
 struct Committed {
     intent: Box<Intent>,
-    change: Change,
-    result: Result<Effect, StoreError>,
+    changes: Vec<Change>,
+    result: Result<Vec<Effect>, StoreError>,
     waiter: Option<Waiter>,
-    answer: oneshot::Sender<Result<Effect, ApiError>>,
+    answer: oneshot::Sender<Result<Vec<Effect>, ApiError>>,
 }
 
 /// The one owner of the daemon's state.
@@ -899,18 +902,11 @@ impl Owner {
     /// Starts the next change of intent, if the store is free.
     fn next_write(&mut self) {
         while self.store.store.is_some() {
-            let Some(Write { change, only_if, waiter, answer }) = self.store.writes.pop_front()
+            let Some(Write { changes, only_if, waiter, answer }) = self.store.writes.pop_front()
             else {
                 return;
             };
-            let permitted = match self.intent.subject(&change) {
-                None => Ok(()),
-                Some(subject) if subject.as_wanted => Ok(()),
-                Some(subject) => only_if
-                    .check(subject.kind, subject.id, subject.revision)
-                    .and_then(|()| self.permitted(&change)),
-            };
-            if let Err(error) = permitted {
+            if let Err(error) = self.permitted(&changes, &only_if) {
                 answer.send(Err(error)).ok();
                 continue;
             }
@@ -918,19 +914,43 @@ impl Owner {
             let mut intent = Box::new(self.intent.clone());
             let returned = self.store.returned_to.clone();
             tokio::task::spawn_blocking(move || {
-                let result = store.commit(&mut intent, change.clone());
-                let commit = Some(Committed { intent, change, result, waiter, answer });
+                let result = store.commit(&mut intent, &changes);
+                let commit = Some(Committed { intent, changes, result, waiter, answer });
                 returned.send(StoreDone { store, commit }).ok();
             });
         }
     }
 
-    /// Whether a change may be made as things stand.
-    fn permitted(&self, change: &Change) -> Result<(), ApiError> {
+    /// Whether changes may be made together as things stand.
+    fn permitted(&self, changes: &[Change], only_if: &Precondition) -> Result<(), ApiError> {
+        let mut open = Vec::new();
+        for change in changes {
+            match self.intent.subject(change) {
+                Some(subject) if !subject.as_wanted => {
+                    only_if.check(subject.kind, subject.id, subject.revision)?;
+                    open.push(change);
+                }
+                _ => {}
+            }
+        }
+        let after = match changes {
+            [_] => Cow::Borrowed(&self.intent),
+            _ => {
+                let mut after = self.intent.clone();
+                for change in changes {
+                    after.apply(change.clone());
+                }
+                Cow::Owned(after)
+            }
+        };
+        open.into_iter().try_for_each(|change| self.permitted_beside(change, &after))
+    }
+
+    /// Whether a change may be made beside the others that `after` has.
+    fn permitted_beside(&self, change: &Change, after: &Intent) -> Result<(), ApiError> {
         match change {
             Change::Network(id, None) => {
-                let blockers: Vec<ResourceRef> = self
-                    .intent
+                let blockers: Vec<ResourceRef> = after
                     .ports
                     .iter()
                     .filter(|(_, port)| port.spec.attachments.iter().any(|a| a.network == *id))
@@ -947,7 +967,7 @@ impl Owner {
             }
             Change::Network(id, Some(_))
                 if !self.intent.networks.contains_key(id)
-                    && self.intent.networks.len() >= MAX_NETWORK_NUMBER as usize =>
+                    && after.networks.len() >= MAX_NETWORK_NUMBER as usize =>
             {
                 Err(ApiError::Conflict {
                     detail: format!("there are {MAX_NETWORK_NUMBER} networks, which is the most"),
@@ -964,21 +984,23 @@ impl Owner {
 
     fn store_returned(&mut self, done: StoreDone) {
         self.store.store = Some(done.store);
-        if let Some(Committed { intent, change, result, waiter, answer }) = done.commit {
+        if let Some(Committed { intent, changes, result, waiter, answer }) = done.commit {
             let result = match result {
-                Ok(effect) => {
+                Ok(effects) => {
                     self.intent = *intent;
                     if let Some(waiter) = waiter {
-                        self.waits.begin(waiter, &change, effect);
+                        self.waits.begin(waiter, &changes, &effects);
                     }
-                    match (effect, change.claims()) {
-                        (Effect::Unchanged, _) => {}
-                        (_, Some(claims)) => self.plan_anew(claims.clone()),
-                        (_, None) => self.dirty.change(&change),
+                    for (change, effect) in changes.iter().zip(&effects) {
+                        match (effect, change.claims()) {
+                            (Effect::Unchanged, _) => {}
+                            (_, Some(claims)) => self.plan_anew(claims.clone()),
+                            (_, None) => self.dirty.change(change),
+                        }
                     }
                     self.stale.all = true;
                     self.tell_guest_watch();
-                    Ok(effect)
+                    Ok(effects)
                 }
                 Err(error) => {
                     error!(%error, "store");

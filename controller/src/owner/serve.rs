@@ -9,6 +9,7 @@ use std::{
 };
 
 use api::{
+    batch::{Applied, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
@@ -43,12 +44,20 @@ pub(crate) struct DaemonHandle {
     tickets: Arc<AtomicU64>,
     /// Held while flows are taken away or brought back.
     tearing_down: Arc<Mutex<()>>,
+    /// Held while what changes would come to is planned.
+    dry_running: Arc<Mutex<()>>,
 }
 
 impl DaemonHandle {
     /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
     pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>) -> Self {
-        DaemonHandle { calls, metrics, tickets: Arc::default(), tearing_down: Arc::default() }
+        DaemonHandle {
+            calls,
+            metrics,
+            tickets: Arc::default(),
+            tearing_down: Arc::default(),
+            dry_running: Arc::default(),
+        }
     }
 
     async fn read<T: Send + 'static>(
@@ -76,46 +85,60 @@ impl DaemonHandle {
     }
 
     async fn write(&self, change: Change, only_if: Precondition) -> Result<Effect, ApiError> {
-        self.write_for(change, only_if, None).await
+        let effects = self.write_for(vec![change], only_if, None).await?;
+        effects.first().copied().ok_or_else(stopping)
     }
 
     async fn write_for(
         &self,
-        change: Change,
+        changes: Vec<Change>,
         only_if: Precondition,
         waiter: Option<Waiter>,
-    ) -> Result<Effect, ApiError> {
+    ) -> Result<Vec<Effect>, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.calls
-            .send(Call::Write(Box::new(Write { change, only_if, waiter, answer })))
+            .send(Call::Write(Box::new(Write { changes, only_if, waiter, answer })))
             .await
             .map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?
     }
 
-    /// Makes a change of a resource, and waits for what it needs where the client does.
+    /// Makes changes, and waits for what they need where the client does. `what` names them.
     async fn change(
         &self,
-        change: Change,
+        changes: Vec<Change>,
         how: ChangeHow,
-        resource: ResourceRef,
-    ) -> Result<Effect, ApiError> {
-        let Some(limit) = how.wait else { return self.write(change, how.only_if).await };
+        what: String,
+    ) -> Result<Vec<Effect>, ApiError> {
+        let Some(limit) = how.wait else { return self.write_for(changes, how.only_if, None).await };
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (programmed, is_programmed) = oneshot::channel();
         let waiter = Waiter { ticket, programmed };
-        let effect = self.write_for(change, how.only_if, Some(waiter)).await?;
-        if effect == Effect::Absent {
-            return Ok(effect);
+        let effects = self.write_for(changes, how.only_if, Some(waiter)).await?;
+        if effects.iter().all(|effect| *effect == Effect::Absent) {
+            return Ok(effects);
         }
         match tokio::time::timeout(limit, is_programmed).await {
-            Ok(Ok(())) => Ok(effect),
+            Ok(Ok(())) => Ok(effects),
             Ok(Err(_)) => Err(stopping()),
             Err(_) => match self.read(move |owner| owner.give_up(ticket)).await? {
-                missing if missing.is_empty() => Ok(effect),
-                missing => Err(ApiError::NotProgrammed { resource, waited: limit, missing }),
+                missing if missing.is_empty() => Ok(effects),
+                missing => Err(ApiError::NotProgrammed { what, waited: limit, missing }),
             },
         }
+    }
+
+    /// The same for one resource.
+    async fn change_one(
+        &self,
+        change: Change,
+        how: ChangeHow,
+        kind: ResourceKind,
+        id: &Id,
+    ) -> Result<Effect, ApiError> {
+        let what = ResourceRef { kind, id: id.clone() }.to_string();
+        let effects = self.change(vec![change], how, what).await?;
+        effects.first().copied().ok_or_else(stopping)
     }
 
     async fn put<T: Send + 'static>(
@@ -126,8 +149,7 @@ impl DaemonHandle {
         id: Id,
         find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
     ) -> Result<Put<T>, ApiError> {
-        let resource = ResourceRef { kind, id: id.clone() };
-        let outcome = match self.change(change, how, resource).await? {
+        let outcome = match self.change_one(change, how, kind, &id).await? {
             Effect::Created => PutOutcome::Created,
             Effect::Updated => PutOutcome::Updated,
             Effect::Unchanged | Effect::Deleted | Effect::Absent => PutOutcome::Unchanged,
@@ -142,8 +164,7 @@ impl DaemonHandle {
         kind: ResourceKind,
         id: &Id,
     ) -> Result<(), ApiError> {
-        let resource = ResourceRef { kind, id: id.clone() };
-        match self.change(change, how, resource).await? {
+        match self.change_one(change, how, kind, id).await? {
             Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
             _ => Ok(()),
         }
@@ -290,6 +311,37 @@ impl Daemon for DaemonHandle {
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {
         self.read(move |owner| owner.flows(&filter)).await
+    }
+
+    async fn apply(
+        &self,
+        changes: Vec<Wanted>,
+        wait: Option<Duration>,
+    ) -> Result<Applied, ApiError> {
+        let resources: Vec<ResourceRef> = changes.iter().map(Wanted::resource).collect();
+        let changes: Vec<Change> = changes.into_iter().map(Change::from).collect();
+        let how = ChangeHow { only_if: Precondition::None, wait };
+        let what = format!("a batch of {} changes", changes.len());
+        let effects = self.change(changes, how, what).await?;
+        let changed = resources.iter().zip(effects).map(|(resource, effect)| Changed {
+            resource: resource.to_string(),
+            outcome: effect.into(),
+        });
+        let revision = self.read(|owner| owner.intent.revision).await?;
+        Ok(Applied { revision, changes: changed.collect() })
+    }
+
+    async fn dry_run(
+        &self,
+        changes: Vec<Wanted>,
+        only_if: Precondition,
+    ) -> Result<DryRun, ApiError> {
+        // Each plans everything: one at a time.
+        let _alone = self.dry_running.lock().await;
+        let imagined = self.read(move |owner| owner.imagine(changes, &only_if)).await??;
+        tokio::task::spawn_blocking(move || imagined.consider())
+            .await
+            .map_err(|error| ApiError::Internal(error.into()))
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {

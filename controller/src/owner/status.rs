@@ -705,7 +705,7 @@ fn statement(about: &'static str, status: ConditionStatus, finding: &Finding) ->
 }
 
 /// A rule's text with the names of netdevs in the place of `if7`.
-fn with_names(text: &str, program: &FlowProgram) -> String {
+pub(super) fn with_names(text: &str, program: &FlowProgram) -> String {
     let name = |word: &str| {
         let ifindex = Ifindex::new(word.strip_prefix("if")?.parse().ok()?)?;
         program.netdevs.get(&ifindex).map(|netdev| netdev.name.clone())

@@ -44,7 +44,7 @@ struct Wait {
     vfs: BTreeSet<(Id, u16)>,
 }
 
-/// What a change was about.
+/// What changes were about.
 #[derive(Debug, Default)]
 struct About {
     /// Ports that were put: they are to be programmed.
@@ -53,15 +53,16 @@ struct About {
     networks: BTreeSet<Id>,
     /// Ports that were put or deleted.
     touched: BTreeSet<Id>,
-    /// It was so already: what is still on its way is from an earlier change.
+    /// Some of it was so already: what is still on its way may be from an earlier change.
     unchanged: bool,
 }
 
 impl Waits {
-    /// A change is stored: `waiter` waits for it from now on.
-    pub(super) fn begin(&mut self, waiter: Waiter, change: &Change, effect: Effect) {
-        let mut about = About { unchanged: effect == Effect::Unchanged, ..About::default() };
-        about.note(change);
+    /// Changes are stored: `waiter` waits for them from now on.
+    pub(super) fn begin(&mut self, waiter: Waiter, changes: &[Change], effects: &[Effect]) {
+        let unchanged = effects.contains(&Effect::Unchanged);
+        let mut about = About { unchanged, ..About::default() };
+        changes.iter().for_each(|change| about.note(change));
         let wait = Wait {
             programmed: waiter.programmed,
             about,
@@ -92,15 +93,17 @@ impl Owner {
     /// Planning has changed this: what those wait for who have begun since the last planning.
     pub(super) fn waits_planned(&mut self, changes: &Changes) {
         let mut waits = std::mem::take(&mut self.waits);
-        for wait in waits.0.values_mut().filter(|wait| !wait.planned && !wait.about.unchanged) {
+        for wait in waits.0.values_mut().filter(|wait| !wait.planned) {
             for (adapter, delta) in &changes.flows {
                 let gone = delta.gone.iter().map(|(rule, _)| rule.hook());
-                let put = delta.put.iter().map(|(id, _)| id.hook());
+                let put = delta.put.iter().map(|(rule, _)| rule.hook());
                 wait.hooks.entry(adapter.clone()).or_default().extend(gone.chain(put));
             }
             let before = wait.about.touched.iter().filter_map(|id| changes.ports.get(id)?.as_ref());
             wait.vfs.extend(before.filter_map(vf));
-            self.planned(wait);
+            if !wait.about.unchanged {
+                self.planned(wait);
+            }
         }
         self.waits = waits;
     }

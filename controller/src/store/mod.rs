@@ -20,8 +20,13 @@ pub trait Store: Send {
     /// Everything that was stored.
     fn load(&self) -> Result<Remembered, StoreError>;
 
-    /// Makes `change` durable and applies it to `intent`. On an error both are as before.
-    fn commit(&mut self, intent: &mut Intent, change: Change) -> Result<Effect, StoreError>;
+    /// Makes `changes` durable in one transaction and applies them to `intent`; what each did. On an
+    /// error both are as before.
+    fn commit(
+        &mut self,
+        intent: &mut Intent,
+        changes: &[Change],
+    ) -> Result<Vec<Effect>, StoreError>;
 
     /// Remembers what a restart should know at once, beside `intent`, which is what was committed
     /// last. Losing the last call is harmless.

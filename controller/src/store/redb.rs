@@ -276,24 +276,33 @@ impl Store for RedbStore {
         })
     }
 
-    fn commit(&mut self, intent: &mut Intent, change: Change) -> Result<Effect, StoreError> {
+    fn commit(
+        &mut self,
+        intent: &mut Intent,
+        changes: &[Change],
+    ) -> Result<Vec<Effect>, StoreError> {
         let mut after = intent.clone();
-        let effect = after.apply(change.clone());
-        if matches!(effect, Effect::Unchanged | Effect::Absent) {
-            return Ok(effect);
+        let effects: Vec<Effect> =
+            changes.iter().map(|change| after.apply(change.clone())).collect();
+        let is_new = |effect: &Effect| !matches!(effect, Effect::Unchanged | Effect::Absent);
+        if !effects.iter().any(is_new) {
+            return Ok(effects);
         }
-        let claims = |transaction: &WriteTransaction| match change.claims() {
-            Some(claims) => put_claims(transaction, claims),
-            None => Ok(()),
+        let claims = |transaction: &WriteTransaction| {
+            changes.iter().filter_map(Change::claims).try_for_each(|c| put_claims(transaction, c))
         };
         self.write(
             |transaction| {
-                match &change {
-                    Change::Network(id, _) => put(transaction, NETWORKS, id, &after.networks)?,
-                    Change::Port(id, _) => put(transaction, PORTS, id, &after.ports)?,
-                    Change::Guest(id, _) => put(transaction, GUESTS, id, &after.guests)?,
-                    Change::Eswitch(id, _) => put(transaction, ESWITCHES, id, &after.eswitches)?,
-                    Change::Everything(_) => put_intent(transaction, &after)?,
+                for change in changes {
+                    match change {
+                        Change::Network(id, _) => put(transaction, NETWORKS, id, &after.networks)?,
+                        Change::Port(id, _) => put(transaction, PORTS, id, &after.ports)?,
+                        Change::Guest(id, _) => put(transaction, GUESTS, id, &after.guests)?,
+                        Change::Eswitch(id, _) => {
+                            put(transaction, ESWITCHES, id, &after.eswitches)?;
+                        }
+                        Change::Everything(_) => put_intent(transaction, &after)?,
+                    }
                 }
                 claims(transaction)?;
                 put_revision(transaction, &after)
@@ -301,7 +310,7 @@ impl Store for RedbStore {
             |transaction| put_intent(transaction, &after).and_then(|()| claims(transaction)),
         )?;
         *intent = after;
-        Ok(effect)
+        Ok(effects)
     }
 
     fn remember(
@@ -350,13 +359,15 @@ mod tests {
         let guests = BTreeMap::from([(id("vm"), GuestView { pid: Some(7), ..Default::default() })]);
         {
             let mut store = RedbStore::open(&path).unwrap();
-            store.commit(&mut intent, Change::Network(id("net"), Some(flat()))).unwrap();
-            store.commit(&mut intent, Change::Guest(id("vm"), Some(GuestSpec::default()))).unwrap();
-            store.commit(&mut intent, Change::Guest(id("vm"), None)).unwrap();
+            store.commit(&mut intent, &[Change::Network(id("net"), Some(flat()))]).unwrap();
+            store
+                .commit(&mut intent, &[Change::Guest(id("vm"), Some(GuestSpec::default()))])
+                .unwrap();
+            store.commit(&mut intent, &[Change::Guest(id("vm"), None)]).unwrap();
             let shape = |num_vfs| EswitchShape { mode: EswitchMode::Legacy, num_vfs };
             let stage = OrderStage::Back { why: "no".into() };
             let order = EswitchOrder { wanted: shape(4), before: shape(2), stage };
-            store.commit(&mut intent, Change::Eswitch(id("nic"), Some(order))).unwrap();
+            store.commit(&mut intent, &[Change::Eswitch(id("nic"), Some(order))]).unwrap();
             store.remember(&intent, &claims, &guests).unwrap();
         }
         let remembered = RedbStore::open(&path).unwrap().load().unwrap();
@@ -399,7 +410,7 @@ mod tests {
             let mut store = RedbStore::open(&path).unwrap();
             for number in 0..20 {
                 let change = Change::Network(id(&format!("net-{number}")), Some(flat()));
-                store.commit(&mut intent, change).unwrap();
+                store.commit(&mut intent, &[change]).unwrap();
             }
         }
         let expected = RedbStore::open(&path).unwrap().load().unwrap();
@@ -437,7 +448,7 @@ mod tests {
         let mut intent = Intent::default();
         RedbStore::open(&path)
             .unwrap()
-            .commit(&mut intent, Change::Network(id("net"), Some(flat())))
+            .commit(&mut intent, &[Change::Network(id("net"), Some(flat()))])
             .unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in (1..whole.len()).step_by(whole.len() / 200) {
@@ -478,7 +489,7 @@ mod tests {
         let mut intent = Intent::default();
         RedbStore::open(&path)
             .unwrap()
-            .commit(&mut intent, Change::Network(id("net"), Some(flat())))
+            .commit(&mut intent, &[Change::Network(id("net"), Some(flat()))])
             .unwrap();
         assert_eq!(meta(&path, "format"), Some(1));
         let steps: [Migration; 3] = [|t| note(t, "to 2"), |t| note(t, "to 3"), |t| note(t, "to 4")];
@@ -530,12 +541,12 @@ mod tests {
             let mut intent = store.load().unwrap().intent;
             assert!(intent.networks.is_empty());
             for spec in [Some(flat()), None, Some(flat())] {
-                store.commit(&mut intent, Change::Network(id("net"), spec)).unwrap();
+                store.commit(&mut intent, &[Change::Network(id("net"), spec)]).unwrap();
                 grown(intent.revision);
             }
             let claims = Claims::default();
             let restoration = Box::new(Restoration { intent: snapshot.clone(), claims });
-            store.commit(&mut intent, Change::Everything(restoration)).unwrap();
+            store.commit(&mut intent, &[Change::Everything(restoration)]).unwrap();
             grown(intent.revision);
         }
     }
@@ -551,10 +562,10 @@ mod tests {
         let mut intent = Intent::default();
         {
             let mut store = RedbStore::open(&path).unwrap();
-            store.commit(&mut intent, Change::Network(id("red"), Some(flat()))).unwrap();
+            store.commit(&mut intent, &[Change::Network(id("red"), Some(flat()))]).unwrap();
             let restoration =
                 Box::new(Restoration { intent: saved.clone(), claims: claims.clone() });
-            store.commit(&mut intent, Change::Everything(restoration)).unwrap();
+            store.commit(&mut intent, &[Change::Everything(restoration)]).unwrap();
         }
         let remembered = RedbStore::open(&path).unwrap().load().unwrap();
         assert_eq!((&remembered.intent, &remembered.claims), (&intent, &claims));
@@ -569,13 +580,13 @@ mod tests {
         let mut intent = Intent::default();
         {
             let mut store = RedbStore::open(&path).unwrap();
-            store.commit(&mut intent, Change::Network(id("a"), Some(flat()))).unwrap();
+            store.commit(&mut intent, &[Change::Network(id("a"), Some(flat()))]).unwrap();
             // As far as anybody knows, this one came to the disk, and its answer said that it failed.
             let mut lost = intent.clone();
-            store.commit(&mut lost, Change::Network(id("lost"), Some(flat()))).unwrap();
+            store.commit(&mut lost, &[Change::Network(id("lost"), Some(flat()))]).unwrap();
             let fails = |_: &WriteTransaction| Err(redb::Error::Corrupted("a test".into()));
             assert!(store.write(fails, |_| Ok(())).is_err());
-            store.commit(&mut intent, Change::Network(id("b"), Some(flat()))).unwrap();
+            store.commit(&mut intent, &[Change::Network(id("b"), Some(flat()))]).unwrap();
         }
         assert_eq!(RedbStore::open(&path).unwrap().load().unwrap().intent, intent);
         assert!(!intent.networks.contains_key(&id("lost")));

@@ -4,6 +4,8 @@
 
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
 
+use std::collections::BTreeSet;
+
 use lab::{
     daemon::{Answer, Daemon},
     net::{self, Netdevsim, Netns},
@@ -157,4 +159,109 @@ fn who_has_waited_in_vain_is_told_what_is_missing_and_finds_the_change_stored() 
     let answer = rig.put("/v1/ports/p1?wait=programmed&timeout=1", rig.port(0));
     assert_eq!(answer.status, 504, "{answer:?}");
     assert!(answer.body["reasons"].to_string().contains("/v1/resume"), "{answer:?}");
+}
+
+// ---------------------------------------------------------------- dry runs and batches
+
+/// Everything that a change could change: filters and links as the kernel shows them, and what the
+/// daemon has stored and wants.
+fn everything(rig: &Rig, vfs: u32) -> Vec<String> {
+    let netdevs = (0..vfs).map(|vf| rig.representor(vf)).chain(rig.device.uplink().ok());
+    let mut all: Vec<String> = netdevs.map(|netdev| filters(&netdev)).collect();
+    all.push(net::command("ip", ["-d", "link"]).expect("ip"));
+    all.extend(
+        ["/v1/snapshot", "/v1/flows", "/v1/ports", "/v1/networks"]
+            .map(|path| rig.daemon.get(path).expect("an answer").to_string()),
+    );
+    all
+}
+
+/// Every flow that is wanted, with its netdev.
+fn wanted_flows(rig: &Rig) -> BTreeSet<String> {
+    let flows = rig.daemon.get("/v1/flows").expect("flows");
+    let text = |flow: &Value| format!("{} {}", flow["netdev"], flow["tc"]);
+    flows["items"].as_array().expect("items").iter().map(text).collect()
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_foretells_what_the_change_then_does() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(4, true);
+    let blue = json!({"kind": {"vlan": {"vid": 100}}});
+    assert_eq!(rig.put("/v1/networks/blue", blue).status, 201);
+    for vf in 0..3 {
+        assert_eq!(rig.put(&format!("/v1/ports/p{vf}{WAIT}"), rig.port(vf)).status, 201);
+    }
+    let green = json!({"kind": {"vlan": {"vid": 200}}});
+    for (method, path, spec) in [
+        ("PUT", "/v1/ports/p3", Some(rig.port(3))),
+        ("PUT", "/v1/networks/blue", Some(green)),
+        ("DELETE", "/v1/ports/p1", None),
+    ] {
+        let body = spec.map(|spec| json!({ "spec": spec }));
+        let ask = |query: &str| {
+            let path = format!("{path}{query}");
+            rig.daemon.request(method, &path, body.as_ref()).expect("an answer")
+        };
+        let (before, flows) = (everything(&rig, 4), wanted_flows(&rig));
+        let foretold = ask("?dry_run=true");
+        assert_eq!(foretold.status, 200, "{foretold:?}");
+        assert_eq!(everything(&rig, 4), before, "{method} {path}");
+
+        assert!(ask(WAIT).status < 300);
+        let (now, counts) = (wanted_flows(&rig), &foretold.body["flows"]);
+        let count = |name: &str| usize::try_from(counts[name].as_u64().expect("one")).expect("few");
+        let (new, gone) = (now.difference(&flows).count(), flows.difference(&now).count());
+        assert_eq!(count("added") + count("changed"), new, "{method} {path} {counts}");
+        assert_eq!(count("removed") + count("changed"), gone, "{method} {path} {counts}");
+        assert!(new + gone > 0, "{method} {path}");
+        for flow in foretold.body["flow_changes"].as_array().expect("flows") {
+            let text = format!("{} {}", flow["netdev"], flow["tc"]);
+            let holds = if flow["change"] == "removed" { &flows } else { &now };
+            assert!(holds.contains(&text), "{method} {path}: {flow}");
+        }
+    }
+    // What would be in conflict is said beforehand.
+    let mut thief = rig.port(1);
+    thief["macs"] = json!([mac(0)]);
+    let body = json!({ "spec": thief });
+    let answer = rig.daemon.request("PUT", "/v1/ports/thief?dry_run=true", Some(&body));
+    let conditions = answer.expect("an answer").body["conditions"].to_string();
+    assert!(conditions.contains("Conflict") && conditions.contains("p0"), "{conditions}");
+}
+
+#[test]
+fn a_batch_is_done_whole_or_not_at_all() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(3, true);
+    let named = |vf: u32| json!({"id": format!("p{vf}"), "spec": rig.port(vf)});
+    let blue = json!({"id": "blue", "spec": {"kind": {"vlan": {"vid": 100}}}});
+    let post = |batch: Value| {
+        rig.daemon.request("POST", &format!("/v1/apply{WAIT}"), Some(&batch)).expect("an answer")
+    };
+    let applied = post(json!({"ports": [named(0), named(1), named(2)], "networks": [blue]}));
+    assert_eq!(applied.status, 200, "{applied:?}");
+    assert_eq!(applied.body["revision"], 4);
+    for vf in 0..3 {
+        let shown = filters(&rig.representor(vf));
+        assert!((0..3).filter(|other| *other != vf).all(|other| shown.contains(&mac(other))));
+    }
+
+    let before = everything(&rig, 3);
+    let refused = post(json!({
+        "ports": [{"id": "p9", "spec": rig.port(2)}],
+        "delete": {"networks": ["blue"], "ports": ["p0", "p1"]},
+    }));
+    assert_eq!(
+        (refused.status, &refused.body["blockers"]),
+        (409, &json!(["ports/p2", "ports/p9"]))
+    );
+    assert_eq!(everything(&rig, 3), before, "nothing of it was done");
+
+    let gone = post(json!({"delete": {"networks": ["blue"], "ports": ["p0", "p1", "p2"]}}));
+    assert_eq!(gone.status, 200, "{gone:?}");
+    for vf in 0..3 {
+        assert!(!filters(&rig.representor(vf)).contains("02:00:00:00:00"), "{vf}");
+    }
+    assert_eq!(rig.daemon.get("/v1/networks").expect("a list"), json!({"items": []}));
 }
