@@ -142,16 +142,20 @@ pub struct Driver {
     representor: Ifindex,
 }
 
+/// The profile of the driver of this name, as it is called, for this eswitch.
+pub(crate) fn profile_of(driver: Option<&str>, eswitch: Eswitch) -> (&'static str, Profile) {
+    match driver {
+        Some("mlx5_core") => ("mlx5", Profile::Mlx5(Mlx5::new(eswitch))),
+        Some("ice") => ("ice", Profile::Ice(Ice::new(eswitch))),
+        // Nothing is known against it.
+        _ => ("generic", Profile::AcceptAll),
+    }
+}
+
 impl Driver {
     /// The driver of this name, with this uplink and one of its representors.
     pub fn new(name: Option<&str>, uplink: Ifindex, representor: Ifindex) -> Driver {
-        let eswitch = Eswitch::new(uplink, [representor]);
-        let (name, profile) = match name {
-            Some("mlx5_core") => ("mlx5", Profile::Mlx5(Mlx5::new(eswitch))),
-            Some("ice") => ("ice", Profile::Ice(Ice::new(eswitch))),
-            // Nothing is known against it.
-            _ => ("generic", Profile::AcceptAll),
-        };
+        let (name, profile) = profile_of(name, Eswitch::new(uplink, [representor]));
         Driver { name, profile, uplink, representor }
     }
 

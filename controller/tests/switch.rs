@@ -5,7 +5,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use api::{
     resources::{
@@ -17,11 +21,17 @@ use api::{
 use controller::{
     config::UplinkUse,
     intent::{Change, Claims, Intent},
-    plan::{Plan, Program, plan},
+    plan::{
+        Plan, Program, plan,
+        switchdev::{Answer, FlowProgram, Hardware},
+    },
     world::{AdapterView, NetdevView, World},
 };
 use proptest::prelude::*;
-use tc_flows::{EtherType, Frame, Hook, Ifindex, Mac, Tag as FrameTag, VlanId, VlanTpid, walk};
+use tc_flows::{
+    Eswitch, EtherType, Frame, Hook, Ice, Ifindex, Mac, Mlx5, Offload, Profile, Rule, RuleId,
+    Tag as FrameTag, VlanId, VlanTpid, Walk, walk, walk_two_stage,
+};
 
 const UPLINK: u32 = 1000;
 const UPLINK_MAC: [u8; 6] = [2, 0xff, 0, 0, 0, 1];
@@ -324,6 +334,18 @@ fn compare(
     uplink_use: UplinkUse,
     frames: &[(usize, Frame)],
 ) -> Result<(), TestCaseError> {
+    compare_with(intent, ports, uplink_use, frames, |program, hook, frame| {
+        walk(&program.rules, hook, frame)
+    })
+}
+
+fn compare_with(
+    intent: &Intent,
+    ports: usize,
+    uplink_use: UplinkUse,
+    frames: &[(usize, Frame)],
+    mut meet: impl FnMut(&FlowProgram, Hook, &Frame) -> Walk,
+) -> Result<(), TestCaseError> {
     let world = world(ports);
     let policies = BTreeMap::from([(adapter_id(), uplink_use)]);
     let plan = plan(&world, intent, &Claims::default(), &policies);
@@ -339,15 +361,94 @@ fn compare(
             }
         };
         let hook = Hook::ingress(Ifindex::new(ifindex).unwrap());
-        let walked = walk(&program.rules, hook, frame);
+        let walked = meet(program, hook, frame);
         let seen = Fate {
             copies: walked.deliveries.iter().map(|(i, f)| (i.get(), f.clone())).collect(),
             to_host: walked.to_host.clone(),
         };
         prop_assert_eq!(&seen, &expected, "from {} {:?}\n{:#?}", ifindex, frame, walked.trace);
         prop_assert_eq!(walked.deliveries.len(), seen.copies.len(), "delivered twice");
+        prop_assert_eq!(&walked.unmodelled, &None, "{:#?}", walked.trace);
     }
     Ok(())
+}
+
+/// A NIC that takes what its driver takes, but for some rules that it refuses for no reason.
+struct Nic {
+    profile: Profile,
+    /// Of 256 rules it refuses so many.
+    refuses: u8,
+    seed: u64,
+}
+
+impl Nic {
+    fn takes(&self, rule: &Rule) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (rule.id(), rule.actions(), self.seed).hash(&mut hasher);
+        self.profile.accepts(rule).is_ok() && (hasher.finish() as u8) >= self.refuses
+    }
+
+    /// What stands at a hook once nothing more is to be changed: each rule, and whether it is in
+    /// hardware. `known` is what the daemon takes the hardware for.
+    fn settled(
+        &self,
+        known: &Hardware,
+        program: &FlowProgram,
+        hook: Hook,
+    ) -> BTreeMap<RuleId, (Rule, bool)> {
+        let mut held: BTreeMap<RuleId, (Rule, bool)> = BTreeMap::new();
+        let mut refused: BTreeSet<RuleId> = BTreeSet::new();
+        for _ in 0..40 {
+            let wanted =
+                known.attainable(program.rules.of_hook(hook), |rule| match held.get(rule.id()) {
+                    Some((there, true)) if there == rule => Answer::Taken,
+                    Some((there, false)) if there == rule => Answer::Refused,
+                    _ if refused.contains(rule.id()) => Answer::Refused,
+                    _ => Answer::None,
+                });
+            let wanted: Vec<Rule> = wanted.into_iter().map(Cow::into_owned).collect();
+            let mut now = BTreeMap::new();
+            for rule in wanted {
+                let taken = rule.offload() != Offload::SkipHw && self.takes(&rule);
+                if rule.offload() == Offload::SkipSw && !taken {
+                    refused.insert(rule.id().clone());
+                    continue;
+                }
+                now.insert(rule.id().clone(), (rule, taken));
+            }
+            if now == held {
+                return held;
+            }
+            held = now;
+        }
+        panic!("there is always something else to change");
+    }
+}
+
+fn nics() -> impl Strategy<Value = Profile> {
+    let eswitch = || Eswitch::new(ifindex(UPLINK), (1..200).map(ifindex));
+    let mlx5 = move |ignore_flow_level, outer_second_vid| {
+        Profile::Mlx5(Mlx5 { eswitch: eswitch(), ignore_flow_level, outer_second_vid })
+    };
+    prop_oneof![
+        Just(Profile::AcceptAll),
+        Just(mlx5(false, false)),
+        Just(mlx5(true, false)),
+        Just(mlx5(true, true)),
+        Just(Profile::Ice(Ice::new(eswitch()))),
+    ]
+}
+
+fn ifindex(number: u32) -> Ifindex {
+    Ifindex::new(number).unwrap()
+}
+
+/// What the daemon takes a NIC for: its driver's profile, of which firmware may do more.
+fn taken_for(profile: &Profile) -> Hardware {
+    Hardware::new(match profile {
+        Profile::Mlx5(mlx5) => Profile::Mlx5(Mlx5::new(mlx5.eswitch.clone())),
+        other => other.clone(),
+    })
 }
 
 fn uplink_uses() -> impl Strategy<Value = UplinkUse> {
@@ -411,4 +512,30 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     assert_eq!(refused, 520 - 481, "sixteen rules of thirty receivers, and the sender");
     assert!(plan.ports[&id("port519".into())].unmet[0].message.contains("second network"));
     assert!(plan.ports[&id("port0".into())].unmet.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_hardware_refuses_hardware_then_software_delivers_what_a_switch_delivers(
+        networks in prop::collection::vec(networks(), 4),
+        ports in ports(4, 7),
+        uplink_use in uplink_uses(),
+        profile in nics(),
+        refuses in prop_oneof![Just(0u8), 1u8..60, 60u8..255],
+        seed in any::<u64>(),
+        frames in prop::collection::vec((0usize..8, frames()), 60),
+    ) {
+        let count = ports.len();
+        let known = taken_for(&profile);
+        let nic = Nic { profile, refuses, seed };
+        let mut settled = BTreeMap::new();
+        compare_with(&intent(networks, ports), count, uplink_use, &frames, |program, hook, frame| {
+            let held = settled.entry(hook).or_insert_with(|| nic.settled(&known, program, hook));
+            let in_hw = |rule: &Rule| held[rule.id()].1;
+            let rules = held.values().map(|(rule, _)| rule);
+            walk_two_stage(rules, in_hw, &nic.profile, hook, frame).together()
+        })?;
+    }
 }

@@ -421,6 +421,11 @@ impl Rule {
         self.offload
     }
 
+    /// Whether both are one rule, wherever either may be executed.
+    pub fn is_but_for_offload(&self, other: &Rule) -> bool {
+        self.id == other.id && self.actions == other.actions && self.extras == other.extras
+    }
+
     /// The hook whose frames the rule sees.
     pub const fn hook(&self) -> Hook {
         self.id.hook

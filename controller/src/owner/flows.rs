@@ -4,14 +4,16 @@
 //! truth, and this is what it said last.
 
 use std::{
+    borrow::Cow,
+    cell::OnceCell,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use api::{resources::FlowState, types::Id};
 use tc_flows::{
-    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, InstalledRule, Op, Outcome,
-    Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
+    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, InstalledRule, Offload, Op,
+    Outcome, Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
 use super::{
@@ -21,7 +23,7 @@ use super::{
 use crate::{
     apply::flows::{FlowDone, FlowJob, Found, Look},
     daemon::FLOW_OWNER,
-    plan::switchdev::{FlowDelta, FlowProgram, Why},
+    plan::switchdev::{Answer, FlowDelta, FlowProgram, Why},
 };
 
 /// How long after a hook was read it is read again at the earliest: somebody else who changes
@@ -31,6 +33,9 @@ const READ_AGAIN: Duration = Duration::from_millis(250);
 /// Each hook is looked at this often even where nobody told of a change: what hardware holds can
 /// change without a notification.
 const AUDIT: Duration = Duration::from_secs(900);
+
+/// Why a rule is for software only where hardware might take it.
+const OVERTAKES: &str = "in hardware it would overtake rules that hardware does not hold";
 
 /// Hooks that one job reads again at most: flows of other hooks do not wait for all.
 const READ_AGAIN_MOST: usize = 4;
@@ -106,6 +111,11 @@ impl Known {
                 HwState::NotInHw(words) => (FlowState::NotInHw, words.as_deref()),
                 HwState::NotAsked => (FlowState::NotInHw, None),
             },
+            Some(held)
+                if held.rule.offload() == Offload::SkipHw && held.rule.is_but_for_offload(rule) =>
+            {
+                (FlowState::NotInHw, Some(OVERTAKES))
+            }
             _ => (FlowState::Pending, None),
         }
     }
@@ -255,6 +265,9 @@ impl AdapterFlows {
             }
             self.unsettled.insert(rule.hook());
         }
+        if delta.hardware {
+            self.unsettled.extend(self.hooks.iter().copied());
+        }
         if delta.netdevs {
             self.cover(program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex)).collect());
         }
@@ -386,17 +399,36 @@ impl AdapterFlows {
     fn missing(&self, program: &FlowProgram) -> (Plan, BTreeSet<Hook>) {
         let Known { installed, refused, .. } = &self.known;
         let read = |hook: &&Hook| self.adopted.contains_key(hook) || !self.hooks.contains(hook);
-        let mut hooks = self.unsettled.iter().filter(read).copied();
-        let wanted = hooks.by_ref().map(|hook| {
-            let of_hook = program.rules.of_hook(hook);
-            let attainable = of_hook.filter_map(|rule| match refused.contains_key(rule.id()) {
-                true => installed.get(rule.id()).map(|held| &held.rule),
-                false => Some(rule),
-            });
-            (hook, attainable.collect())
+        let hooks: Vec<(Hook, OnceCell<_>)> =
+            self.unsettled.iter().filter(read).map(|hook| (*hook, OnceCell::new())).collect();
+        let mut hooks = hooks.iter();
+        let wanted = hooks.by_ref().map(|(hook, rules)| {
+            let rules: &Vec<Cow<'_, Rule>> = rules.get_or_init(|| self.in_hardware(program, *hook));
+            let attainable =
+                rules.iter().filter_map(|rule| match refused.contains_key(rule.id()) {
+                    true => installed.get(rule.id()).map(|held| &held.rule),
+                    false => Some(&**rule),
+                });
+            (*hook, attainable.collect())
         });
         let plan = diff_hooks(installed, wanted, CHANGES_ENOUGH);
-        (plan, hooks.collect())
+        (plan, hooks.map(|(hook, _)| *hook).collect())
+    }
+
+    /// The rules of a hook as hardware may hold them, by what the driver has said so far.
+    fn in_hardware<'p>(&self, program: &'p FlowProgram, hook: Hook) -> Vec<Cow<'p, Rule>> {
+        let rules = program.rules.of_hook(hook);
+        let Some(hardware) = &program.hardware else { return rules.map(Cow::Borrowed).collect() };
+        let Known { installed, refused, .. } = &self.known;
+        hardware.attainable(rules, |rule| match installed.get(rule.id()) {
+            Some(held) if held.rule == *rule => match held.hw {
+                HwState::InHw => Answer::Taken,
+                HwState::NotInHw(_) => Answer::Refused,
+                HwState::NotAsked => Answer::None,
+            },
+            _ if refused.contains_key(rule.id()) => Answer::Refused,
+            _ => Answer::None,
+        })
     }
 
     /// Whether the hook of this netdev is read and nothing is under way.
@@ -450,6 +482,14 @@ impl AdapterFlows {
                 }
                 _ => {
                     tally.done += 1;
+                    // What hardware holds decides what else it may hold.
+                    if let Some(hardware) = &program.hardware
+                        && let Op::Add { rule, .. } | Op::Replace { rule, .. } = op
+                        && rule.offload() != Offload::SkipHw
+                        && hardware.is_news(rule, *outcome == Outcome::InHw)
+                    {
+                        self.unsettled.insert(op.id().hook());
+                    }
                     false
                 }
             };
@@ -474,17 +514,24 @@ impl AdapterFlows {
         now: Instant,
         tally: &mut Tally,
     ) {
-        let wanted = program.rules.of_hook(hook).map(|rule| (place(rule, None), rule));
+        // What hardware may not hold was installed for software only.
+        let asked = program.hardware.is_some() && !dump.own.is_empty();
+        let for_software = program.rules.of_hook(hook).filter(|_| asked);
+        let for_software: Vec<Rule> =
+            for_software.map(|rule| rule.clone().with_offload(Offload::SkipHw)).collect();
+        let wanted = program.rules.of_hook(hook).chain(&for_software);
+        let wanted = wanted.map(|rule| (place(rule, None), rule));
         let found = dump.own.into_iter().map(|own| ((own.cookie, own.location, None), own));
-        let Some(recognised) = recognised(wanted, found).filter(|_| self.hooks.contains(&hook))
+        let Some(mut recognised) = recognised(wanted, found).filter(|_| self.hooks.contains(&hook))
         else {
             self.unrecognised.insert(hook);
             return;
         };
         tally.adopted += recognised.len() as u64;
-        if recognised.len() == program.rules.of_hook(hook).count() {
+        if program.hardware.is_none() && recognised.len() == program.rules.of_hook(hook).count() {
             self.unsettled.remove(&hook);
         }
+        recognised.sort_unstable_by(|one, other| one.rule.id().cmp(other.rule.id()));
         self.known.installed.replace_hook(hook, recognised);
         self.foreign.insert(hook, dump.foreign);
         self.adopted.insert(hook, Read { audited: false, ..Read::new(now) });
@@ -544,7 +591,11 @@ impl AdapterFlows {
                     tally.refused.push(reason.clone());
                 }
                 // Another one may be wanted by now.
-                if program.rules.get(rule.id()) == Some(rule) {
+                let is_wanted = match program.rules.get(rule.id()) {
+                    Some(wanted) => wanted.is_but_for_offload(rule),
+                    None => rule.offload() == Offload::SkipSw,
+                };
+                if is_wanted {
                     self.known.refused.insert(rule.id().clone(), reason);
                 }
             }
@@ -715,6 +766,7 @@ mod tests {
             put: new.map(|(rule, why)| (rule.clone(), Arc::clone(why))).collect(),
             gone: Vec::new(),
             netdevs: before.netdevs != program.netdevs,
+            hardware: before.hardware != program.hardware,
         }
     }
 

@@ -84,6 +84,7 @@ impl Owner {
         }
         if let Some(view) = self.world.adapters.get_mut(id) {
             view.capabilities = state.probe.capabilities.clone();
+            self.dirty.adapters.insert(id.clone());
         }
     }
 }

@@ -715,6 +715,25 @@ impl Match {
         self.mac(KeyId::EthDst)
     }
 
+    /// Whether some frame could have all that this and all that the other names. Exact, but for
+    /// options of tunnels of two kinds, and keys of which no real frame has both: those count as
+    /// an overlap.
+    pub fn overlaps(&self, other: &Match) -> bool {
+        let all = [self.protocol, other.protocol].contains(&ETH_P_ALL);
+        (all || self.protocol == other.protocol) && self.fields.can_meet(&other.fields)
+    }
+
+    /// Whether every frame that the other takes is one that this takes. Where ranges or options of
+    /// tunnels are compared the answer is no.
+    pub fn covers(&self, other: &Match) -> bool {
+        let bits = !self.fields.has_ranges() && self.fields.get(KeyId::EncOpts).is_none();
+        let shape = self.fields.shape();
+        (self.protocol == ETH_P_ALL || self.protocol == other.protocol)
+            && bits
+            && shape.common(&other.fields.shape()) == shape
+            && other.fields.projected(&shape) == self.fields
+    }
+
     fn mac(&self, id: KeyId) -> Option<(Mac, Mac)> {
         let field = self.fields.get(id)?;
         let value = field.value.try_into().ok()?;
@@ -744,6 +763,20 @@ mod tests {
     use crate::rule::{Owner, Rule};
 
     const Q: VlanTpid = VlanTpid::Dot1Q;
+
+    proptest! {
+        #[test]
+        fn a_frame_that_two_matches_take_is_where_they_overlap_and_in_all_that_covers_one(
+            one in matches(), other in matches(), frame in crate::arbitrary::frames(),
+        ) {
+            use crate::walk::{Sight, sight};
+            let takes = |matching: &Match| sight(matching, &frame) == Sight::Takes;
+            prop_assert!(!takes(&one) || !takes(&other) || one.overlaps(&other));
+            prop_assert!(!one.covers(&other) || !takes(&other) || takes(&one));
+            prop_assert_eq!(one.overlaps(&other), other.overlaps(&one));
+            prop_assert!(Match::any().covers(&one) && Match::any().overlaps(&one));
+        }
+    }
 
     #[test]
     fn the_number_of_tags_agrees_with_the_tags_that_are_named() {

@@ -15,8 +15,10 @@
 //! |---|---|
 //! | `segment` | a network's part of one adapter, and what of it must be written anew |
 //! | `rules` | the rules of a part |
+//! | `hardware` | what of the rules hardware may hold |
 //! | `sheet` | keeps an adapter's program in step, part by part |
 
+mod hardware;
 mod rules;
 mod segment;
 mod sheet;
@@ -30,6 +32,7 @@ use std::{
 use api::types::{Id, MacAddr};
 use tc_flows::{Ifindex, Rule, RuleSet};
 
+pub use self::hardware::{Answer, Hardware};
 pub(super) use self::sheet::{Sheet, Surroundings};
 use super::Finding;
 use crate::world::{AdapterView, NetdevView};
@@ -61,6 +64,8 @@ pub struct FlowProgram {
     pub netdevs: BTreeMap<Ifindex, NetdevView>,
     /// The representors that carry a port: they are to be up.
     pub in_use: BTreeSet<NetdevView>,
+    /// The hardware behind the hooks, where there is any.
+    pub hardware: Option<Hardware>,
 }
 
 impl FlowProgram {
@@ -140,6 +145,8 @@ pub struct FlowDelta {
     pub put: Vec<Reasoned>,
     /// Whether netdevs came, went or are used otherwise.
     pub netdevs: bool,
+    /// Whether the hardware is known to be otherwise.
+    pub hardware: bool,
 }
 
 pub(super) fn network_missing(network: &Id) -> Finding {

@@ -57,7 +57,7 @@ pub(super) fn representor_guards(out: &mut Rules, representor: Ifindex) {
     out.add(
         hook,
         0,
-        1,
+        2,
         Match::any().dst_masked(
             Mac([0x01, 0x80, 0xc2, 0, 0, 0]),
             Mac([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
@@ -68,13 +68,13 @@ pub(super) fn representor_guards(out: &mut Rules, representor: Ifindex) {
     let why = of_adapter(Purpose::DoubleTagGuard);
     for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
         let matched = Match::double_tagged(VlanTpid::Dot1Q, None, inner);
-        out.add(hook, 0, 2, matched, [Action::Drop], &why);
+        out.add(hook, 0, 4, matched, [Action::Drop], &why);
     }
     let why = of_adapter(Purpose::TagGuard);
-    for (prio, tpid) in [(4, VlanTpid::Dot1Q), (5, VlanTpid::Dot1Ad)] {
+    for (prio, tpid) in [(8, VlanTpid::Dot1Q), (10, VlanTpid::Dot1Ad)] {
         out.add(hook, 0, prio, Match::tagged(tpid), [Action::Drop], &why);
     }
-    out.add(hook, 0, 7, Match::any(), [Action::Drop], &of_adapter(Purpose::DefaultDrop));
+    out.add(hook, 0, 14, Match::any(), [Action::Drop], &of_adapter(Purpose::DefaultDrop));
 }
 
 /// A network that owns a tag on the uplink.
@@ -95,7 +95,7 @@ pub(super) fn uplink_entry(
     let hook = Hook::ingress(uplink.ifindex);
     let to_host = of_adapter(Purpose::HostPass);
     if let (UplinkUse::Shared, Some(mac), false) = (uplink_use, uplink.mac, owned.is_empty()) {
-        out.add(hook, 0, 1, Match::any().dst(wire(mac)), [Action::Pass], &to_host);
+        out.add(hook, 0, 2, Match::any().dst(wire(mac)), [Action::Pass], &to_host);
     }
     for Owned { network, base, tag } in owned {
         let Some(chain) = ChainId::new(*base) else { continue };
@@ -105,7 +105,7 @@ pub(super) fn uplink_entry(
             network: Some(network.clone()),
         });
         if let Some((tpid, vid)) = *tag {
-            let prio = if tpid == VlanTpid::Dot1Q { 3 } else { 4 };
+            let prio = if tpid == VlanTpid::Dot1Q { 6 } else { 8 };
             out.add(hook, 0, prio, Match::vlan(tpid, vid), [Action::Goto(chain)], &why);
             continue;
         }
@@ -113,16 +113,16 @@ pub(super) fn uplink_entry(
             // With the priority tag gone, a second tag would stand for a VLAN.
             for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
                 let matched = Match::double_tagged(VlanTpid::Dot1Q, Some(none), inner);
-                out.add(hook, 0, 2, matched, [Action::Pass], &to_host);
+                out.add(hook, 0, 4, matched, [Action::Pass], &to_host);
             }
             let matched = Match::vlan(VlanTpid::Dot1Q, none);
-            out.add(hook, 0, 3, matched, [Action::VlanPop, Action::Goto(chain)], &why);
+            out.add(hook, 0, 6, matched, [Action::VlanPop, Action::Goto(chain)], &why);
         }
         // Flower without a VLAN key matches tagged frames too: those are not this network's.
-        for (prio, tpid) in [(5, VlanTpid::Dot1Q), (6, VlanTpid::Dot1Ad)] {
+        for (prio, tpid) in [(10, VlanTpid::Dot1Q), (12, VlanTpid::Dot1Ad)] {
             out.add(hook, 0, prio, Match::tagged(tpid), [Action::Pass], &to_host);
         }
-        out.add(hook, 0, 7, Match::any(), [Action::Goto(chain)], &why);
+        out.add(hook, 0, 14, Match::any(), [Action::Goto(chain)], &why);
     }
 }
 
@@ -188,15 +188,15 @@ impl Segment {
             match sender.tag {
                 Some((tpid, vid)) => {
                     let matched = Match::vlan(tpid, vid).src(wire(*mac));
-                    out.add(hook, 0, 3, matched, [Action::Goto(chain)], &why);
+                    out.add(hook, 0, 6, matched, [Action::Goto(chain)], &why);
                 }
                 None => {
                     let matched = Match::any().src(wire(*mac));
-                    out.add(hook, 0, 6, matched, [Action::Goto(chain)], &why);
+                    out.add(hook, 0, 12, matched, [Action::Goto(chain)], &why);
                     // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
                     if let Some(none) = VlanId::new(0) {
                         let matched = Match::vlan(VlanTpid::Dot1Q, none).src(wire(*mac));
-                        out.add(hook, 0, 3, matched, [Action::VlanPop, Action::Goto(chain)], &why);
+                        out.add(hook, 0, 6, matched, [Action::VlanPop, Action::Goto(chain)], &why);
                     }
                 }
             }
@@ -212,7 +212,7 @@ impl Segment {
         }
         for mac in &sender.macs {
             let why = self.why(Purpose::OwnAddressGuard(*mac), Some(&sender.port));
-            out.add(hook, self.base(), 1, Match::any().dst(wire(*mac)), [Action::Drop], &why);
+            out.add(hook, self.base(), 2, Match::any().dst(wire(*mac)), [Action::Drop], &why);
         }
     }
 
@@ -252,7 +252,7 @@ impl Segment {
                     let rewrite = rewrite(tag, receiver.tag).into_iter();
                     rewrite.chain([Action::Redirect(receiver.ifindex)]).collect()
                 });
-                out.add(hook, self.base(), 1, matched.clone(), Arc::clone(actions), &why);
+                out.add(hook, self.base(), 2, matched.clone(), Arc::clone(actions), &why);
             }
         }
     }
@@ -261,7 +261,7 @@ impl Segment {
     fn flood(&self, Entrance { hook, tag, end }: Entrance, out: &mut Rules) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
         let steps = flood_steps(tag, self.receivers(hook), end);
-        let first = (2, Match::any().dst_masked(group, group));
+        let first = (4, Match::any().dst_masked(group, group));
         self.steps(out, hook, first, self.base() + 1, steps, Purpose::Flood);
     }
 
@@ -269,7 +269,7 @@ impl Segment {
     fn flood_unknown(&self, Entrance { hook, tag, end }: Entrance, out: &mut Rules) {
         let steps = flood_steps(tag, self.receivers_of_unknown(hook), end);
         let next = self.base() + UNKNOWN_FLOOD;
-        self.steps(out, hook, (3, Match::any()), next, steps, Purpose::UnknownUnicast);
+        self.steps(out, hook, (6, Match::any()), next, steps, Purpose::UnknownUnicast);
     }
 
     /// The rules of one flood: the first in the network's chain, the others in chains from `next`.
@@ -293,7 +293,7 @@ impl Segment {
                 actions.push(Action::Goto(following));
             }
             out.add(hook, chain, prio, matched, actions, &why);
-            (chain, prio, matched) = (following, 1, Match::any());
+            (chain, prio, matched) = (following, 2, Match::any());
         }
     }
 }

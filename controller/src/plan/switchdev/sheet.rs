@@ -13,7 +13,7 @@ use api::{
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
-    FlowDelta, FlowProgram, Reasoned,
+    FlowDelta, FlowProgram, Hardware, Reasoned,
     rules::{FloodEnd, Owned, Rules, representor_guards, uplink_entry},
     segment::{Member, Part, Segment, Tag, Uplink},
 };
@@ -121,6 +121,11 @@ impl Sheet {
         if program.netdevs != netdevs {
             program.netdevs = netdevs;
             delta.netdevs = true;
+        }
+        let hardware = Hardware::of(adapter);
+        if program.hardware != hardware {
+            program.hardware = hardware;
+            delta.hardware = true;
         }
         let representors: BTreeSet<Ifindex> =
             adapter.all_representors().map(|netdev| netdev.ifindex).collect();
