@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::types::{Bitrate, Id, MacAddr, MacPrefix, Priority, Vid};
+use crate::types::{Bitrate, Id, IpPrefix, MacAddr, MacPrefix, Priority, Vid};
 
 /// A resource with its identity. `revision` grows with every change of the spec, over all
 /// resources of the daemon, and never repeats.
@@ -168,6 +168,27 @@ pub struct PortSpec {
     /// Addresses of the guest's own choosing; none where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_macs: Option<GuestMacs>,
+    /// The IP addresses that the VF may send from, in IPv4, IPv6 and as the sender in ARP; any, and
+    /// any ethertype, where empty. Beside them it may use its address' IPv6 link-local one, look for
+    /// duplicates from `::`, ask DHCP servers and send ARP probes from 0.0.0.0, and RARP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
+    pub ips: Vec<IpPrefix>,
+    /// Pairs of addresses that it may send from besides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 64)]
+    pub allowed_address_pairs: Vec<AddressPair>,
+    /// With `ips`, ethertypes other than those of IP, ARP and RARP that it may send.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 16)]
+    pub ethertypes: Vec<u16>,
+    /// What is dropped unless it stands here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 3)]
+    pub allow: Vec<Allowance>,
+    /// Whether it is kept from other isolated ports, and may talk to all else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
     /// Whether the VF may receive more than what is sent to it.
     #[serde(default)]
     pub promiscuous: Promiscuous,
@@ -224,8 +245,32 @@ pub struct Attachment {
     pub priority: Option<Priority>,
 }
 
+/// Addresses that a VF may send from besides its own, as in Neutron.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddressPair {
+    /// The MAC address; the port's own ones where absent. It is then one of the port's addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// The IP addresses.
+    pub ip: IpPrefix,
+}
+
+/// What a guest must not send unless its port allows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Allowance {
+    /// IPv6 router advertisements.
+    RouterAdvertisements,
+    /// What DHCP servers send, for IPv4 and IPv6.
+    DhcpServer,
+    /// Untagged frames to 01:80:c2:00:00:00 to 0f: spanning tree, LACP, LLDP, flow control.
+    LinkLocalGroups,
+}
+
 /// How fast a VF may be. Rates are of what it sends. In legacy mode the NIC keeps them
-/// (`IFLA_VF_RATE`); in switchdev mode devlink rate objects do, where the driver has them.
+/// (`IFLA_VF_RATE`); in switchdev mode devlink rate objects do, where the driver has them; on
+/// software adapters a policer keeps `tx_max`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Qos {
@@ -235,6 +280,11 @@ pub struct Qos {
     /// At least, while others want to send; not above `tx_max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_min: Option<Bitrate>,
+    /// Broadcast and multicast frames a second that it may send into a network at most, 1 to
+    /// 1,000,000; on software adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub flood_limit: Option<u32>,
 }
 
 /// How far a guest may choose its own addresses.

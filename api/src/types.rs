@@ -3,7 +3,7 @@
 //! In: text from JSON. Out: checked values. A value of one of these types is valid wherever it is
 //! seen; nothing downstream checks again.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -108,6 +108,110 @@ impl TryFrom<String> for MacPrefix {
 impl From<MacPrefix> for String {
     fn from(prefix: MacPrefix) -> Self {
         prefix.0.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
+    }
+}
+
+/// An IP address, written as `192.0.2.1`, or all that begin alike, as `192.0.2.0/24`, in IPv4 or
+/// IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, example = "192.0.2.0/24")]
+pub struct IpPrefix((IpAddr, u8));
+
+impl IpPrefix {
+    /// One address.
+    pub const fn host(addr: IpAddr) -> IpPrefix {
+        IpPrefix((addr, IpPrefix::bits(addr)))
+    }
+
+    /// The first address.
+    pub const fn addr(self) -> IpAddr {
+        self.0.0
+    }
+
+    /// How many bits count.
+    pub const fn prefix_len(self) -> u8 {
+        self.0.1
+    }
+
+    const fn bits(addr: IpAddr) -> u8 {
+        if addr.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether all addresses of the other are among its own.
+    pub fn covers(self, other: IpPrefix) -> bool {
+        let same_bits = match (self.0.0, other.0.0) {
+            (IpAddr::V4(one), IpAddr::V4(other)) => {
+                (one.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            (IpAddr::V6(one), IpAddr::V6(other)) => {
+                (one.to_bits() ^ other.to_bits()).leading_zeros()
+            }
+            _ => return false,
+        };
+        self.0.1 <= other.0.1 && same_bits >= u32::from(self.0.1)
+    }
+
+    /// Whether the address is among its own.
+    pub fn contains(self, addr: IpAddr) -> bool {
+        self.covers(IpPrefix::host(addr))
+    }
+}
+
+impl FromStr for IpPrefix {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            InvalidValue(format!(
+                "`{text}` is not an IP address or prefix: write it as 192.0.2.1 or 2001:db8::/64, \
+                 with no bit set behind the prefix"
+            ))
+        };
+        let (addr, len) = match text.split_once('/') {
+            Some((addr, len)) => (addr, Some(len)),
+            None => (text, None),
+        };
+        let addr: IpAddr = addr.parse().map_err(|_| wrong())?;
+        let most = IpPrefix::bits(addr);
+        let len: u8 = match len {
+            Some(len) => len.parse().ok().filter(|len| *len <= most).ok_or_else(wrong)?,
+            None => most,
+        };
+        let behind = match addr {
+            IpAddr::V4(addr) => addr.to_bits().checked_shl(len.into()).unwrap_or(0) != 0,
+            IpAddr::V6(addr) => addr.to_bits().checked_shl(len.into()).unwrap_or(0) != 0,
+        };
+        if behind { Err(wrong()) } else { Ok(IpPrefix((addr, len))) }
+    }
+}
+
+impl TryFrom<String> for IpPrefix {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<IpPrefix> for String {
+    fn from(prefix: IpPrefix) -> Self {
+        prefix.to_string()
+    }
+}
+
+impl fmt::Display for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.1 == IpPrefix::bits(self.0.0) {
+            true => write!(f, "{}", self.0.0),
+            false => write!(f, "{}/{}", self.0.0, self.0.1),
+        }
+    }
+}
+
+impl fmt::Debug for IpPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -344,6 +448,22 @@ mod tests {
         let prefix = MacPrefix::try_from("02:aa".to_owned()).unwrap();
         assert!(prefix.contains(MacAddr([2, 0xaa, 0, 0, 0, 1])));
         assert!(!prefix.contains(MacAddr([2, 0xab, 0, 0, 0, 1])));
+    }
+
+    #[test]
+    fn an_ip_prefix_reads_back_what_it_prints_and_has_no_bits_behind_it() {
+        for text in ["192.0.2.1", "192.0.2.0/24", "0.0.0.0/0", "2001:db8::1", "2001:db8::/64"] {
+            assert_eq!(text.parse::<IpPrefix>().unwrap().to_string(), text);
+        }
+        for bad in ["", "192.0.2.1/24", "192.0.2.0/33", "192.0.2", "2001:db8::1/64", "::/129", "/8"]
+        {
+            let error = bad.parse::<IpPrefix>().unwrap_err().to_string();
+            assert!(error.contains("192.0.2.1"), "{bad}: {error}");
+        }
+        let prefix = |text: &str| text.parse::<IpPrefix>().unwrap();
+        assert!(prefix("192.0.2.0/24").covers(prefix("192.0.2.128/25")));
+        assert!(!prefix("192.0.2.0/25").covers(prefix("192.0.2.128")));
+        assert!(!prefix("0.0.0.0/0").covers(prefix("::1")) && prefix("::/0").covers(prefix("::1")));
     }
 
     #[test]

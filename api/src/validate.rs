@@ -20,10 +20,18 @@ pub const RESERVED_MACS_MAX: usize = 64;
 pub const ATTACHMENTS_MAX: usize = 64;
 /// The most fixed addresses of a port.
 pub const MACS_MAX: usize = 64;
+/// The most IP addresses and prefixes of a port.
+pub const IPS_MAX: usize = 64;
+/// The most address pairs of a port.
+pub const ADDRESS_PAIRS_MAX: usize = 64;
+/// The most further ethertypes of a port.
+pub const ETHERTYPES_MAX: usize = 16;
 /// The most addresses that a guest may choose for a port.
 pub const GUEST_MACS_MAX: u16 = 64;
 /// The most prefixes to choose from.
 pub const MAC_PREFIXES_MAX: usize = 64;
+/// The highest storm limit of a port, in frames a second.
+pub const FLOOD_LIMIT_MAX: u32 = 1_000_000;
 /// The longest device id, in bytes.
 pub const DEVICE_LEN_MAX: usize = 128;
 /// The longest netdev name, in bytes: `IFNAMSIZ` without its NUL (`include/uapi/linux/if.h`).
@@ -73,6 +81,17 @@ impl PortSpec {
         stations("spec.macs", &self.macs)?;
         distinct("spec.macs", &self.macs)?;
         self.guest_macs.as_ref().map_or(Ok(()), guest_macs)?;
+        at_most("spec.ips", self.ips.len(), IPS_MAX)?;
+        let pairs = &self.allowed_address_pairs;
+        at_most("spec.allowed_address_pairs", pairs.len(), ADDRESS_PAIRS_MAX)?;
+        if let Some(index) = pairs.iter().position(|p| p.mac.is_some_and(|mac| !mac.is_station())) {
+            return invalid(
+                format!("spec.allowed_address_pairs[{index}].mac"),
+                "is no station's address",
+                "use an address whose first byte is even and that is not all zero",
+            );
+        }
+        ethertypes(&self.ethertypes)?;
         self.qos.as_ref().map_or(Ok(()), qos)
     }
 }
@@ -159,7 +178,28 @@ fn guest_macs(choice: &GuestMacs) -> Result<(), InvalidField> {
     }
 }
 
+/// Ethertypes begin at 0x600 (IEEE 802.3); those of tags, IP, ARP and RARP are not for the list.
+fn ethertypes(ethertypes: &[u16]) -> Result<(), InvalidField> {
+    const TAKEN: [u16; 7] = [0x0800, 0x0806, 0x8035, 0x86dd, 0x8100, 0x88a8, 0x9100];
+    at_most("spec.ethertypes", ethertypes.len(), ETHERTYPES_MAX)?;
+    match ethertypes.iter().position(|number| *number < 0x600 || TAKEN.contains(number)) {
+        None => Ok(()),
+        Some(index) => invalid(
+            format!("spec.ethertypes[{index}]"),
+            format!("{:#06x} is none that can be listed", ethertypes[index]),
+            "use 1536 (0x0600) to 65535, without those of VLAN tags, IPv4, IPv6, ARP and RARP",
+        ),
+    }
+}
+
 fn qos(qos: &Qos) -> Result<(), InvalidField> {
+    if let Some(limit) = qos.flood_limit.filter(|limit| !(1..=FLOOD_LIMIT_MAX).contains(limit)) {
+        return invalid(
+            "spec.qos.flood_limit",
+            format!("is {limit}"),
+            format!("use 1 to {FLOOD_LIMIT_MAX}, or leave it out for no limit"),
+        );
+    }
     match (qos.tx_min, qos.tx_max) {
         (Some(min), Some(max)) if min > max => invalid(
             "spec.qos.tx_min",
@@ -366,11 +406,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_port_may_send_is_bounded_and_possible() {
+        let ips = |count: usize| (1..=count).map(|n| format!("192.0.2.{n}")).collect::<Vec<_>>();
+        assert_eq!(port(json!({"ips": ips(64), "allow": ["dhcp_server"]})), Ok(()));
+        refused(port(json!({"ips": ips(65)})), "spec.ips", "at most 64");
+        let pair = json!([{"ip": "192.0.2.9"}, {"mac": "01:00:5e:00:00:01", "ip": "::/0"}]);
+        let field = "spec.allowed_address_pairs[1].mac";
+        refused(port(json!({"allowed_address_pairs": pair})), field, "even");
+        for bad in [0x5ff, 0x0800, 0x8100] {
+            refused(port(json!({"ethertypes": [0x88cc, bad]})), "spec.ethertypes[1]", "1536");
+        }
+    }
+
+    #[test]
     fn a_minimum_is_not_above_the_maximum() {
         let of = |min: u64, max: u64| port(json!({"qos": {"tx_min": min, "tx_max": max}}));
         assert_eq!(of(2_000_000, 2_000_000), Ok(()));
         assert_eq!(port(json!({"qos": {}})), Ok(()));
         refused(of(3_000_000, 2_000_000), "spec.qos.tx_min", "at most 2000000");
+        refused(port(json!({"qos": {"flood_limit": 0}})), "spec.qos.flood_limit", "1 to 1000000");
     }
 
     #[test]

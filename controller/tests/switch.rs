@@ -9,14 +9,15 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use api::{
     resources::{
-        AdminState, Attachment, EswitchMode, NetworkKind, NetworkSpec, PortFunction, PortSpec,
-        Promiscuous, UnknownUnicast, VlanProto, VlanTag,
+        AddressPair, AdminState, Allowance, Attachment, EswitchMode, NetworkKind, NetworkSpec,
+        PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast, VlanProto, VlanTag,
     },
-    types::{Id, MacAddr, Vid},
+    types::{Bitrate, Id, IpPrefix, MacAddr, Vid},
 };
 use controller::{
     config::UplinkUse,
@@ -29,8 +30,8 @@ use controller::{
 };
 use proptest::prelude::*;
 use tc_flows::{
-    Eswitch, EtherType, Frame, Hook, Ice, Ifindex, Mac, Mlx5, Offload, Profile, Rule, RuleId,
-    Tag as FrameTag, VlanId, VlanTpid, Walk, walk, walk_two_stage,
+    Body, Eswitch, EtherType, Frame, Hook, Ice, Ifindex, Layer4, Mac, Mlx5, Offload, Profile, Rule,
+    RuleId, Tag as FrameTag, VlanId, VlanTpid, Walk, walk, walk_two_stage,
 };
 
 const UPLINK: u32 = 1000;
@@ -90,16 +91,62 @@ fn networks() -> impl Strategy<Value = NetworkSpec> {
     (kinds(), unknown).prop_map(|(kind, unknown)| network(kind, unknown))
 }
 
-/// A port's attachments as (network number, guest tag), its addresses, whether it is up, and
-/// whether it is promiscuous.
-type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool, bool);
+/// A port's attachments as (network number, guest tag), its addresses, whether it is up, whether it
+/// is promiscuous, and what it may send.
+type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool, bool, Permits);
+
+/// What a port may send.
+#[derive(Debug, Clone, Default)]
+struct Permits {
+    ips: Vec<IpPrefix>,
+    pairs: Vec<AddressPair>,
+    ethertypes: Vec<u16>,
+    allow: Vec<Allowance>,
+    isolated: bool,
+}
+
+/// Addresses and prefixes that contain each other, and those that mean something by themselves.
+const IPS: [&str; 10] = [
+    "192.0.2.1",
+    "192.0.2.2",
+    "192.0.2.0/30",
+    "0.0.0.0/0",
+    "198.51.100.7",
+    "2001:db8::1",
+    "2001:db8::/64",
+    "fe80::/10",
+    "::/0",
+    "2001:db8::2",
+];
+
+fn permits() -> impl Strategy<Value = Permits> {
+    let ip = || prop::sample::select(&IPS[..]).prop_map(|text| text.parse().unwrap());
+    let pair = (prop::option::of((1u8..40).prop_map(mac)), ip())
+        .prop_map(|(mac, ip)| AddressPair { mac, ip });
+    let ips = prop_oneof![2 => Just(Vec::new()), 3 => prop::collection::vec(ip(), 1..4)];
+    let allow = prop::sample::subsequence(
+        vec![Allowance::RouterAdvertisements, Allowance::DhcpServer, Allowance::LinkLocalGroups],
+        0..=3,
+    );
+    let ethertypes = prop::sample::subsequence(vec![0x88b5, 0x88b6, 0x88cc], 0..=2);
+    let pairs = prop::collection::vec(pair, 0..2);
+    (ips, pairs, ethertypes, allow, prop::bool::weighted(0.3)).prop_map(
+        |(ips, pairs, ethertypes, allow, isolated)| Permits {
+            ips,
+            pairs,
+            ethertypes,
+            allow,
+            isolated,
+        },
+    )
+}
 
 fn ports(networks: usize, most: usize) -> impl Strategy<Value = Vec<PortSketch>> {
     let attachments =
         prop::collection::vec((0..networks, prop::option::weighted(0.4, 1u16..6)), 0..4);
     let macs = prop::collection::vec(1u8..40, 1..3);
     let (up, promiscuous) = (prop::bool::weighted(0.9), prop::bool::weighted(0.2));
-    prop::collection::vec((attachments, macs, up, promiscuous), 1..=most)
+    prop::collection::vec((attachments, macs, up, promiscuous, permits()), 1..=most)
 }
 
 fn port(
@@ -108,6 +155,7 @@ fn port(
     macs: Vec<MacAddr>,
     up: bool,
     promiscuous: bool,
+    permits: Permits,
 ) -> Change {
     let name = format!("rep{}", number + 1);
     let spec = PortSpec {
@@ -115,8 +163,18 @@ fn port(
         attachments,
         macs,
         guest_macs: None,
+        ips: permits.ips,
+        allowed_address_pairs: permits.pairs,
+        ethertypes: permits.ethertypes,
+        allow: permits.allow,
+        isolated: permits.isolated,
         promiscuous: if promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
-        qos: None,
+        // A walk finds every frame within its rate.
+        qos: Some(Qos {
+            tx_max: Bitrate::from_mbit(number as u32 % 3),
+            tx_min: None,
+            flood_limit: number.is_multiple_of(2).then_some(100),
+        }),
         admin_state: if up { AdminState::Up } else { AdminState::Down },
     };
     Change::Port(id(format!("port{number}")), Some(spec))
@@ -127,7 +185,7 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
     for (n, spec) in networks.into_iter().enumerate() {
         intent.apply(Change::Network(id(format!("net{n}")), Some(spec)));
     }
-    for (n, (sketch, macs, up, promiscuous)) in ports.into_iter().enumerate() {
+    for (n, (sketch, macs, up, promiscuous, permits)) in ports.into_iter().enumerate() {
         let mut attachments: Vec<Attachment> = Vec::new();
         for (network, tag) in sketch {
             let network = id(format!("net{network}"));
@@ -137,7 +195,7 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
             }
         }
         let macs: BTreeSet<MacAddr> = macs.into_iter().map(mac).collect();
-        intent.apply(port(n, attachments, macs.into_iter().collect(), up, promiscuous));
+        intent.apply(port(n, attachments, macs.into_iter().collect(), up, promiscuous, permits));
     }
     intent
 }
@@ -161,8 +219,58 @@ fn frames() -> impl Strategy<Value = Frame> {
         5 => prop::collection::vec(tag.clone(), 1),
         2 => prop::collection::vec(tag, 2..4),
     ];
-    (source, destination, tags)
-        .prop_map(|(src, dst, tags)| Frame { tags, ..Frame::opaque(dst, src, EtherType::IPV4) })
+    (source, destination, tags, bodies(), any::<bool>()).prop_map(
+        |(src, dst, tags, (ethertype, mut body), honest)| {
+            if let (Body::Arp { sha, .. }, true) = (&mut body, honest) {
+                *sha = src;
+            }
+            if let (Body::Ipv6 { src: from, .. }, true) = (&mut body, honest)
+                && from.segments()[0] == 0xfe80
+            {
+                *from = eui64(src);
+            }
+            Frame { tags, ..Frame::opaque(dst, src, ethertype) }.with_body(body)
+        },
+    )
+}
+
+fn bodies() -> impl Strategy<Value = (EtherType, Body)> {
+    let v4 = prop::sample::select(vec![
+        "192.0.2.1",
+        "192.0.2.2",
+        "192.0.2.9",
+        "0.0.0.0",
+        "198.51.100.7",
+    ])
+    .prop_map(|text| text.parse::<Ipv4Addr>().unwrap());
+    let v6 =
+        prop::sample::select(vec!["2001:db8::1", "2001:db8::2", "::", "fe80::1", "2001:db9::1"])
+            .prop_map(|text| text.parse::<Ipv6Addr>().unwrap());
+    let port = || prop::sample::select(vec![67u16, 68, 547, 546, 53]);
+    let layer4 = prop_oneof![
+        (port(), port()).prop_map(|(src, dst)| Layer4::Udp { src, dst }),
+        (port(), port()).prop_map(|(src, dst)| Layer4::Tcp { src, dst, flags: 0 }),
+        prop::sample::select(vec![134u8, 135, 8]).prop_map(|kind| Layer4::Icmp { kind, code: 0 }),
+    ];
+    let (none, to6) = (Ipv4Addr::BROADCAST, Ipv6Addr::LOCALHOST);
+    let other = [0x8035u16, 0x88b5, 0x88b6, 0x88b7].map(|number| EtherType::new(number).unwrap());
+    prop_oneof![
+        3 => (v4.clone(), layer4.clone())
+            .prop_map(move |(src, layer4)| (EtherType::IPV4, Body::ipv4(src, none, layer4))),
+        3 => (v6, layer4).prop_map(move |(src, layer4)| {
+            (EtherType::IPV6, Body::ipv6(src, to6, layer4))
+        }),
+        2 => (v4, 1u8..4).prop_map(move |(sip, op)| {
+            let (sha, tha) = (Mac(mac(1).0), Mac([0; 6]));
+            (EtherType::ARP, Body::Arp { op, sha, sip, tha, tip: none })
+        }),
+        2 => prop::sample::select(other.to_vec()).prop_map(|ethertype| (ethertype, Body::Opaque)),
+    ]
+}
+
+/// RFC 4291, appendix A.
+fn eui64(Mac([a, b, c, d, e, f]): Mac) -> Ipv6Addr {
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// What becomes of a frame: copies by interface, and what the host gets.
@@ -244,9 +352,43 @@ impl Reference<'_> {
             .collect()
     }
 
+    /// Whether the addresses inside are the port's.
+    fn may_send(&self, port: &Id, frame: &Frame) -> bool {
+        let spec = &self.intent.ports[port].spec;
+        if spec.ips.is_empty() {
+            return true;
+        }
+        let from = MacAddr(frame.src.0);
+        let of_pairs = |named: Option<MacAddr>| {
+            spec.allowed_address_pairs.iter().filter(move |p| p.mac == named).map(|p| p.ip)
+        };
+        let mut ips: Vec<IpPrefix> = of_pairs(Some(from)).collect();
+        if spec.macs.contains(&from) || ips.is_empty() {
+            ips.extend(spec.ips.iter().copied().chain(of_pairs(None)));
+        }
+        let has = |ip: IpAddr| ips.iter().any(|own| own.contains(ip));
+        match frame.body {
+            Body::Ipv4 { src, layer4, .. } => {
+                let asks = layer4 == Layer4::Udp { src: 68, dst: 67 };
+                has(src.into()) || src.is_unspecified() && asks
+            }
+            Body::Ipv6 { src, layer4, .. } => {
+                let looks = matches!(layer4, Layer4::Icmp { kind: 135, .. });
+                has(src.into()) || src == eui64(frame.src) || src.is_unspecified() && looks
+            }
+            Body::Arp { op, sha, sip, .. } => {
+                let probes = sip.is_unspecified() && op == 1;
+                op <= 2 && sha == frame.src && (has(sip.into()) || probes)
+            }
+            _ => frame.ethertype == 0x8035 || spec.ethertypes.contains(&frame.ethertype),
+        }
+    }
+
     fn fate_from_port(&self, port: &Id, frame: &Frame) -> Fate {
         let mut fate = Fate::default();
-        if frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10 {
+        let link_local = frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10;
+        let allows = |what| self.intent.ports[port].spec.allow.contains(&what);
+        if link_local && !(allows(Allowance::LinkLocalGroups) && frame.tags.is_empty()) {
             return fate;
         }
         let stripped = Frame { tags: Vec::new(), ..frame.clone() };
@@ -262,14 +404,35 @@ impl Reference<'_> {
             .into_iter()
             .find(|network| self.attached(network).contains(&(port, tag)));
         let Some(network) = found else { return fate };
-        if !self.owns(port, frame.src) {
+        if !self.owns(port, frame.src) || !(link_local || self.may_send(port, frame)) {
             return fate;
         }
+        let from = |what| match (what, frame.body) {
+            (Allowance::DhcpServer, Body::Ipv4 { layer4: Layer4::Udp { src, .. }, .. }) => {
+                src == 67
+            }
+            (Allowance::DhcpServer, Body::Ipv6 { layer4: Layer4::Udp { src, .. }, .. }) => {
+                src == 547
+            }
+            (
+                Allowance::RouterAdvertisements,
+                Body::Ipv6 { layer4: Layer4::Icmp { kind, .. }, .. },
+            ) => kind == 134,
+            _ => false,
+        };
+        let guarded = [Allowance::DhcpServer, Allowance::RouterAdvertisements];
+        if guarded.into_iter().any(|what| from(what) && !allows(what)) {
+            return fate;
+        }
+        let isolated = |port: &Id| self.intent.ports[port].spec.isolated;
         let unknown_out =
             self.intent.networks[network].spec.unknown_unicast == UnknownUnicast::Uplink;
         let group = frame.dst.0[0] & 1 == 1;
         let known = self.attached(network).iter().any(|(id, _)| self.owns(id, frame.dst));
         for (other, tag) in self.attached(network).into_iter().filter(|(id, _)| *id != port) {
+            if isolated(port) && isolated(other) {
+                continue;
+            }
             let owns = self.owns(other, frame.dst);
             if group || owns || !known && self.promiscuous(other) {
                 fate.copies.insert((self.ifindex(other), copy(&stripped, tag)));
@@ -456,14 +619,14 @@ fn uplink_uses() -> impl Strategy<Value = UplinkUse> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_walk_through_the_program_delivers_what_a_switch_delivers(
         networks in prop::collection::vec(networks(), 4),
         ports in ports(4, 7),
         uplink_use in uplink_uses(),
-        frames in prop::collection::vec((0usize..8, frames()), 60),
+        frames in prop::collection::vec((0usize..8, frames()), 10),
     ) {
         let count = ports.len();
         compare(&intent(networks, ports), count, uplink_use, &frames)?;
@@ -485,7 +648,7 @@ proptest! {
         let ports = tags
             .into_iter()
             .enumerate()
-            .map(|(n, tag)| (vec![(0, tag)], vec![n as u8 + 1], true, promiscuous))
+            .map(|(n, tag)| (vec![(0, tag)], vec![n as u8 + 1], true, promiscuous, Permits::default()))
             .collect();
         let networks = vec![network(kind, UnknownUnicast::Uplink)];
         compare(&intent(networks, ports), count, uplink_use, &frames)?;
@@ -505,6 +668,7 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
             vec![MacAddr([2, 0, 0, 1, hi, lo])],
             true,
             false,
+            Permits::default(),
         ));
     }
     let plan = plan(&world(520), &intent, &Claims::default(), &BTreeMap::new());
@@ -515,7 +679,7 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_hardware_refuses_hardware_then_software_delivers_what_a_switch_delivers(
@@ -525,7 +689,7 @@ proptest! {
         profile in nics(),
         refuses in prop_oneof![Just(0u8), 1u8..60, 60u8..255],
         seed in any::<u64>(),
-        frames in prop::collection::vec((0usize..8, frames()), 60),
+        frames in prop::collection::vec((0usize..8, frames()), 10),
     ) {
         let count = ports.len();
         let known = taken_for(&profile);

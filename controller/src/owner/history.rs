@@ -13,8 +13,9 @@ use std::{
 
 use api::{
     resources::{
-        AdminState, Attachment, Backing, EswitchMode, GuestMacs, GuestSpec, NetworkKind,
-        NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast, VlanProto, VlanTag,
+        AddressPair, AdminState, Allowance, Attachment, Backing, EswitchMode, GuestMacs, GuestSpec,
+        NetworkKind, NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast,
+        VlanProto, VlanTag,
     },
     types::{Bitrate, Id, MacAddr, Priority, Vid},
 };
@@ -94,6 +95,7 @@ struct PortSketch {
     choice: Option<u16>,
     promiscuous: bool,
     down: bool,
+    permits: u8,
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -106,10 +108,12 @@ fn steps() -> impl Strategy<Value = Step> {
         prop::option::of(0u16..3),
         prop::bool::weighted(0.3),
         prop::bool::weighted(0.1),
+        any::<u8>(),
     );
-    let port = port.prop_map(|(function, attachments, macs, choice, promiscuous, down)| {
-        PortSketch { function, attachments, macs, choice, promiscuous, down }
-    });
+    let port =
+        port.prop_map(|(function, attachments, macs, choice, promiscuous, down, permits)| {
+            PortSketch { function, attachments, macs, choice, promiscuous, down, permits }
+        });
     let network = (0u8..5, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
     let function = (
         any::<bool>(),
@@ -429,8 +433,26 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
         attachments,
         macs: macs.into_iter().collect(),
         guest_macs: sketch.choice.map(|max| GuestMacs { max, allow: Vec::new() }),
+        ips: match sketch.permits % 4 {
+            0 => vec!["192.0.2.1".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
+            _ => Vec::new(),
+        },
+        allowed_address_pairs: match sketch.permits / 4 % 8 {
+            0 => vec![AddressPair { mac: Some(mac(9)), ip: "192.0.2.9".parse().unwrap() }],
+            _ => Vec::new(),
+        },
+        ethertypes: if sketch.permits.is_multiple_of(8) { vec![0x88b5] } else { Vec::new() },
+        allow: match sketch.permits / 32 % 4 {
+            0 => vec![Allowance::DhcpServer, Allowance::LinkLocalGroups],
+            _ => Vec::new(),
+        },
+        isolated: sketch.permits >= 128,
         promiscuous: if sketch.promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
-        qos: Some(Qos { tx_max: Bitrate::from_mbit(number as u32 / 2), tx_min: None }),
+        qos: Some(Qos {
+            tx_max: Bitrate::from_mbit(number as u32 / 2),
+            tx_min: None,
+            flood_limit: (sketch.permits % 16 == 1).then_some(1000),
+        }),
         admin_state: if sketch.down { AdminState::Down } else { AdminState::Up },
     }
 }

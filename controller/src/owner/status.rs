@@ -13,7 +13,7 @@ use api::{
         Adapter, AdapterOffload, AdapterVf, Backing, BackingSource, CapabilitySource, Condition,
         ConditionStatus, EswitchMode, EswitchSettings, Flow, FlowCounts, Guest, GuestFunction,
         GuestStatus, Netdev, Network, NetworkStatus, OffloadCapability, OffloadCeilings, Port,
-        PortFunction, PortStatus, RateObject, RefusedMac, Resource,
+        PortFunction, PortSpec, PortStatus, RateObject, RefusedMac, Resource,
     },
     server::FlowFilter,
     types::Id,
@@ -128,6 +128,7 @@ impl Owner {
             quarantined(plan),
         ];
         statements.extend(self.vdpa_made(plan));
+        statements.extend(self.intent.ports.get(id).and_then(|port| sources_checked(&port.spec)));
         statements
     }
 
@@ -726,6 +727,16 @@ fn conflict_statement(finding: Option<&Finding>) -> Statement {
         Some(finding) => statement("Conflict", ConditionStatus::True, finding),
         None => Statement::new("Conflict", ConditionStatus::False, "None", "nothing conflicts"),
     }
+}
+
+/// How far it is checked what the port sends from, where more than MAC addresses is.
+fn sources_checked(spec: &PortSpec) -> Option<Statement> {
+    if spec.ips.is_empty() {
+        return None;
+    }
+    let message = "IPv4, ARP and IPv6 sources are checked; not what neighbor discovery says inside \
+                   (ND: unchecked), for which flower has no keys";
+    Some(Statement::new("SourcesChecked", ConditionStatus::Partial, "NdUnchecked", message))
 }
 
 fn quarantined(plan: &PortPlan) -> Statement {

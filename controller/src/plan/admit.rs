@@ -240,14 +240,18 @@ impl<'a> Wish<'a> {
         self.spec.attachments.iter().map(|attachment| &attachment.network)
     }
 
-    /// The addresses of the spec.
+    /// The addresses of the spec, those of its pairs among them.
     fn fixed(&self) -> impl Iterator<Item = MacAddr> + use<'a> {
-        self.spec.macs.iter().copied()
+        let spec = self.spec;
+        let of_pairs = spec.allowed_address_pairs.iter().filter_map(|pair| pair.mac);
+        let of_pairs = of_pairs.filter(|mac| !spec.macs.contains(mac));
+        let mut seen = BTreeSet::new();
+        spec.macs.iter().copied().chain(of_pairs.filter(move |mac| seen.insert(*mac)))
     }
 
     /// The addresses that the guest asks for beyond those, the one in force first.
     fn chosen(&self) -> impl Iterator<Item = MacAddr> + use<'a> {
-        let fixed = &self.spec.macs;
+        let fixed: BTreeSet<MacAddr> = self.fixed().collect();
         let filter = self.filter;
         filter
             .map(|filter| filter.main_mac)

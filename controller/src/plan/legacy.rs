@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use api::{
-    resources::{AdminState, NetworkKind, Promiscuous, VfLinkState, VlanProto},
+    resources::{AdminState, NetworkKind, PortSpec, Promiscuous, VfLinkState, VlanProto},
     types::{Bitrate, Id, MacAddr, Priority},
 };
 
@@ -117,6 +117,16 @@ pub fn program(
                 settings.link_state = VfLinkState::Disable;
             }
         }
+        if port.spec.qos.is_some_and(|qos| qos.flood_limit.is_some()) {
+            plan.unmet.push(Finding::new(
+                "FloodLimitUnsupported",
+                "in legacy mode the NIC keeps no `flood_limit`; leave it out",
+            ));
+        }
+        if let Some(finding) = beyond_legacy(&port.spec) {
+            plan.unmet.push(finding);
+            settings.link_state = VfLinkState::Disable;
+        }
         if port.spec.admin_state == AdminState::Down || plan.macs.is_empty() {
             settings.link_state = VfLinkState::Disable;
         }
@@ -182,6 +192,20 @@ fn attachment(
              switchdev mode; the link is disabled",
         )),
     }
+}
+
+/// What a NIC does not keep guests from in legacy mode.
+fn beyond_legacy(spec: &PortSpec) -> Option<Finding> {
+    let (reason, what) = if !spec.ips.is_empty() {
+        ("IpsUnsupported", "check IP addresses (`ips`)")
+    } else if spec.isolated {
+        ("PortIsolationUnsupported", "keep ports from each other (`isolated`)")
+    } else {
+        return None;
+    };
+    let message =
+        format!("in legacy mode the NIC cannot {what}; use switchdev mode; the link is disabled");
+    Some(Finding::new(reason, message))
 }
 
 /// A frame without a tag has no priority.

@@ -88,17 +88,26 @@ pub(super) fn unmet(
     adapter: &AdapterView,
     vf: Option<u16>,
 ) -> impl Iterator<Item = Finding> {
-    let limited = spec.qos.is_some_and(|qos| qos.tx_max.is_some() || qos.tx_min.is_some());
+    let qos = spec.qos.unwrap_or_default();
     let leaves = adapter.eswitch.as_ref().map(|eswitch| &eswitch.leaves);
     let kept = vf.is_some_and(|vf| leaves.is_some_and(|leaves| leaves.contains_key(&vf)));
-    let rate = (limited && !kept).then(|| {
+    // There policers keep what can be kept by dropping.
+    let policed = adapter.mode == Some(EswitchMode::Software);
+    let lost = !kept && (qos.tx_min.is_some() || qos.tx_max.is_some() && !policed);
+    let rate = lost.then(|| {
         Finding::new(
             "RateUnsupported",
-            "nothing on this adapter keeps rates: it has no devlink rate objects; use an adapter \
-             that has, or legacy mode",
+            "nothing on this adapter keeps such rates: it has no devlink rate objects (a software \
+             adapter keeps `tx_max` only); use an adapter that has, or legacy mode",
         )
     });
-    priority(intent, spec).into_iter().chain(rate)
+    let storm = (qos.flood_limit.is_some() && !policed).then(|| {
+        Finding::new(
+            "FloodLimitUnsupported",
+            "only software adapters keep a `flood_limit`; leave it out",
+        )
+    });
+    priority(intent, spec).into_iter().chain(rate).chain(storm)
 }
 
 fn priority(intent: &Intent, port: &PortSpec) -> Option<Finding> {

@@ -880,16 +880,16 @@ fn what_somebody_else_did_to_the_flows_is_put_back() {
     let one = device.representor(0).expect("r0");
     let wanted = outline(&one);
     assert!(wanted.len() > 5, "{wanted:?}");
-    let last = || filters(&one).into_iter().find(|f| f["chain"] == 0 && f["pref"] == 14);
+    let last = || filters(&one).into_iter().find(|f| f["chain"] == 0 && f["pref"] == 62);
     let option = |name: &str| last().expect("the last rule")["options"][name].clone();
 
     let delete = format!("filter del dev {one} ingress");
-    let replace = format!("filter replace dev {one} ingress chain 0 prio 14 protocol all");
+    let replace = format!("filter replace dev {one} ingress chain 0 prio 62 protocol all");
     let harms: [(&str, &str, &dyn Fn() -> String); 7] = [
         ("a flow is deleted", "deleted", &|| {
-            format!("{delete} chain 0 prio 14 protocol all handle {} flower", option("handle"))
+            format!("{delete} chain 0 prio 62 protocol all handle {} flower", option("handle"))
         }),
-        ("a prio is flushed", "deleted", &|| format!("{delete} chain 0 prio 4")),
+        ("a prio is flushed", "deleted", &|| format!("{delete} chain 0 prio 10")),
         ("a chain is flushed", "deleted", &|| format!("{delete} chain 64")),
         ("all is flushed", "deleted", &|| delete.clone()),
         ("the qdisc is deleted", "deleted", &|| format!("qdisc del dev {one} clsact")),

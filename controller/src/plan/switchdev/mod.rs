@@ -2,7 +2,8 @@
 //!
 //! Each representor's ingress hook, chain 0, in this order: link-local groups are dropped; double
 //! tagged frames are dropped; each attachment's tag and source addresses lead to that attachment's
-//! chain; all else is dropped. An attachment's chain knows every local address of its network,
+//! chain; all else is dropped. An attachment's chain drops what only routers and DHCP servers send,
+//! knows every local address of its network,
 //! floods groups, and sends the rest to the promiscuous ports and the uplink or drops it. The
 //! uplink's hook sends the tags that a network here owns to that network's chain and leaves all
 //! other frames to the host.
@@ -15,6 +16,7 @@
 //! |---|---|
 //! | `segment` | a network's part of one adapter, and what of it must be written anew |
 //! | `rules` | the rules of a part |
+//! | `source` | what a port may send from |
 //! | `hardware` | what of the rules hardware may hold |
 //! | `sheet` | keeps an adapter's program in step, part by part |
 
@@ -22,6 +24,7 @@ mod hardware;
 mod rules;
 mod segment;
 mod sheet;
+mod source;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -99,6 +102,20 @@ pub enum Purpose {
     TagGuard,
     /// Admits a source address with a tag.
     Admission(MacAddr),
+    /// Admits what a port may send to link-local groups.
+    LinkLocal(MacAddr),
+    /// Drops what comes from a source address of a port, but with addresses inside that are not its.
+    SpoofGuard(MacAddr),
+    /// Drops router advertisements of guests.
+    RouterGuard,
+    /// Drops what DHCP servers send, of guests.
+    DhcpServerGuard,
+    /// Drops what a port sends beyond its rate.
+    Rate,
+    /// Drops what a port floods beyond its limit.
+    Storm,
+    /// Drops frames to a port from which this one is kept.
+    Isolation(MacAddr),
     /// Drops what nothing admitted.
     DefaultDrop,
     /// Sends frames to a local address to its port.
@@ -122,6 +139,13 @@ impl fmt::Display for Purpose {
             Purpose::DoubleTagGuard => f.write_str("double tagged"),
             Purpose::TagGuard => f.write_str("tag not attached"),
             Purpose::Admission(mac) => write!(f, "admission of {mac}"),
+            Purpose::LinkLocal(mac) => write!(f, "link-local groups from {mac}"),
+            Purpose::SpoofGuard(mac) => write!(f, "spoofed IP from {mac}"),
+            Purpose::RouterGuard => f.write_str("router advertisements"),
+            Purpose::DhcpServerGuard => f.write_str("DHCP server"),
+            Purpose::Rate => f.write_str("rate"),
+            Purpose::Storm => f.write_str("storm"),
+            Purpose::Isolation(mac) => write!(f, "isolated from {mac}"),
             Purpose::DefaultDrop => f.write_str("default drop"),
             Purpose::Unicast(mac) => write!(f, "unicast to {mac}"),
             Purpose::OwnAddressGuard(mac) => write!(f, "own address {mac}"),

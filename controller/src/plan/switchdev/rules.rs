@@ -5,14 +5,55 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use api::types::{Id, MacAddr};
-use tc_flows::{Action, ChainId, Hook, Ifindex, Mac, Match, Prio, Rule, VlanId, VlanTpid};
+use api::types::{Bitrate, Id, MacAddr};
+use tc_flows::{
+    Action, ChainId, Control, Hook, Ifindex, Ipv4Match, Ipv6Match, Mac, Match, Payload, Police,
+    Ports, Prio, Rule, VlanId, VlanTpid,
+};
 
 use super::{
     Purpose, RECEIVERS_PER_RULE, Reasoned, UNKNOWN_FLOOD, Why,
-    segment::{Member, Part, Receiver, Segment, Tag},
+    segment::{Allowed, Member, Part, Receiver, Segment, Tag},
+    source::{DHCP_SERVER, DHCPV6_SERVER, ROUTER_ADVERTISEMENT},
 };
 use crate::{config::UplinkUse, world::NetdevView};
+
+/// Prios of a representor's chain 0. All are even: a trap stands one before its rule.
+mod entry {
+    pub(super) const RATE: u16 = 2;
+    /// What a port may send to link-local groups.
+    pub(super) const LINK_LOCAL_ALLOWED: u16 = 4;
+    pub(super) const LINK_LOCAL: u16 = 6;
+    pub(super) const DOUBLE_TAG: u16 = 8;
+    pub(super) const TAGGED: u16 = 10;
+    pub(super) const OTHER_TAG: u16 = 12;
+    pub(super) const OTHER_SERVICE_TAG: u16 = 14;
+    /// Untagged frames whose payload is checked, by ethertype; the port's further ones from
+    /// [`FURTHER`] on.
+    pub(super) const CHECKED: [(u16, u16); 4] =
+        [(0x0800, 16), (0x86dd, 18), (0x0806, 20), (0x8035, 22)];
+    pub(super) const FURTHER: u16 = 24;
+    /// Behind as many further ethertypes as a port can have.
+    pub(super) const SOURCE: u16 = 60;
+    pub(super) const REST: u16 = 62;
+}
+
+/// Prios of a network's chain.
+mod network {
+    pub(super) const GUARD: u16 = 2;
+    pub(super) const GUARD_IPV6: u16 = 4;
+    pub(super) const UNICAST: u16 = 6;
+    pub(super) const STORM: u16 = 8;
+    pub(super) const GROUPS: u16 = 10;
+    pub(super) const REST: u16 = 12;
+}
+
+/// Bytes that a policer lets pass at once: several frames as segmentation offload makes them.
+const BURST_LEAST: u64 = 1 << 18;
+/// More than any frame has: a policer drops larger ones whatever the rate.
+const FRAME_MOST: u32 = 1 << 20;
+/// Frames that a storm limit lets pass at once.
+const FLOOD_BURST_LEAST: u64 = 16;
 
 /// What becomes of a flooded frame after its last copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,24 +98,40 @@ pub(super) fn representor_guards(out: &mut Rules, representor: Ifindex) {
     out.add(
         hook,
         0,
-        2,
-        Match::any().dst_masked(
-            Mac([0x01, 0x80, 0xc2, 0, 0, 0]),
-            Mac([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]),
-        ),
+        entry::LINK_LOCAL,
+        to_link_local(Match::any()),
         [Action::Drop],
         &of_adapter(Purpose::LinkLocalGuard),
     );
     let why = of_adapter(Purpose::DoubleTagGuard);
     for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
         let matched = Match::double_tagged(VlanTpid::Dot1Q, None, inner);
-        out.add(hook, 0, 4, matched, [Action::Drop], &why);
+        out.add(hook, 0, entry::DOUBLE_TAG, matched, [Action::Drop], &why);
     }
     let why = of_adapter(Purpose::TagGuard);
-    for (prio, tpid) in [(8, VlanTpid::Dot1Q), (10, VlanTpid::Dot1Ad)] {
+    let tags = [(entry::OTHER_TAG, VlanTpid::Dot1Q), (entry::OTHER_SERVICE_TAG, VlanTpid::Dot1Ad)];
+    for (prio, tpid) in tags {
         out.add(hook, 0, prio, Match::tagged(tpid), [Action::Drop], &why);
     }
-    out.add(hook, 0, 14, Match::any(), [Action::Drop], &of_adapter(Purpose::DefaultDrop));
+    out.add(hook, 0, entry::REST, Match::any(), [Action::Drop], &of_adapter(Purpose::DefaultDrop));
+}
+
+/// What keeps a port to its rate, before anything else is asked. It counts what the guest sends,
+/// whether it is admitted or not, as a rate object does.
+pub(super) fn rate(out: &mut Rules, representor: Ifindex, port: &Id, tx_max: Bitrate) {
+    let bytes = tx_max.get() / 8;
+    // A hundredth of a second, so that a timer's grain does not cost rate.
+    let police = Police::bytes(bytes, BURST_LEAST.max(bytes / 100));
+    let police = police.and_then(|police| police.mtu(FRAME_MOST)?.conform(Control::Continue));
+    let Some(police) = police else { return };
+    let why = Arc::new(Why { purpose: Purpose::Rate, port: Some(port.clone()), network: None });
+    out.add(Hook::ingress(representor), 0, entry::RATE, Match::any(), [Action::from(police)], &why);
+}
+
+/// 01:80:c2:00:00:00 to 0f, which no bridge forwards (IEEE 802.1Q table 8-1).
+fn to_link_local(matching: Match) -> Match {
+    let mask = Mac([0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]);
+    matching.dst_masked(Mac([0x01, 0x80, 0xc2, 0, 0, 0]), mask)
 }
 
 /// A network that owns a tag on the uplink.
@@ -133,6 +190,8 @@ struct Entrance {
     hook: Hook,
     tag: Tag,
     end: FloodEnd,
+    /// Whether what comes in here is kept from isolated members.
+    isolated: bool,
 }
 
 impl Segment {
@@ -166,11 +225,12 @@ impl Segment {
     fn entrances(&self) -> impl Iterator<Item = (Entrance, Option<&Member>)> {
         let members = self.members.iter().map(|member| {
             let hook = Hook::ingress(member.ifindex);
-            (Entrance { hook, tag: member.tag, end: FloodEnd::Drop }, Some(member))
+            let (tag, isolated) = (member.tag, member.isolated);
+            (Entrance { hook, tag, end: FloodEnd::Drop, isolated }, Some(member))
         });
         let uplink = self.uplink.map(|uplink| {
             let hook = Hook::ingress(uplink.ifindex);
-            (Entrance { hook, tag: uplink.tag, end: uplink.end }, None)
+            (Entrance { hook, tag: uplink.tag, end: uplink.end, isolated: false }, None)
         });
         members.chain(uplink)
     }
@@ -182,24 +242,119 @@ impl Segment {
     /// Leads what `sender` may send into its attachment's chain.
     fn admission(&self, sender: &Member, out: &mut Rules) {
         let hook = Hook::ingress(sender.ifindex);
-        let Some(chain) = ChainId::new(self.base()) else { return };
+        let (Some(chain), Some(none)) = (ChainId::new(self.base()), VlanId::new(0)) else { return };
+        self.guards(sender, out);
+        self.storm(sender, out);
         for mac in &sender.macs {
             let why = self.why(Purpose::Admission(*mac), Some(&sender.port));
-            match sender.tag {
-                Some((tpid, vid)) => {
-                    let matched = Match::vlan(tpid, vid).src(wire(*mac));
-                    out.add(hook, 0, 6, matched, [Action::Goto(chain)], &why);
+            let from = |matching: Match| matching.src(wire(*mac));
+            // What is checked of what is inside; without checks that is one thing: all.
+            let payloads: Vec<Option<Payload>> = match &sender.sources {
+                Some(sources) => sources.payloads(*mac).into_iter().map(Some).collect(),
+                None => vec![None],
+            };
+            let tagged = |tpid, vid, payload: &Option<Payload>| {
+                from(match payload {
+                    Some(payload) => Match::vlan_with(tpid, vid, payload.clone()),
+                    None => Match::vlan(tpid, vid),
+                })
+            };
+            if let Some((tpid, vid)) = sender.tag {
+                for payload in &payloads {
+                    let matched = tagged(tpid, vid, payload);
+                    out.add(hook, 0, entry::TAGGED, matched, [Action::Goto(chain)], &why);
                 }
-                None => {
-                    let matched = Match::any().src(wire(*mac));
-                    out.add(hook, 0, 12, matched, [Action::Goto(chain)], &why);
-                    // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
-                    if let Some(none) = VlanId::new(0) {
-                        let matched = Match::vlan(VlanTpid::Dot1Q, none).src(wire(*mac));
-                        out.add(hook, 0, 6, matched, [Action::VlanPop, Action::Goto(chain)], &why);
-                    }
-                }
+                continue;
             }
+            for payload in &payloads {
+                // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
+                let matched = tagged(VlanTpid::Dot1Q, none, payload);
+                let actions = [Action::VlanPop, Action::Goto(chain)];
+                out.add(hook, 0, entry::TAGGED, matched, actions, &why);
+                let (prio, matched) = match payload {
+                    Some(payload) => {
+                        let matched = Match::ethertype(payload.clone());
+                        (self.prio_of(sender, matched.protocol()), matched)
+                    }
+                    None => (entry::SOURCE, Match::any()),
+                };
+                out.add(hook, 0, prio, from(matched), [Action::Goto(chain)], &why);
+            }
+            if sender.sources.is_some() {
+                let why = self.why(Purpose::SpoofGuard(*mac), Some(&sender.port));
+                out.add(hook, 0, entry::SOURCE, from(Match::any()), [Action::Drop], &why);
+            }
+            if sender.allow.contains(&Allowed::LinkLocal)
+                && let Some(untagged) = from(to_link_local(Match::any())).num_of_vlans(0)
+            {
+                let why = self.why(Purpose::LinkLocal(*mac), Some(&sender.port));
+                let prio = entry::LINK_LOCAL_ALLOWED;
+                out.add(hook, 0, prio, untagged, [Action::Goto(chain)], &why);
+            }
+        }
+    }
+
+    /// Where in chain 0 frames of this ethertype are admitted by what is inside.
+    fn prio_of(&self, sender: &Member, ethertype: u16) -> u16 {
+        let known = entry::CHECKED.iter().find(|(known, _)| *known == ethertype);
+        known.map_or_else(
+            || {
+                let further =
+                    sender.sources.as_ref().map_or(&[][..], |sources| sources.ethertypes());
+                let rank = further.iter().position(|other| other.get() == ethertype).unwrap_or(0);
+                entry::FURTHER + 2 * rank as u16
+            },
+            |(_, prio)| *prio,
+        )
+    }
+
+    /// What keeps the port's floods to its limit, before they are copied.
+    fn storm(&self, sender: &Member, out: &mut Rules) {
+        let Some(limit) = sender.flood_limit else { return };
+        let (rate, group) = (u64::from(limit), Mac([1, 0, 0, 0, 0, 0]));
+        let police = Police::packets(rate, rate.max(FLOOD_BURST_LEAST));
+        let police = police.and_then(|police| police.conform(Control::Continue));
+        let Some(police) = police else { return };
+        let why = self.why(Purpose::Storm, Some(&sender.port));
+        let (hook, matched) =
+            (Hook::ingress(sender.ifindex), Match::any().dst_masked(group, group));
+        out.add(hook, self.base(), network::STORM, matched, [Action::from(police)], &why);
+    }
+
+    /// What only routers and DHCP servers send.
+    fn guards(&self, sender: &Member, out: &mut Rules) {
+        let hook = Hook::ingress(sender.ifindex);
+        let from_server = |port| Ports::any().src(port);
+        let guards: [(Allowed, Purpose, u16, Payload); 3] = [
+            (
+                Allowed::DhcpServer,
+                Purpose::DhcpServerGuard,
+                network::GUARD,
+                Ipv4Match::any().udp(from_server(DHCP_SERVER)).into(),
+            ),
+            (
+                Allowed::DhcpServer,
+                Purpose::DhcpServerGuard,
+                network::GUARD_IPV6,
+                Ipv6Match::any().udp(from_server(DHCPV6_SERVER)).into(),
+            ),
+            (
+                Allowed::Router,
+                Purpose::RouterGuard,
+                network::GUARD_IPV6,
+                Ipv6Match::any().icmp_type(ROUTER_ADVERTISEMENT).into(),
+            ),
+        ];
+        for (allowed, purpose, prio, payload) in guards {
+            if sender.allow.contains(&allowed) {
+                continue;
+            }
+            let why = self.why(purpose, Some(&sender.port));
+            let (prio, matched) = match sender.tag {
+                None => (prio, Match::ethertype(payload)),
+                Some((tpid, _)) => (network::GUARD, Match::tagged_with(tpid, payload)),
+            };
+            out.add(hook, self.base(), prio, matched, [Action::Drop], &why);
         }
     }
 
@@ -212,7 +367,8 @@ impl Segment {
         }
         for mac in &sender.macs {
             let why = self.why(Purpose::OwnAddressGuard(*mac), Some(&sender.port));
-            out.add(hook, self.base(), 2, Match::any().dst(wire(*mac)), [Action::Drop], &why);
+            let matched = Match::any().dst(wire(*mac));
+            out.add(hook, self.base(), network::UNICAST, matched, [Action::Drop], &why);
         }
     }
 
@@ -244,32 +400,39 @@ impl Segment {
             let why = self.why(Purpose::Unicast(*mac), Some(&receiver.port));
             let matched = Match::any().dst(wire(*mac));
             let mut actions: BTreeMap<Tag, Arc<[Action]>> = BTreeMap::new();
-            for Entrance { hook, tag, .. } in entrances.clone() {
+            for Entrance { hook, tag, isolated, .. } in entrances.clone() {
                 if hook.ifindex() == Some(receiver.ifindex) {
+                    continue;
+                }
+                if isolated && receiver.isolated {
+                    let why = self.why(Purpose::Isolation(*mac), Some(&receiver.port));
+                    let drop = [Action::Drop];
+                    out.add(hook, self.base(), network::UNICAST, matched.clone(), drop, &why);
                     continue;
                 }
                 let actions = actions.entry(tag).or_insert_with(|| {
                     let rewrite = rewrite(tag, receiver.tag).into_iter();
                     rewrite.chain([Action::Redirect(receiver.ifindex)]).collect()
                 });
-                out.add(hook, self.base(), 2, matched.clone(), Arc::clone(actions), &why);
+                let actions = Arc::clone(actions);
+                out.add(hook, self.base(), network::UNICAST, matched.clone(), actions, &why);
             }
         }
     }
 
     /// Group frames, over as many chains as the receivers' tags and number take.
-    fn flood(&self, Entrance { hook, tag, end }: Entrance, out: &mut Rules) {
+    fn flood(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
         let steps = flood_steps(tag, self.receivers(hook), end);
-        let first = (4, Match::any().dst_masked(group, group));
+        let first = (network::GROUPS, Match::any().dst_masked(group, group));
         self.steps(out, hook, first, self.base() + 1, steps, Purpose::Flood);
     }
 
     /// Unicast that no port owns, likewise.
-    fn flood_unknown(&self, Entrance { hook, tag, end }: Entrance, out: &mut Rules) {
+    fn flood_unknown(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let steps = flood_steps(tag, self.receivers_of_unknown(hook), end);
         let next = self.base() + UNKNOWN_FLOOD;
-        self.steps(out, hook, (6, Match::any()), next, steps, Purpose::UnknownUnicast);
+        self.steps(out, hook, (network::REST, Match::any()), next, steps, Purpose::UnknownUnicast);
     }
 
     /// The rules of one flood: the first in the network's chain, the others in chains from `next`.

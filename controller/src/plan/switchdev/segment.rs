@@ -3,10 +3,13 @@
 //! In: what the earlier stages say of ports. Out: a [`Segment`], complete in itself, so that two of
 //! them tell what of the rules must be written anew ([`Part`]). No rules here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use api::{
-    resources::UnknownUnicast,
+    resources::{Allowance, UnknownUnicast},
     types::{Id, MacAddr},
 };
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
@@ -14,6 +17,7 @@ use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 use super::{
     CHAINS_PER_NETWORK, MAX_GOTOS, RECEIVERS_PER_RULE,
     rules::{FloodEnd, flood_steps},
+    source::Sources,
 };
 use crate::plan::Finding;
 
@@ -29,6 +33,32 @@ pub(super) struct Member {
     pub(super) macs: Vec<MacAddr>,
     /// Whether it gets what no port owns.
     pub(super) promiscuous: bool,
+    /// Whether it is kept from other members of which this is so.
+    pub(super) isolated: bool,
+    /// What it may send from, where more than its MAC addresses is checked.
+    pub(super) sources: Option<Arc<Sources>>,
+    /// What it may send though others may not.
+    pub(super) allow: BTreeSet<Allowed>,
+    /// Frames a second that it may flood, where that is kept.
+    pub(super) flood_limit: Option<u32>,
+}
+
+/// An [`Allowance`], in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Allowed {
+    Router,
+    DhcpServer,
+    LinkLocal,
+}
+
+impl From<Allowance> for Allowed {
+    fn from(allowance: Allowance) -> Allowed {
+        match allowance {
+            Allowance::RouterAdvertisements => Allowed::Router,
+            Allowance::DhcpServer => Allowed::DhcpServer,
+            Allowance::LinkLocalGroups => Allowed::LinkLocal,
+        }
+    }
 }
 
 /// A network's way to the wire.
@@ -105,7 +135,9 @@ impl Segment {
         uplink: bool,
         gets_it: impl Fn(&Member) -> bool,
     ) -> Vec<Receiver> {
-        let members = self.members.iter().filter(|member| gets_it(member)).map(|member| Receiver {
+        let isolated = self.isolates(from);
+        let gets_it = |member: &&Member| gets_it(member) && !(isolated && member.isolated);
+        let members = self.members.iter().filter(gets_it).map(|member| Receiver {
             uplink: false,
             tag: member.tag,
             ifindex: member.ifindex,
@@ -116,6 +148,12 @@ impl Segment {
             ifindex: uplink.ifindex,
         });
         members.chain(uplink).filter(|receiver| Some(receiver.ifindex) != from.ifindex()).collect()
+    }
+
+    /// Whether what comes in at this hook is kept from isolated members.
+    fn isolates(&self, from: Hook) -> bool {
+        let mut isolated = self.members.iter().filter(|member| member.isolated);
+        isolated.any(|member| Some(member.ifindex) == from.ifindex())
     }
 
     /// Takes out the last members, in order of creation, until a flood from anywhere fits.
@@ -140,12 +178,13 @@ impl Segment {
     fn longest_flood(&self) -> usize {
         // A sender's own tag decides how many rewrites its flood takes: one sender of each is enough.
         let mut seen = BTreeSet::new();
-        let members = self.members.iter().map(|member| (member.ifindex, member.tag));
-        let uplink = self.uplink.map(|uplink| (uplink.ifindex, uplink.tag));
+        let members = self.members.iter();
+        let members = members.map(|member| (member.ifindex, member.tag, member.isolated));
+        let uplink = self.uplink.map(|uplink| (uplink.ifindex, uplink.tag, false));
         members
             .chain(uplink)
-            .filter(|(_, tag)| seen.insert(*tag))
-            .map(|(from, tag)| {
+            .filter(|(_, tag, isolated)| seen.insert((*tag, *isolated)))
+            .map(|(from, tag, _)| {
                 flood_steps(tag, self.receivers(Hook::ingress(from)), FloodEnd::ToHost).len()
             })
             .max()
@@ -177,11 +216,16 @@ impl Part {
         let (mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         let mut unknown = false;
         let mut compare = |ports: &mut BTreeSet<Id>, before: &Member, member: &Member| {
-            if (before.ifindex, before.tag) != (member.ifindex, member.tag) {
+            let place = |member: &Member| (member.ifindex, member.tag, member.isolated);
+            if place(before) != place(member) {
                 ports.insert(member.port.clone());
                 return;
             }
-            if before.macs != member.macs {
+            if before.macs != member.macs
+                || before.sources != member.sources
+                || before.allow != member.allow
+                || before.flood_limit != member.flood_limit
+            {
                 addresses.insert(member.port.clone());
             }
             unknown |= before.promiscuous != member.promiscuous;

@@ -4,18 +4,22 @@
 //! changed in its place, what changed in it, and what stands in the way of whom. What an event
 //! costs depends on the size of the networks that it touches, not on the adapter's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use api::{
-    resources::{AdminState, NetworkKind, VlanProto},
-    types::Id,
+    resources::{AdminState, EswitchMode, NetworkKind, VlanProto},
+    types::{Bitrate, Id},
 };
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
     FlowDelta, FlowProgram, Hardware, Reasoned,
-    rules::{FloodEnd, Owned, Rules, representor_guards, uplink_entry},
-    segment::{Member, Part, Segment, Tag, Uplink},
+    rules::{FloodEnd, Owned, Rules, rate, representor_guards, uplink_entry},
+    segment::{Allowed, Member, Part, Segment, Tag, Uplink},
+    source::Sources,
 };
 use crate::{
     config::UplinkUse,
@@ -54,6 +58,8 @@ pub(crate) struct Sheet {
     representors: BTreeSet<Ifindex>,
     /// The representor of each port that stands here.
     uses: BTreeMap<Id, NetdevView>,
+    /// The rate of each port that is kept to one by a policer.
+    rates: BTreeMap<Id, (Ifindex, Bitrate)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +89,7 @@ impl Sheet {
             self.netdevs(around.adapter, program, delta, &mut old, &mut new);
         }
         self.in_use(around, program, delta);
+        self.rates(around, &mut old, &mut new);
         let (networks, tags_moved) = self.networks(around, &mut old, &mut new);
         if around.adapter_touched || tags_moved {
             self.entry(around, &mut old, &mut new);
@@ -163,6 +170,30 @@ impl Sheet {
             if let Some(netdev) = used_by(port) {
                 program.in_use.insert(netdev.clone());
                 self.uses.insert(port.clone(), netdev.clone());
+            }
+        }
+    }
+
+    fn rates(&mut self, around: &Surroundings<'_>, old: &mut Rules, new: &mut Rules) {
+        let wanted = |port: &Id| {
+            let netdev = self.uses.get(port).filter(|_| polices(around.adapter))?;
+            let tx_max = around.intent.ports.get(port)?.spec.qos?.tx_max?;
+            Some((netdev.ifindex, tx_max))
+        };
+        for port in around.touched_ports {
+            let now = wanted(port);
+            let was = match now {
+                Some(now) => self.rates.insert(port.clone(), now),
+                None => self.rates.remove(port),
+            };
+            if was != now {
+                let write = |out: &mut Rules, kept: Option<(Ifindex, Bitrate)>| {
+                    if let Some((representor, tx_max)) = kept {
+                        rate(out, representor, port, tx_max);
+                    }
+                };
+                write(old, was);
+                write(new, now);
             }
         }
     }
@@ -304,7 +335,8 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
 
 fn same_floods(one: &Segment, other: &Segment) -> bool {
     let members = |segment: &Segment| {
-        segment.members.iter().map(|member| (member.ifindex, member.tag)).collect::<Vec<_>>()
+        let place = |member: &Member| (member.ifindex, member.tag, member.isolated);
+        segment.members.iter().map(place).collect::<Vec<_>>()
     };
     one.uplink == other.uplink && members(one) == members(other)
 }
@@ -349,7 +381,17 @@ fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> 
         tag,
         macs: plan.macs.clone(),
         promiscuous: plan.promiscuous,
+        isolated: spec.isolated,
+        sources: Sources::of(spec).map(Arc::new),
+        allow: spec.allow.iter().map(|allowance| Allowed::from(*allowance)).collect(),
+        flood_limit: spec.qos.and_then(|qos| qos.flood_limit).filter(|_| polices(around.adapter)),
     })
+}
+
+/// Whether rates are kept by policers here: a rule that no hardware takes and that all frames meet
+/// would leave nothing to hardware.
+fn polices(adapter: &AdapterView) -> bool {
+    adapter.mode == Some(EswitchMode::Software)
 }
 
 /// Takes the old rules out of the program and puts the new ones in, but for those that stay.
