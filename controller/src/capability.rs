@@ -122,6 +122,10 @@ pub struct Ceilings {
     pub prio: u32,
 }
 
+/// What the kernel takes, whatever the hardware.
+pub const KERNEL: Ceilings =
+    Ceilings { actions: ACTIONS_MAX, gotos: GOTOS_MAX, chain: CHAIN_MAX, prio: PRIO_MAX };
+
 /// What an adapter's hardware takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
@@ -238,7 +242,7 @@ impl Driver {
             Profile::Ice(_) => (0, PRIO_MAX),
             _ => (CHAIN_MAX, PRIO_MAX),
         };
-        Ceilings { actions: ACTIONS_MAX, gotos: GOTOS_MAX, chain, prio }
+        Ceilings { chain, prio, ..KERNEL }
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use api::{
@@ -20,6 +21,7 @@ use api::{
     types::{Bitrate, Id, IpPrefix, MacAddr, Vid},
 };
 use controller::{
+    capability::{Capabilities, Ceilings, KERNEL},
     config::UplinkUse,
     intent::{Change, Claims, Intent},
     plan::{
@@ -653,6 +655,23 @@ proptest! {
         let networks = vec![network(kind, UnknownUnicast::Uplink)];
         compare(&intent(networks, ports), count, uplink_use, &frames)?;
     }
+}
+
+#[test]
+fn floods_keep_to_the_adapters_own_ceilings_and_who_is_beyond_them_is_refused() {
+    let ceilings = Ceilings { actions: 8, gotos: 4, ..KERNEL };
+    let capabilities = Capabilities { profile: "generic", abilities: BTreeMap::new(), ceilings };
+    let mut world = world(40);
+    let adapter = world.adapters.get_mut(&adapter_id()).unwrap();
+    adapter.capabilities = Some(Arc::new(capabilities));
+    let ports = (1..=40).map(|n| (vec![(0, None)], vec![n], true, false, Permits::default()));
+    let isolated = network(NetworkKind::Isolated, UnknownUnicast::Drop);
+    let intent = intent(vec![isolated], ports.collect());
+    let plan = plan(&world, &intent, &Claims::default(), &BTreeMap::new());
+    let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
+    assert!(program.rules.iter().all(|rule| rule.actions().len() <= 8));
+    let refused = plan.ports.values().filter(|port| !port.unmet.is_empty()).count();
+    assert_eq!(refused, 40 - 25, "four rules of six receivers, and the sender");
 }
 
 #[test]

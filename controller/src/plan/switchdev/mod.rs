@@ -38,25 +38,43 @@ use tc_flows::{Ifindex, Rule, RuleSet};
 pub use self::hardware::{Answer, Hardware};
 pub(super) use self::sheet::{Sheet, Surroundings};
 use super::Finding;
-use crate::world::{AdapterView, NetdevView};
+use crate::{
+    capability::KERNEL,
+    world::{AdapterView, NetdevView},
+};
 
 /// Chains that belong to one network on one hook: its number times this, and those that follow.
 const CHAINS_PER_NETWORK: u32 = 64;
 
 /// Where in them the chains are over which unicast that no port owns is flooded: behind those of
-/// the groups' flood, which are at most [`MAX_GOTOS`].
+/// the groups' flood.
 const UNKNOWN_FLOOD: u32 = 32;
 
 /// Highest network number whose chains fit into the 28 bits of a chain id
 /// (`TC_ACT_EXT_VAL_MASK`, `include/uapi/linux/pkt_cls.h`).
 pub const MAX_NETWORK_NUMBER: u32 = (1 << 28) / CHAINS_PER_NETWORK - 1;
 
-/// Gotos that one frame may take (`max_reclassify_loop`, `net/sched/cls_api.c`): one of them is
-/// the admission.
-const MAX_GOTOS: usize = 16;
+/// How far one frame can be flooded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FloodRoom {
+    /// Gotos that it may take: one of them is the admission.
+    gotos: usize,
+    /// Receivers of one rule: its actions less the tag change and the end.
+    receivers: usize,
+}
 
-/// Receivers of one flood rule: 32 actions (`TCA_ACT_MAX_PRIO`) less the tag change and the end.
-const RECEIVERS_PER_RULE: usize = 30;
+impl FloodRoom {
+    /// As the adapter's ceilings say; the kernel's own where they are not known.
+    fn of(adapter: &AdapterView) -> FloodRoom {
+        let ceilings = adapter.capabilities.as_deref().map_or(KERNEL, |known| known.ceilings);
+        let room = |most: u32| usize::try_from(most).unwrap_or(usize::MAX);
+        FloodRoom {
+            // As many chains as a network has for it.
+            gotos: room(ceilings.gotos.min(UNKNOWN_FLOOD / 2)).max(1),
+            receivers: room(ceilings.actions).saturating_sub(2).max(1),
+        }
+    }
+}
 
 /// All flows that an adapter should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

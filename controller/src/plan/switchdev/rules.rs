@@ -12,7 +12,7 @@ use tc_flows::{
 };
 
 use super::{
-    Purpose, RECEIVERS_PER_RULE, Reasoned, UNKNOWN_FLOOD, Why,
+    FloodRoom, Purpose, Reasoned, UNKNOWN_FLOOD, Why,
     segment::{Allowed, Member, Part, Receiver, Segment, Tag},
     source::{DHCP_SERVER, DHCPV6_SERVER, ROUTER_ADVERTISEMENT},
 };
@@ -423,14 +423,14 @@ impl Segment {
     /// Group frames, over as many chains as the receivers' tags and number take.
     fn flood(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
-        let steps = flood_steps(tag, self.receivers(hook), end);
+        let steps = flood_steps(tag, self.receivers(hook), end, self.room);
         let first = (network::GROUPS, Match::any().dst_masked(group, group));
         self.steps(out, hook, first, self.base() + 1, steps, Purpose::Flood);
     }
 
     /// Unicast that no port owns, likewise.
     fn flood_unknown(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
-        let steps = flood_steps(tag, self.receivers_of_unknown(hook), end);
+        let steps = flood_steps(tag, self.receivers_of_unknown(hook), end, self.room);
         let next = self.base() + UNKNOWN_FLOOD;
         self.steps(out, hook, (network::REST, Match::any()), next, steps, Purpose::UnknownUnicast);
     }
@@ -463,7 +463,12 @@ impl Segment {
 
 /// The rules of one flood, as actions without the gotos between them: never empty, each with at
 /// most one tag change, which stands before the rule's first receiver.
-pub(super) fn flood_steps(from: Tag, receivers: Vec<Receiver>, end: FloodEnd) -> Vec<Vec<Action>> {
+pub(super) fn flood_steps(
+    from: Tag,
+    receivers: Vec<Receiver>,
+    end: FloodEnd,
+    room: FloodRoom,
+) -> Vec<Vec<Action>> {
     // First those who take the frame as it is, then tag by tag, the uplink last: no rule rewrites
     // for VFs and the uplink together.
     let mut groups: BTreeMap<(bool, bool, Tag), Vec<Ifindex>> = BTreeMap::new();
@@ -478,7 +483,7 @@ pub(super) fn flood_steps(from: Tag, receivers: Vec<Receiver>, end: FloodEnd) ->
     let mut current = from;
     for ((_, _, tag), mut ifindexes) in groups {
         ifindexes.sort_unstable();
-        for chunk in ifindexes.chunks(RECEIVERS_PER_RULE) {
+        for chunk in ifindexes.chunks(room.receivers) {
             let mut actions: Vec<Action> = rewrite(current, tag).into_iter().collect();
             actions.extend(chunk.iter().map(|ifindex| Action::Mirror(*ifindex)));
             current = tag;

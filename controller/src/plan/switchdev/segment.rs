@@ -15,7 +15,7 @@ use api::{
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
-    CHAINS_PER_NETWORK, MAX_GOTOS, RECEIVERS_PER_RULE,
+    CHAINS_PER_NETWORK, FloodRoom,
     rules::{FloodEnd, flood_steps},
     source::Sources,
 };
@@ -78,6 +78,8 @@ pub(super) struct Segment {
     pub(super) number: u32,
     pub(super) unknown_unicast: UnknownUnicast,
     pub(super) uplink: Option<Uplink>,
+    /// How far its frames can be flooded.
+    pub(super) room: FloodRoom,
     /// In order of creation.
     pub(super) members: Vec<Member>,
     /// The members for which no flood has room: they take part in nothing.
@@ -158,7 +160,7 @@ impl Segment {
 
     /// Takes out the last members, in order of creation, until a flood from anywhere fits.
     pub(super) fn cut_to_ceiling(&mut self) {
-        while self.may_be_long() && self.longest_flood() > MAX_GOTOS {
+        while self.may_be_long() && self.longest_flood() > self.room.gotos {
             match self.members.pop() {
                 Some(member) => self.beyond_ceiling.insert(member.port),
                 None => break,
@@ -171,7 +173,7 @@ impl Segment {
         let tags: BTreeSet<Tag> = self.members.iter().map(|member| member.tag).collect();
         // Each tagging's last rule may have room left; the uplink, the way back and the admission
         // take one more each.
-        tags.len() + self.members.len() / RECEIVERS_PER_RULE + 3 > MAX_GOTOS
+        tags.len() + self.members.len() / self.room.receivers + 3 > self.room.gotos
     }
 
     /// Gotos of the longest flood, the admission's among them.
@@ -185,7 +187,8 @@ impl Segment {
             .chain(uplink)
             .filter(|(_, tag, isolated)| seen.insert((*tag, *isolated)))
             .map(|(from, tag, _)| {
-                flood_steps(tag, self.receivers(Hook::ingress(from)), FloodEnd::ToHost).len()
+                let receivers = self.receivers(Hook::ingress(from));
+                flood_steps(tag, receivers, FloodEnd::ToHost, self.room).len()
             })
             .max()
             .unwrap_or(0)
@@ -193,12 +196,13 @@ impl Segment {
 
     /// Why this port's attachment is not as it should be.
     pub(super) fn finding(&self, port: &Id) -> Option<Finding> {
+        let FloodRoom { gotos, receivers } = self.room;
         self.beyond_ceiling.contains(port).then(|| {
             Finding::new(
                 "FloodCeiling",
                 format!(
-                    "network `{}` has more members than one frame can be flooded to ({MAX_GOTOS} \
-                     gotos of {RECEIVERS_PER_RULE} receivers); use a second network",
+                    "network `{}` has more members than one frame can be flooded to ({gotos} \
+                     gotos of {receivers} receivers); use a second network",
                     self.id
                 ),
             )
@@ -209,7 +213,9 @@ impl Segment {
 impl Part {
     /// What differs between two states of one segment.
     pub(super) fn between(old: &Segment, new: &Segment) -> Part {
-        let outside = |segment: &Segment| (segment.number, segment.unknown_unicast, segment.uplink);
+        let outside = |segment: &Segment| {
+            (segment.number, segment.unknown_unicast, segment.uplink, segment.room)
+        };
         if outside(old) != outside(new) {
             return Part::Whole;
         }

@@ -16,7 +16,7 @@ use api::{
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
-    FlowDelta, FlowProgram, Hardware, Reasoned,
+    FloodRoom, FlowDelta, FlowProgram, Hardware, Reasoned,
     rules::{FloodEnd, Owned, Rules, rate, representor_guards, uplink_entry},
     segment::{Allowed, Member, Part, Segment, Tag, Uplink},
     source::Sources,
@@ -322,6 +322,7 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
         number: network.number,
         unknown_unicast: network.spec.unknown_unicast,
         uplink,
+        room: FloodRoom::of(around.adapter),
         members,
         beyond_ceiling: BTreeSet::new(),
     };
@@ -338,7 +339,7 @@ fn same_floods(one: &Segment, other: &Segment) -> bool {
         let place = |member: &Member| (member.ifindex, member.tag, member.isolated);
         segment.members.iter().map(place).collect::<Vec<_>>()
     };
-    one.uplink == other.uplink && members(one) == members(other)
+    one.uplink == other.uplink && one.room == other.room && members(one) == members(other)
 }
 
 /// The members of a network on this adapter, in order of creation. Of those that nothing touched it
