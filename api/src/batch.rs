@@ -23,6 +23,7 @@ pub const FLOWS_LISTED_MAX: usize = 500;
 
 /// One change of what is declared; without a spec the resource is deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few of them live at a time")]
 pub enum Wanted {
     /// Of a network.
     Network(Id, Option<NetworkSpec>),

@@ -147,6 +147,7 @@ impl FromIterator<(Address, Id)> for Claims {
 
 /// One change that a client asks for; `None` deletes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few of them live at a time")]
 pub enum Change {
     /// Of a network.
     Network(Id, Option<NetworkSpec>),
