@@ -5,6 +5,7 @@
 //! nothing that it acknowledged is lost, and a bystander's flows and packets never notice.
 
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::print_stdout, reason = "how often it was killed is for people")]
 
 use std::{
     collections::BTreeSet,
