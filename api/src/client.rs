@@ -30,6 +30,7 @@ use crate::{
     DEFAULT_SOCKET,
     batch::{Applied, Batch, DryRun},
     error::Problem,
+    events::Event,
     resources::{
         Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
         NetworkSpec, Port, PortSpec, Resource, TornDown,
@@ -145,6 +146,69 @@ pub struct Client {
     server: Server,
     idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
     wait: Option<Duration>,
+}
+
+/// What a stream of events tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Something happened.
+    Event(Box<Event>),
+    /// Something about the stream itself: `start`, `lost` or `end`.
+    Notice {
+        /// Which.
+        name: String,
+        /// For people.
+        message: String,
+    },
+}
+
+/// A stream of events.
+#[derive(Debug)]
+pub struct EventStream {
+    _connection: SendRequest<Full<Bytes>>,
+    body: Incoming,
+    /// What has arrived and is no whole message yet.
+    text: Vec<u8>,
+}
+
+impl EventStream {
+    /// What it tells next; nothing where it has ended.
+    pub async fn next(&mut self) -> Result<Option<Told>, ClientError> {
+        loop {
+            if let Some(end) = self.text.windows(2).position(|pair| pair == b"\n\n") {
+                let message: Vec<u8> = self.text.drain(..end + 2).collect();
+                match told(&String::from_utf8_lossy(&message))? {
+                    Some(told) => return Ok(Some(told)),
+                    None => continue,
+                }
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    self.text.extend(frame.into_data().unwrap_or_default());
+                }
+                Some(Err(error)) => return Err(ClientError::Broken(error.into())),
+            }
+        }
+    }
+}
+
+/// One message of a stream; none where it is a comment.
+fn told(message: &str) -> Result<Option<Told>, ClientError> {
+    #[derive(serde::Deserialize)]
+    struct Notice {
+        message: String,
+    }
+    let field = |name: &str| message.lines().find_map(|line| line.strip_prefix(name));
+    let (Some(name), Some(data)) = (field("event: "), field("data: ")) else { return Ok(None) };
+    let wrong = |error| strange(StatusCode::OK, &format!("event `{name}`: {error}"));
+    Ok(Some(match name {
+        "start" | "lost" | "end" => {
+            let Notice { message } = serde_json::from_str(data).map_err(wrong)?;
+            Told::Notice { name: name.to_owned(), message }
+        }
+        _ => Told::Event(serde_json::from_str(data).map_err(wrong)?),
+    }))
 }
 
 /// An answer, read whole.
@@ -299,6 +363,26 @@ impl Client {
         json(&self.ask(Method::POST, &format!("/v1/apply{query}"), Some(body.into())).await?)
     }
 
+    /// What happens from now on, or behind the event `since`; with `follow` until the daemon ends.
+    pub async fn events(
+        &self,
+        since: Option<&str>,
+        follow: bool,
+    ) -> Result<EventStream, ClientError> {
+        let since = since.map(|id| format!("&since={id}")).unwrap_or_default();
+        let path = format!("/v1/events?follow={follow}{since}");
+        let mut connection = self.connect().await?;
+        let request = request(&self.server, &Method::GET, &path, None)?;
+        let response = connection.send_request(request).await;
+        let response = response.map_err(|error| ClientError::Broken(error.into()))?;
+        if !response.status().is_success() {
+            let answer = self.read(connection, response).await?;
+            return Err(problem(&answer));
+        }
+        let body = response.into_body();
+        Ok(EventStream { _connection: connection, body, text: Vec::new() })
+    }
+
     /// Everything that clients have PUT.
     pub async fn snapshot(&self) -> Result<Snapshot, ClientError> {
         json(&self.ask(Method::GET, "/v1/snapshot", None).await?)
@@ -382,10 +466,7 @@ impl Client {
         if answer.status.is_success() {
             return Ok(answer);
         }
-        match serde_json::from_slice::<Problem>(&answer.body) {
-            Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(strange(answer.status, "no problem details")),
-        }
+        Err(problem(&answer))
     }
 
     async fn exchange(
@@ -485,6 +566,13 @@ fn request(
     request
         .body(Full::new(body.unwrap_or_default()))
         .map_err(|error| ClientError::Broken(error.into()))
+}
+
+fn problem(answer: &Answer) -> ClientError {
+    match serde_json::from_slice::<Problem>(&answer.body) {
+        Ok(problem) => ClientError::Problem(Box::new(problem)),
+        Err(_) => strange(answer.status, "no problem details"),
+    }
 }
 
 fn json<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {

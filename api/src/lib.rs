@@ -8,6 +8,7 @@ pub mod batch;
 pub mod cli;
 pub mod client;
 pub mod error;
+pub mod events;
 pub mod resources;
 pub mod server;
 pub mod snapshot;

@@ -5,7 +5,10 @@
 
 use std::{future::Future, sync::Arc};
 
-use api::server::{self, Listeners, UnixListenSpec};
+use api::{
+    events::Feed,
+    server::{self, Listeners, UnixListenSpec},
+};
 use tc_flows::{NetlinkKernel, Owner as FlowOwner};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -102,7 +105,9 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let kernel = NetlinkKernel::open(FLOW_OWNER)?;
     let (flow_sink, flow_news) = mpsc::channel(QUEUE);
     observe::flows::start(FLOW_OWNER, vec![kernel.port()], flow_sink)?;
+    let feed = Arc::new(Feed::default());
     let outlets = Outlets {
+        feed: Arc::clone(&feed),
         flows: apply::flows::start(kernel, flows_done, adapters.len())
             .map_err(DaemonError::Runtime)?,
         eswitch: EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON)),
@@ -117,10 +122,16 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let policies = Policies { adapters: policies, eswitches };
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
     let inbox = Inbox { host, guests, flows, flow_news };
-    let handle = DaemonHandle::new(calls, metrics);
+    let handle = DaemonHandle::new(calls, metrics, Arc::clone(&feed));
 
     let working = owner.run(inbox, called, cancel.clone());
-    let serving = serve(&config, handle, cancel.clone().cancelled_owned());
+    let stopping = cancel.clone().cancelled_owned();
+    let shutdown = async move {
+        stopping.await;
+        // Or those who listen would hold up the end.
+        feed.close();
+    };
+    let serving = serve(&config, handle, shutdown);
     info!(version = env!("CARGO_PKG_VERSION"), "started");
     let (served, ()) = tokio::join!(
         async {

@@ -5,6 +5,7 @@
 
 mod apply;
 mod dry_run;
+mod events;
 mod get;
 mod snapshot;
 mod status;
@@ -40,6 +41,7 @@ Examples:
   echo '{\"kind\": \"network\", \"id\": \"blue\", \"spec\": {\"kind\": {\"vlan\": {\"vid\": 100}}}}' |
       eswitchctl apply -f -
   eswitchctl delete port web-1
+  eswitchctl events -f
   eswitchctl snapshot save host1.json
   eswitchctl snapshot restore host1.json
 
@@ -140,6 +142,22 @@ enum Command {
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
+    /// Show what has happened, or with -f what happens
+    #[command(after_help = "Examples:
+  eswitchctl events
+  eswitchctl events -f
+  eswitchctl events -f --json | jq 'select(.kind == \"drift\")'")]
+    Events {
+        /// Go on until interrupted, from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Begin behind the event with this id; 0 is the oldest that is kept
+        #[arg(long, value_name = "ID")]
+        since: Option<Id>,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Save everything that clients have declared to a file, or restore it
     Snapshot {
         #[command(subcommand)]
@@ -341,6 +359,10 @@ pub async fn run(
             }
         }
         Command::Status => status::status(&client, out).await,
+        Command::Events { follow, since, json } => {
+            let since = since.map(|id| id.to_string());
+            events::events(&client, events::Wish { since, follow, json }, out, err).await
+        }
         Command::Snapshot { direction: Direction::Save { file } } => {
             snapshot::save(&client, &file, out).await
         }

@@ -47,11 +47,13 @@ async fn take_slot(
     let slots = if parameters.any(|p| p.starts_with("wait=")) { &waits } else { &slots };
     match slots.try_acquire() {
         Ok(_slot) => next.run(request).await,
-        Err(_) => {
-            let detail = "as many requests are under way as the daemon takes".to_owned();
-            ApiError::Overloaded { detail, retry_after: RETRY_AFTER }.into_response()
-        }
+        Err(_) => overloaded("as many requests are under way as the daemon takes").into_response(),
     }
+}
+
+/// There is too much of something for the moment.
+pub(super) fn overloaded(detail: &str) -> ApiError {
+    ApiError::Overloaded { detail: detail.to_owned(), retry_after: RETRY_AFTER }
 }
 
 /// Answers 504 where the daemon does not answer within `limit`.

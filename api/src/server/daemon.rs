@@ -4,11 +4,12 @@
 //! or an [`ApiError`]. An implementation may not block the thread, and answers a PUT or DELETE
 //! only when the change is durable, or as [`ChangeHow`] says later.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use crate::{
     batch::{Applied, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
+    events::Feed,
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
@@ -231,6 +232,9 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Has the daemon install flows again.
     fn resume(&self) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// What happens, as the daemon tells it.
+    fn feed(&self) -> Arc<Feed>;
 
     /// Whether the daemon has converged once and does its work.
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;

@@ -12,10 +12,12 @@ mod openapi;
 pub(crate) mod reply;
 pub(crate) mod request;
 mod route;
+mod stream;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, http::Uri};
+use tokio::sync::Semaphore;
 
 pub use daemon::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
 pub use listen::{Bound, ConnectionLimits, Listeners, ServeError, UnixListenSpec, serve};
@@ -38,6 +40,8 @@ pub struct Limits {
     pub requests: usize,
     /// How many more may be that wait until a change is programmed.
     pub waits: usize,
+    /// How many clients may read events at a time.
+    pub streams: usize,
 }
 
 impl Default for Limits {
@@ -49,6 +53,7 @@ impl Default for Limits {
             request_time: Duration::from_secs(30),
             requests: 256,
             waits: 256,
+            streams: 1024,
         }
     }
 }
@@ -58,6 +63,7 @@ struct App<D> {
     daemon: Arc<D>,
     limits: Limits,
     document: Bytes,
+    streams: Arc<Semaphore>,
 }
 
 impl<D> Clone for App<D> {
@@ -66,6 +72,7 @@ impl<D> Clone for App<D> {
             daemon: Arc::clone(&self.daemon),
             limits: self.limits,
             document: self.document.clone(),
+            streams: Arc::clone(&self.streams),
         }
     }
 }
@@ -89,7 +96,9 @@ pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
         router.route(route.path, methods)
     });
     let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
-    bounds::answering_panics(bounded).with_state(App { daemon, limits, document: document.into() })
+    let streams = bounds::slots(limits.streams);
+    let app = App { daemon, limits, document: document.into(), streams };
+    bounds::answering_panics(bounded).with_state(app)
 }
 
 async fn no_route(uri: Uri) -> ApiError {

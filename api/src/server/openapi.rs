@@ -27,12 +27,14 @@ use super::{
     example,
     request::{WAIT, WAIT_MAX},
     route::METRICS_MEDIA_TYPE,
+    stream::EVENTS_MEDIA_TYPE,
 };
 use crate::{
     batch::{Applied, Batch, DryRun},
     error::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
+    events::Event,
     resources::{
         Adapter, Backing, Desired, EswitchChange, EswitchSpec, Flow, GuestSpec, NetworkKind,
         NetworkSpec, PortFunction, PortSpec, Resource, TornDown,
@@ -112,6 +114,7 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<Restored>(&mut schemas);
     found_schemas::<TornDown>(&mut schemas);
     found_schemas::<Batch>(&mut schemas);
+    found_schemas::<Event>(&mut schemas);
     found_schemas::<Applied>(&mut schemas);
     found_schemas::<DryRun>(&mut schemas);
     found_schemas::<Problem>(&mut schemas);
@@ -512,6 +515,46 @@ pub(super) fn batch() -> PathItem {
         body_problems(),
     ];
     post(with_problems(operation, problems.concat()))
+}
+
+/// The stream of events.
+pub(super) fn events() -> PathItem {
+    let since = ParameterBuilder::new()
+        .name("since")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(
+            "Behind the event with this id; 0: from the oldest that is kept; absent: from now on. \
+             The header `Last-Event-ID` says the same, and goes before.",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
+        .example(Some("0".into()))
+        .build();
+    let follow = ParameterBuilder::new()
+        .name("follow")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("false: end when all that there is has been read."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
+        .example(Some(false.into()))
+        .build();
+    let sample = "id: 19abf3c2d10-16\nevent: start\ndata: {\"message\": \"events that follow \
+                  happened behind this one\"}\n\nid: 19abf3c2d10-17\nevent: condition\n\
+                  data: {\"id\": \"19abf3c2d10-17\", \"at\": \"2026-11-22T15:04:05.123Z\", \
+                  \"kind\": \"condition\", \"resource\": \"ports/web-1\", \"reason\": \
+                  \"Programmed\", \"message\": \"True (Installed): all flows are installed\"}\n\n";
+    let operation = operation("daemon", "events")
+        .summary(Some("What happens, as server-sent events"))
+        .description(Some(
+            "The data of each is an Event, but for `start` (the first: from where), `lost` (events \
+             are gone that were not read: read again what there is; the stream goes on after it \
+             only where it is the first) and `end` (the daemon ends). Goes on until the client \
+             closes it.",
+        ))
+        .parameter(since)
+        .parameter(follow)
+        .response("200", text_response("The stream.", EVENTS_MEDIA_TYPE, sample));
+    get(with_problems(operation, reading(vec![])))
 }
 
 /// POST that takes flows away.

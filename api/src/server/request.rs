@@ -19,10 +19,12 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared,
+    stream::EventQuery,
 };
 use crate::{
     batch::{Batch, Wanted},
     error::{ApiError, InvalidField},
+    events::Since,
     resources::{Desired, EswitchSpec},
     snapshot::Snapshot,
     types::Id,
@@ -162,6 +164,36 @@ impl<S: Send + Sync> FromRequestParts<S> for ChangeQuery {
         let wait = wait.map(|()| timeout.unwrap_or(WAIT));
         let only_if = Precondition::from_request_parts(parts, state).await?;
         Ok(ChangeQuery { how: ChangeHow { only_if, wait }, dry_run })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for EventQuery {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let (mut since, mut follow) = (None, None);
+        for (key, value) in query(parts)? {
+            let again = match key.as_str() {
+                "since" => since.replace(value).is_some(),
+                "follow" => follow.replace(yes_or_no(&key, &value)?).is_some(),
+                _ => {
+                    let remedy = "use since or follow";
+                    return Err(parameter(&key, "no such query parameter", remedy));
+                }
+            };
+            if again {
+                return Err(parameter(&key, "is there twice", "name each parameter once"));
+            }
+        }
+        // A browser that connects again says how far it was (WHATWG HTML, section 9.2.4).
+        let last = parts.headers.get("last-event-id");
+        let last = last.map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
+        let since = match last.or(since) {
+            None => Since::Now,
+            Some(oldest) if oldest == "0" => Since::Oldest,
+            Some(id) => Since::Event(id),
+        };
+        Ok(EventQuery { since, follow: follow.unwrap_or(true) })
     }
 }
 

@@ -3,6 +3,8 @@
 //! In: nothing. Out: all routes of the API. A handler reads its request by extractors, asks the
 //! daemon one thing, and writes the answer; it decides nothing.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::State,
@@ -17,6 +19,7 @@ use super::{
     declared::Declared,
     openapi, reply,
     request::{BatchBody, ChangeQuery, EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
+    stream::{self, EventQuery},
 };
 use crate::{
     batch::Wanted,
@@ -65,6 +68,7 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
             openapi::snapshot(),
         ),
         route("/v1/apply", in_slots(post(apply::<D>), BATCHES), openapi::batch()),
+        route("/v1/events", get(events::<D>), openapi::events()),
         route("/v1/teardown", post(tear_down::<D>), openapi::teardown()),
         route("/v1/resume", post(resume::<D>), openapi::resume()),
         route("/healthz", get(healthy), openapi::healthz()),
@@ -199,6 +203,16 @@ async fn restore<D: Daemon>(
     SnapshotBody(snapshot): SnapshotBody,
 ) -> Result<Response, ApiError> {
     app.daemon.restore(snapshot).await.map(|put| reply::restored(&put))
+}
+
+async fn events<D: Daemon>(
+    State(app): State<App<D>>,
+    query: EventQuery,
+) -> Result<Response, ApiError> {
+    let slot = Arc::clone(&app.streams)
+        .try_acquire_owned()
+        .map_err(|_| bounds::overloaded("as many clients read events as the daemon serves"))?;
+    Ok(stream::events(app.daemon.feed(), &query, slot))
 }
 
 async fn tear_down<D: Daemon>(

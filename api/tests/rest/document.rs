@@ -61,11 +61,15 @@ async fn what_answers_is_described_and_what_is_described_answers() {
     assert_eq!(document["openapi"], "3.1.0");
     let described: BTreeSet<_> =
         operations(&document).into_iter().map(|(path, method, _)| (path, method)).collect();
-    assert_eq!(described.len(), 25);
+    assert_eq!(described.len(), 26);
     for path in document["paths"].as_object().unwrap().keys() {
         for method in METHODS {
-            let answer =
-                ask(&api(), method.clone(), &path.replace("{id}", "a"), Body::empty()).await;
+            // A stream that is followed has no end.
+            let asked = match path.as_str() {
+                "/v1/events" => "/v1/events?follow=false".to_owned(),
+                path => path.replace("{id}", "a"),
+            };
+            let answer = ask(&api(), method.clone(), &asked, Body::empty()).await;
             let answers = answer.status != 405 && answer.status != 404
                 || answer.status == 404 && answer.problem().kind == "/problems/not-found";
             let is_described = described.contains(&(path.clone(), method.to_string()));

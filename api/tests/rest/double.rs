@@ -12,6 +12,7 @@ use std::{
 use eswitchd_api::{
     batch::{Applied, ChangeOutcome, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
+    events::Feed,
     resources::*,
     server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     snapshot::{Restored, Saved, Snapshot},
@@ -49,7 +50,7 @@ pub(crate) struct State {
 }
 
 #[derive(Default)]
-pub(crate) struct Double(Mutex<State>);
+pub(crate) struct Double(Mutex<State>, Arc<Feed>);
 
 impl Double {
     pub(crate) fn with(change: impl FnOnce(&mut State)) -> Arc<Self> {
@@ -406,6 +407,10 @@ impl Daemon for Double {
 
     async fn resume(&self) -> Result<(), ApiError> {
         self.trouble().await
+    }
+
+    fn feed(&self) -> Arc<Feed> {
+        Arc::clone(&self.1)
     }
 
     async fn ready(&self) -> Result<(), NotReady> {

@@ -8,6 +8,7 @@ mod ask;
 mod ctl;
 mod document;
 mod double;
+mod events;
 mod guide;
 mod routes;
 mod wire;

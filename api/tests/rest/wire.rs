@@ -60,7 +60,7 @@ impl Running {
         self.folder.path().join("api.sock")
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::new(Server::Unix(self.socket()))
     }
 
@@ -69,7 +69,7 @@ impl Running {
         within(5, &mut self.task).await.unwrap();
     }
 
-    async fn connect(&self) -> UnixStream {
+    pub(crate) async fn connect(&self) -> UnixStream {
         UnixStream::connect(self.socket()).await.unwrap()
     }
 }
@@ -88,7 +88,7 @@ fn port_on(network: &str) -> PortSpec {
     .unwrap()
 }
 
-async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(seconds), future).await.expect("in time")
 }
 

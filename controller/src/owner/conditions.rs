@@ -8,6 +8,17 @@ use api::resources::{Condition, ConditionStatus};
 #[derive(Debug, Default)]
 pub(super) struct ConditionLog {
     seen: BTreeMap<(String, &'static str), (ConditionStatus, SystemTime)>,
+    transitions: Vec<Transition>,
+}
+
+/// A condition that has another status than before, or is new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Transition {
+    pub(super) resource: String,
+    pub(super) about: &'static str,
+    pub(super) status: ConditionStatus,
+    pub(super) reason: String,
+    pub(super) message: String,
 }
 
 /// A condition without its time.
@@ -42,10 +53,21 @@ impl ConditionLog {
             .into_iter()
             .map(|statement| {
                 let key = (resource.to_owned(), statement.about);
-                let entry = self.seen.entry(key).or_insert((statement.status, now));
-                if entry.0 != statement.status {
-                    *entry = (statement.status, now);
-                }
+                let before = self.seen.get(&key).copied();
+                let entry = match before {
+                    Some(entry) if entry.0 == statement.status => entry,
+                    _ => {
+                        self.seen.insert(key, (statement.status, now));
+                        self.transitions.push(Transition {
+                            resource: resource.to_owned(),
+                            about: statement.about,
+                            status: statement.status,
+                            reason: statement.reason.clone(),
+                            message: statement.message.clone(),
+                        });
+                        (statement.status, now)
+                    }
+                };
                 Condition {
                     r#type: statement.about.to_owned(),
                     status: statement.status,
@@ -55,6 +77,11 @@ impl ConditionLog {
                 }
             })
             .collect()
+    }
+
+    /// What has changed since this was asked last.
+    pub(super) fn take_transitions(&mut self) -> Vec<Transition> {
+        std::mem::take(&mut self.transitions)
     }
 
     /// Forgets resources that are no more.

@@ -13,6 +13,7 @@ mod flows;
 #[cfg(test)]
 mod history;
 mod ledger;
+mod news;
 mod probe;
 mod rates;
 mod serve;
@@ -30,6 +31,7 @@ use std::{
 
 use api::{
     error::{ApiError, ResourceKind, ResourceRef},
+    events::{Feed, NewsKind},
     resources::{EswitchMode, PortFunction},
     server::Precondition,
     types::Id,
@@ -137,6 +139,8 @@ pub(crate) struct Outlets {
     pub(crate) flows: mpsc::Sender<FlowJob>,
     /// Representors and VF settings.
     pub(crate) eswitch: EswitchHandle,
+    /// Whoever wants to hear what happens.
+    pub(crate) feed: Arc<Feed>,
 }
 
 /// What the configuration says.
@@ -467,6 +471,9 @@ impl Owner {
             self.metrics.errors.with_label_values(&["guest"]).inc();
         }
         if before != Some(&view) {
+            if let Some(message) = news::of_guest(before, &view) {
+                self.tell(NewsKind::Guest, format!("guests/{guest}"), "Changed", message);
+            }
             self.world.guests.insert(guest.clone(), view);
             self.dirty.guests.insert(guest.clone());
             self.stale.guests.insert(guest.clone());
@@ -564,6 +571,7 @@ impl Owner {
     fn replan(&mut self) {
         let dirty = std::mem::take(&mut self.dirty);
         let changes = self.planner.update(&self.world, &self.intent, &self.policies, &dirty);
+        self.tell_of_refused_addresses(&changes);
         let plan = self.planner.plan();
         for (id, state) in &mut self.adapters {
             match (plan.programs.get(id), changes.flows.get(id)) {
@@ -738,6 +746,8 @@ impl Owner {
         if tally.adopted > 0 {
             info!(adapter = %id, flows = tally.adopted, "adopted");
         }
+        let adapter = done.adapter.clone();
+        self.tell_of_flows(&adapter, &tally);
     }
 
     /// Makes and removes vDPA devices, one change of each at a time; says whether one is under way.
@@ -992,6 +1002,7 @@ impl Owner {
                         self.waits.begin(waiter, &changes, &effects);
                     }
                     for (change, effect) in changes.iter().zip(&effects) {
+                        self.tell_of_change(change, *effect);
                         match (effect, change.claims()) {
                             (Effect::Unchanged, _) => {}
                             (_, Some(claims)) => self.plan_anew(claims.clone()),

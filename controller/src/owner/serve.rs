@@ -11,6 +11,7 @@ use std::{
 use api::{
     batch::{Applied, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
+    events::Feed,
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
@@ -40,6 +41,7 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct DaemonHandle {
     calls: mpsc::Sender<Call>,
     metrics: Arc<Metrics>,
+    feed: Arc<Feed>,
     /// Numbers for those who wait.
     tickets: Arc<AtomicU64>,
     /// Held while flows are taken away or brought back.
@@ -50,10 +52,11 @@ pub(crate) struct DaemonHandle {
 
 impl DaemonHandle {
     /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
-    pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>, feed: Arc<Feed>) -> Self {
         DaemonHandle {
             calls,
             metrics,
+            feed,
             tickets: Arc::default(),
             tearing_down: Arc::default(),
             dry_running: Arc::default(),
@@ -373,6 +376,10 @@ impl Daemon for DaemonHandle {
     async fn resume(&self) -> Result<(), ApiError> {
         let _alone = self.tearing_down.lock().await;
         self.read(|owner| owner.set_torn_down(false)).await
+    }
+
+    fn feed(&self) -> Arc<Feed> {
+        Arc::clone(&self.feed)
     }
 
     async fn ready(&self) -> Result<(), NotReady> {

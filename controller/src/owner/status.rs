@@ -596,6 +596,7 @@ impl Owner {
         if stale.all {
             self.forget_conditions();
         }
+        self.tell_of_conditions();
     }
 
     /// Forgets the conditions of what is there no longer.
@@ -691,7 +692,7 @@ fn gauge(count: usize) -> i64 {
 }
 
 /// The name of the uplink or representor with this index.
-fn netdev_name(view: &AdapterView, ifindex: Ifindex) -> Option<&str> {
+pub(super) fn netdev_name(view: &AdapterView, ifindex: Ifindex) -> Option<&str> {
     let vfs = view.vfs.values().filter_map(|vf| vf.representor.as_ref());
     let mut all = view.uplink.iter().chain(view.representors.values()).chain(vfs);
     all.find(|netdev| netdev.ifindex == ifindex).map(|netdev| netdev.name.as_str())

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use lab::{
-    daemon::{Answer, Daemon},
+    daemon::{self, Answer, Daemon},
     net::{self, Netdevsim, Netns},
 };
 use serde_json::{Value, json};
@@ -264,4 +264,52 @@ fn a_batch_is_done_whole_or_not_at_all() {
         assert!(!filters(&rig.representor(vf)).contains("02:00:00:00:00"), "{vf}");
     }
     assert_eq!(rig.daemon.get("/v1/networks").expect("a list"), json!({"items": []}));
+}
+
+// ---------------------------------------------------------------- events
+
+/// All events that are kept, oldest first, as kind, resource and reason.
+fn events(rig: &Rig) -> Vec<(String, String, String)> {
+    let answer = rig.daemon.request("GET", "/v1/events?since=0&follow=false", None).expect("it");
+    // The body is sent in chunks, each with its length before it.
+    let text = answer.body.as_str().expect("text").to_owned();
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let word = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+    data.filter_map(|json| serde_json::from_str::<Value>(json).ok())
+        .map(|event| (word(&event, "kind"), word(&event, "resource"), word(&event, "reason")))
+        .collect()
+}
+
+#[test]
+fn what_clients_and_others_do_becomes_events_in_its_order() {
+    let _netns = Netns::enter().expect("a namespace");
+    let rig = Rig::new(1, true);
+    assert_eq!(rig.put("/v1/networks/blue", json!({"kind": "isolated"})).status, 201);
+    assert_eq!(rig.put(&format!("/v1/ports/p0{WAIT}"), rig.port(0)).status, 201);
+    let wait_for = |kind: &str, resource: &str, reason: &str| {
+        let wanted = (kind.to_owned(), resource.to_owned(), reason.to_owned());
+        net::wait_for(reason, daemon::PATIENCE, || events(&rig).contains(&wanted).then_some(()))
+            .unwrap_or_else(|error| panic!("{error}: {:#?}", events(&rig)));
+    };
+    wait_for("condition", "ports/p0", "Programmed");
+    let representor = rig.representor(0);
+    net::tc(&format!("filter del dev {representor} ingress chain 0 prio 7")).expect("a theft");
+    let adapter = format!("adapters/{}", rig.device.handle().replacen('/', "-", 1));
+    wait_for("drift", &adapter, "Repaired");
+    rig.daemon.delete("/v1/ports/p0").expect("deleted");
+    wait_for("resource", "ports/p0", "Deleted");
+
+    let all = events(&rig);
+    let place = |kind: &str, resource: &str, reason: &str| {
+        let wanted = (kind.to_owned(), resource.to_owned(), reason.to_owned());
+        all.iter().position(|event| *event == wanted).unwrap_or_else(|| panic!("{wanted:?}"))
+    };
+    let order = [
+        place("resource", "networks/blue", "Created"),
+        place("resource", "ports/p0", "Created"),
+        place("condition", "ports/p0", "Programmed"),
+        place("drift", &adapter, "Repaired"),
+        place("resource", "ports/p0", "Deleted"),
+    ];
+    assert!(order.is_sorted(), "{all:#?}");
 }
