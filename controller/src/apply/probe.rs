@@ -24,12 +24,12 @@ pub(crate) fn probe(
 ) -> Result<Capabilities, tc_flows::Error> {
     let hook = driver.hook();
     kernel.ensure_hook(hook)?;
-    let left = kernel.dump(hook)?.own;
-    let left: Vec<Op> = left
-        .iter()
-        .map(|own| Op::Delete { id: own.rule.id().clone(), handle: own.handle })
-        .collect();
-    kernel.apply(&left, Mode::Told);
+    let left = kernel.dump(hook)?;
+    let rules = left.own.iter();
+    let rules = rules.map(|own| Op::Delete { id: own.rule.id().clone(), handle: own.handle });
+    let places = left.unreadable_own.iter();
+    let places = places.map(|(location, handle)| Op::delete_at(*location, *handle));
+    kernel.apply(&rules.chain(places).collect::<Vec<Op>>(), Mode::Told);
     let mut answers = BTreeMap::new();
     for ability in Ability::ALL {
         let permitted = |rule: &tc_flows::Rule| driver.permits(rule).is_ok();

@@ -49,14 +49,13 @@ impl Owner {
             else {
                 continue;
             };
-            let offloads = |netdev: &Ifindex| {
-                let readiness = state.readiness.get(netdev);
-                readiness.is_some_and(|readiness| *readiness != Readiness::OffloadAsked)
-            };
-            let representors = view.vfs.values().filter_map(|vf| vf.representor.as_ref());
-            let Some(at) = representors.map(|netdev| netdev.ifindex).find(offloads) else {
+            // Always the same one: there the next probe finds what is left of one that was killed.
+            let mut representors = view.vfs.values().filter_map(|vf| vf.representor.as_ref());
+            let Some(at) = representors.next().map(|netdev| netdev.ifindex) else { continue };
+            let readiness = state.readiness.get(&at);
+            if readiness.is_none_or(|readiness| *readiness == Readiness::OffloadAsked) {
                 continue;
-            };
+            }
             state.probe.at = Some(at);
             let driver = Driver::new(view.driver.as_deref(), uplink.ifindex, at);
             let (id, finished) = (id.clone(), self.finished_to.clone());
