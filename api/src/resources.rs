@@ -38,6 +38,9 @@ pub struct Desired<Spec> {
 pub struct List<Item> {
     /// The items, in order of id.
     pub items: Vec<Item>,
+    /// Where there is more than was asked for: what to send as `after` to get it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Id>,
 }
 
 /// What a teardown has done.

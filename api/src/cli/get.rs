@@ -68,7 +68,7 @@ fn show<T: Serialize>(
     table: impl Fn(&mut dyn Write, &[T], bool) -> io::Result<()>,
 ) -> io::Result<()> {
     match output {
-        Output::Json => json(out, &List { items: items.iter().collect() }),
+        Output::Json => json(out, &List { items: items.iter().collect(), next: None }),
         Output::Table => table(out, items, false),
         Output::Wide => table(out, items, true),
     }

@@ -13,7 +13,8 @@ use crate::{
     batch::Wanted,
     error::{ApiError, InvalidField, ResourceKind},
     resources::{
-        GuestSpec, GuestStatus, NetworkSpec, NetworkStatus, PortSpec, PortStatus, Resource,
+        GuestSpec, GuestStatus, NetworkSpec, NetworkStatus, Port, PortFunction, PortSpec,
+        PortStatus, Resource,
     },
     types::Id,
 };
@@ -27,6 +28,9 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     const KIND: ResourceKind;
 
     fn validate(&self) -> Result<(), InvalidField>;
+
+    /// Whether a resource belongs to what is asked for.
+    fn fits(resource: &Resource<Self, Self::Status>, filter: &PortFilter) -> bool;
 
     /// The change that gives a resource this spec, or deletes it.
     fn wanted(id: Id, spec: Option<Self>) -> Wanted;
@@ -54,8 +58,32 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
+/// Which ports are asked for: those that match every field that is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PortFilter {
+    /// Attached to this network.
+    pub(crate) network: Option<Id>,
+    /// Of this guest.
+    pub(crate) guest: Option<Id>,
+    /// Bound to this adapter.
+    pub(crate) adapter: Option<Id>,
+}
+
+impl PortFilter {
+    fn takes(&self, port: &Port) -> bool {
+        let guest = match &port.spec.function {
+            PortFunction::GuestVf { guest, .. } => Some(guest),
+            PortFunction::Vf { .. } | PortFunction::Netdev { .. } => None,
+        };
+        let attached = |network: &Id| port.spec.attachments.iter().any(|at| at.network == *network);
+        self.network.as_ref().is_none_or(attached)
+            && self.guest.as_ref().is_none_or(|wanted| guest == Some(wanted))
+            && self.adapter.as_ref().is_none_or(|id| port.status.adapter.as_ref() == Some(id))
+    }
+}
+
 macro_rules! declared {
-    ($spec:ident, $status:ident, $kind:ident, $put:ident, $get:ident, $list:ident, $delete:ident) => {
+    ($spec:ident, $status:ident, $kind:ident, $fits:expr, $put:ident, $get:ident, $list:ident, $delete:ident) => {
         impl Declared for $spec {
             type Status = $status;
 
@@ -63,6 +91,10 @@ macro_rules! declared {
 
             fn validate(&self) -> Result<(), InvalidField> {
                 $spec::validate(self)
+            }
+
+            fn fits(resource: &Resource<$spec, $status>, filter: &PortFilter) -> bool {
+                $fits(filter, resource)
             }
 
             fn wanted(id: Id, spec: Option<Self>) -> Wanted {
@@ -102,6 +134,15 @@ macro_rules! declared {
     };
 }
 
-declared!(NetworkSpec, NetworkStatus, Network, put_network, network, networks, delete_network);
-declared!(PortSpec, PortStatus, Port, put_port, port, ports, delete_port);
-declared!(GuestSpec, GuestStatus, Guest, put_guest, guest, guests, delete_guest);
+declared!(
+    NetworkSpec,
+    NetworkStatus,
+    Network,
+    |_, _| true,
+    put_network,
+    network,
+    networks,
+    delete_network
+);
+declared!(PortSpec, PortStatus, Port, PortFilter::takes, put_port, port, ports, delete_port);
+declared!(GuestSpec, GuestStatus, Guest, |_, _| true, put_guest, guest, guests, delete_guest);

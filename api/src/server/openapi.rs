@@ -25,7 +25,7 @@ use super::{
     Limits,
     declared::Declared,
     example,
-    request::{WAIT, WAIT_MAX},
+    request::{LIMIT_MAX, WAIT, WAIT_MAX},
     route::METRICS_MEDIA_TYPE,
     stream::EVENTS_MEDIA_TYPE,
 };
@@ -213,6 +213,29 @@ fn wait_timeout() -> Parameter {
         .build()
 }
 
+fn id_query(name: &str, description: &str, example: &str) -> Parameter {
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(description))
+        .schema(Some(component("Id")))
+        .example(Some(example.into()))
+        .build()
+}
+
+fn page_limit() -> Parameter {
+    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    ParameterBuilder::new()
+        .name("limit")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("At most so many; `next` then says where the rest begins."))
+        .schema(Some(number.maximum(Some(LIMIT_MAX as f64)).build()))
+        .example(Some(100.into()))
+        .build()
+}
+
 fn dry_run() -> Parameter {
     ParameterBuilder::new()
         .name("dry_run")
@@ -244,7 +267,24 @@ fn component(name: &str) -> Ref {
 pub(super) fn many<Spec: Declared>() -> PathItem {
     let kind = Spec::KIND;
     let operation = operation(kind.plural(), &format!("list_{}", kind.plural()))
-        .summary(Some(format!("All {}, in order of id", kind.plural())));
+        .summary(Some(format!(
+            "{} in order of id, all or those that are asked for",
+            resource_name(kind)
+        )))
+        .parameter(page_limit())
+        .parameter(id_query("after", "Only those behind this id: `next` of the page before.", "a"));
+    let operation = match kind {
+        ResourceKind::Port => [
+            ("network", "Only those attached to this network.", ResourceKind::Network),
+            ("guest", "Only those of this guest.", ResourceKind::Guest),
+            ("adapter", "Only those bound to this adapter.", ResourceKind::Adapter),
+        ]
+        .into_iter()
+        .fold(operation, |operation, (name, description, kind)| {
+            operation.parameter(id_query(name, description, example::id(kind)))
+        }),
+        _ => operation,
+    };
     let list = list(resource_name(kind), example::resource::<Spec>());
     get(with_problems(operation.response("200", list), reading(vec![])))
 }
@@ -412,16 +452,7 @@ pub(super) fn eswitch() -> PathItem {
 
 /// GET of flows.
 pub(super) fn flows() -> PathItem {
-    let filter = |name: &str, description: &str, kind| {
-        ParameterBuilder::new()
-            .name(name)
-            .parameter_in(ParameterIn::Query)
-            .required(Required::False)
-            .description(Some(description))
-            .schema(Some(component("Id")))
-            .example(Some(example::id(kind).into()))
-            .build()
-    };
+    let filter = |name, description, kind| id_query(name, description, example::id(kind));
     let operation = operation("flows", "list_flows")
         .summary(Some("Flows, all or those that match every filter"))
         .description(Some("A filter that names what is not there matches nothing."))
@@ -667,6 +698,7 @@ fn list(item: &str, example: Value) -> Response {
         .schema_type(Type::Object)
         .property("items", items)
         .required("items")
+        .property("next", component("Id"))
         .build();
     json_response("The list.", schema, json!({ "items": [example] })).build()
 }

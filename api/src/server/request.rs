@@ -18,12 +18,13 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::{
-    App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition, declared::Declared,
+    App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition,
+    declared::{Declared, PortFilter},
     stream::EventQuery,
 };
 use crate::{
     batch::{Batch, Wanted},
-    error::{ApiError, InvalidField},
+    error::{ApiError, InvalidField, ResourceKind},
     events::Since,
     resources::{Desired, EswitchSpec},
     snapshot::Snapshot,
@@ -91,6 +92,71 @@ impl<S: Send + Sync> FromRequestParts<S> for FlowFilter {
             }
         }
         Ok(filter)
+    }
+}
+
+/// The part of a list that is asked for.
+#[derive(Debug, Default)]
+pub(super) struct ListQuery {
+    /// At most so many items.
+    pub(super) limit: Option<usize>,
+    /// Only those behind this id.
+    pub(super) after: Option<Id>,
+    pub(super) filter: PortFilter,
+}
+
+/// Items of one page at most.
+pub(super) const LIMIT_MAX: usize = 10_000;
+
+impl ListQuery {
+    /// Whether this can be asked of resources of this kind: only ports are filtered.
+    pub(super) fn is_for(&self, kind: ResourceKind) -> Result<(), ApiError> {
+        let PortFilter { network, guest, adapter } = &self.filter;
+        let filters = [("network", network), ("guest", guest), ("adapter", adapter)];
+        match filters.into_iter().find(|(_, id)| id.is_some()) {
+            Some((name, _)) if kind != ResourceKind::Port => {
+                let remedy = "use limit and after; ports can be filtered";
+                Err(parameter(name, "no such query parameter here", remedy))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut asked = ListQuery::default();
+        for (key, value) in query(parts)? {
+            let place = match key.as_str() {
+                "limit" => {
+                    let limit = value.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n));
+                    let limit = limit.ok_or_else(|| {
+                        let remedy = format!("write 1 to {LIMIT_MAX}");
+                        parameter("limit", format!("`{value}` is no number of items"), remedy)
+                    })?;
+                    match asked.limit.replace(limit) {
+                        None => continue,
+                        Some(_) => {
+                            return Err(parameter(&key, "is there twice", "name it once"));
+                        }
+                    }
+                }
+                "after" => &mut asked.after,
+                "network" => &mut asked.filter.network,
+                "guest" => &mut asked.filter.guest,
+                "adapter" => &mut asked.filter.adapter,
+                _ => {
+                    let remedy = "use limit and after, and for ports network, guest, adapter";
+                    return Err(parameter(&key, "no such query parameter", remedy));
+                }
+            };
+            if place.replace(id_parameter(&key, value)?).is_some() {
+                return Err(parameter(&key, "is there twice", "name each parameter once"));
+            }
+        }
+        Ok(asked)
     }
 }
 

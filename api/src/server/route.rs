@@ -18,13 +18,17 @@ use super::{
     App, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
     declared::Declared,
     openapi, reply,
-    request::{BatchBody, ChangeQuery, EswitchBody, NoQuery, PathId, SnapshotBody, SpecBody},
+    request::{
+        BatchBody, ChangeQuery, EswitchBody, ListQuery, NoQuery, PathId, SnapshotBody, SpecBody,
+    },
     stream::{self, EventQuery},
 };
 use crate::{
     batch::Wanted,
     error::{ApiError, InvalidField},
-    resources::{Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec, TornDown},
+    resources::{
+        Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec, Resource, TornDown,
+    },
     snapshot::Snapshot,
 };
 
@@ -89,10 +93,19 @@ fn single<Spec: Declared, D: Daemon>() -> MethodRouter<App<D>> {
 
 async fn list<Spec: Declared, D: Daemon>(
     State(app): State<App<D>>,
-    _: NoQuery,
+    query: ListQuery,
 ) -> Result<Response, ApiError> {
-    let items = Spec::list(&*app.daemon).await?;
-    Ok(Json(List { items }).into_response())
+    query.is_for(Spec::KIND)?;
+    let all = Spec::list(&*app.daemon).await?.into_iter();
+    let fits = |resource: &Resource<Spec, Spec::Status>| {
+        query.after.as_ref().is_none_or(|after| resource.id > *after)
+            && Spec::fits(resource, &query.filter)
+    };
+    let mut items: Vec<_> = all.filter(fits).collect();
+    let more = query.limit.is_some_and(|limit| items.len() > limit);
+    items.truncate(query.limit.unwrap_or(usize::MAX));
+    let next = items.last().filter(|_| more).map(|last| last.id.clone());
+    Ok(Json(List { items, next }).into_response())
 }
 
 async fn read<Spec: Declared, D: Daemon>(
@@ -161,7 +174,7 @@ async fn adapters<D: Daemon>(
     State(app): State<App<D>>,
     _: NoQuery,
 ) -> Result<Json<List<Adapter>>, ApiError> {
-    app.daemon.adapters().await.map(|items| Json(List { items }))
+    app.daemon.adapters().await.map(|items| Json(List { items, next: None }))
 }
 
 async fn adapter<D: Daemon>(
@@ -187,7 +200,7 @@ async fn flows<D: Daemon>(
     State(app): State<App<D>>,
     filter: FlowFilter,
 ) -> Result<Json<List<Flow>>, ApiError> {
-    app.daemon.flows(filter).await.map(|items| Json(List { items }))
+    app.daemon.flows(filter).await.map(|items| Json(List { items, next: None }))
 }
 
 async fn save<D: Daemon>(

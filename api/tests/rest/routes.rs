@@ -243,7 +243,13 @@ async fn bad_ids_in_the_path_are_named() {
 #[tokio::test]
 async fn unknown_and_repeated_query_parameters_are_refused() {
     for (path, field) in [
-        ("/v1/networks?limit=1", "limit"),
+        ("/v1/networks?limit=0", "limit"),
+        ("/v1/networks?limit=10001", "limit"),
+        ("/v1/networks?limit=1&limit=1", "limit"),
+        ("/v1/networks?network=a", "network"),
+        ("/v1/guests?colour=red", "colour"),
+        ("/v1/ports?after=a/b", "after"),
+        ("/v1/ports?guest=a&guest=b", "guest"),
         ("/v1/networks/a?wait=programmed", "wait"),
         ("/v1/adapters?x", "x"),
         ("/v1/adapters/a?x=", "x"),
@@ -501,6 +507,66 @@ async fn however_many_wait_others_are_answered() {
     assert_eq!(get(&api, "/v1/ports").await.status, 200);
     for request in waiting {
         assert!(request.await.unwrap().status.is_success());
+    }
+}
+
+// ---------------------------------------------------------------- lists
+
+#[tokio::test]
+async fn a_list_is_read_page_by_page_and_no_item_is_missed_or_there_twice() {
+    let api = api();
+    let flat = json!({"spec": {"kind": "flat"}});
+    for name in ["e", "a", "d", "b", "c"] {
+        put(&api, &format!("/v1/networks/{name}"), &flat).await;
+    }
+    let ids = |answer: &Value| -> Vec<String> {
+        let items = answer["items"].as_array().unwrap().iter();
+        items.map(|item| item["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for limit in 1..=6 {
+        let (mut seen, mut after) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/v1/networks?limit={limit}{after}");
+            let page = get(&api, &path).await.json();
+            assert!(ids(&page).len() <= limit);
+            seen.extend(ids(&page));
+            // Who was read last may be gone when the next page is read.
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        assert_eq!(seen, ["a", "b", "c", "d", "e"], "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn ports_are_filtered_by_network_guest_and_adapter() {
+    let double = Double::with(|_| {});
+    let api = router(Arc::clone(&double));
+    let guest = json!({"guest_vf": {"guest": "vm1", "device": "vf0"}});
+    let vf = json!({"vf": {"adapter": "a", "index": 0}});
+    for (name, function, network) in
+        [("p1", &guest, "red"), ("p2", &vf, "red"), ("p3", &guest, "blue")]
+    {
+        let spec = json!({"function": function, "attachments": [{"network": network}]});
+        put(&api, &format!("/v1/ports/{name}"), &json!({ "spec": spec })).await;
+    }
+    let nic = "pci-a".parse().ok();
+    double.change(|state| state.ports.values_mut().next().unwrap().status.adapter = nic);
+    for (query, expected) in [
+        ("network=red", vec!["p1", "p2"]),
+        ("guest=vm1", vec!["p1", "p3"]),
+        ("guest=vm1&network=blue", vec!["p3"]),
+        ("adapter=pci-a", vec!["p1"]),
+        ("network=green", vec![]),
+        ("network=red&limit=1", vec!["p1"]),
+    ] {
+        let answer = get(&api, &format!("/v1/ports?{query}")).await.json();
+        let items = answer["items"].as_array().unwrap();
+        let ids: Vec<_> = items.iter().map(|item| item["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, expected, "{query}");
+        assert_eq!(answer["next"].is_string(), query.contains("limit"), "{query}");
     }
 }
 
