@@ -44,6 +44,7 @@ Examples:
   eswitchctl events -f
   eswitchctl snapshot save host1.json
   eswitchctl snapshot restore host1.json
+  eswitchctl completion bash > /etc/bash_completion.d/eswitchctl
 
 Exit status:
   0  done
@@ -171,6 +172,21 @@ enum Command {
     Teardown,
     /// Have the daemon program the switch again after a teardown
     Resume,
+    /// Print what makes a shell complete command lines of eswitchctl
+    #[command(after_help = "Example:
+  eswitchctl completion bash > /etc/bash_completion.d/eswitchctl")]
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual pages, eswitchctl(1) and those of its commands, as roff
+    #[command(after_help = "Example:
+  eswitchctl man > eswitchctl.1
+  eswitchctl man get | man -l -")]
+    Man {
+        /// Of this command only
+        command: Option<String>,
+    },
 }
 
 /// Where a snapshot goes.
@@ -371,6 +387,8 @@ pub async fn run(
         }
         Command::Teardown => tear_down(&client, out, err).await,
         Command::Resume => client.resume().await.map(|()| Exit::Done).map_err(Into::into),
+        Command::Completion { shell } => completion(shell, out),
+        Command::Man { command } => man(command.as_deref(), out),
     };
     done.unwrap_or_else(|error| {
         let exit = error.exit();
@@ -450,6 +468,29 @@ async fn delete(
         DeclaredKind::Guest => client.delete_guest(id).await?,
     }
     writeln!(out, "{}/{id} deleted", ResourceKind::from(kind).plural())?;
+    Ok(Exit::Done)
+}
+
+/// What makes a shell complete command lines.
+fn completion(shell: clap_complete::Shell, out: &mut dyn Write) -> Result<Exit, CommandError> {
+    let mut script = Vec::new();
+    // It panics where it cannot write, as to a pipe that is closed.
+    clap_complete::generate(shell, &mut Arguments::command(), "eswitchctl", &mut script);
+    out.write_all(&script)?;
+    Ok(Exit::Done)
+}
+
+/// The manual page of eswitchctl, or of one of its commands.
+fn man(of: Option<&str>, out: &mut dyn Write) -> Result<Exit, CommandError> {
+    let mut all = Arguments::command();
+    all.build();
+    let page = match of {
+        None => &all,
+        Some(name) => all.find_subcommand(name).ok_or_else(|| {
+            CommandError::Document(format!("there is no command `{}`", printable(name)))
+        })?,
+    };
+    clap_mangen::Man::new(page.clone()).render(&mut &mut *out)?;
     Ok(Exit::Done)
 }
 

@@ -334,6 +334,35 @@ degraded: 2
 }
 
 #[tokio::test]
+async fn completions_and_manual_pages_know_every_command_and_need_no_daemon() {
+    let offline = |line: &'static str| async move {
+        let words = ["eswitchctl", "--server", "/nowhere"];
+        let arguments = Arguments::read(words.into_iter().chain(line.split_whitespace())).unwrap();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = run(arguments, &mut &b""[..], &mut out, &mut err).await;
+        (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    };
+    let commands =
+        ["get", "apply", "delete", "status", "events", "snapshot", "teardown", "resume", "man"];
+    let scripts = ["completion bash", "completion zsh", "completion fish"];
+    for line in scripts.into_iter().chain(["man"]) {
+        let (exit, out, _) = offline(line).await;
+        assert_eq!(exit, Exit::Done);
+        for command in commands {
+            assert!(out.contains(command), "{line}: {command}");
+        }
+    }
+    let (_, script, _) = offline("completion bash").await;
+    let checked = std::process::Command::new("bash").args(["-n", "-c", &script]).status();
+    assert!(checked.unwrap().success());
+    let (_, page, _) = offline("man apply").await;
+    assert!(page.contains(".TH") && page.contains("dry\\-run"), "{page}");
+    let (exit, _, err) = offline("man nothing").await;
+    assert_eq!(exit, Exit::Usage);
+    assert!(err.contains("no command `nothing`"), "{err}");
+}
+
+#[tokio::test]
 async fn status_of_a_daemon_with_nothing_to_do_is_short() {
     let daemon = Running::usual(Double::with(|_| {})).await;
     let expected = "\

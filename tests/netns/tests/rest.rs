@@ -293,7 +293,7 @@ fn what_clients_and_others_do_becomes_events_in_its_order() {
     };
     wait_for("condition", "ports/p0", "Programmed");
     let representor = rig.representor(0);
-    net::tc(&format!("filter del dev {representor} ingress chain 0 prio 7")).expect("a theft");
+    net::tc(&format!("filter del dev {representor} ingress chain 0 prio 62")).expect("a theft");
     let adapter = format!("adapters/{}", rig.device.handle().replacen('/', "-", 1));
     wait_for("drift", &adapter, "Repaired");
     rig.daemon.delete("/v1/ports/p0").expect("deleted");
