@@ -27,7 +27,7 @@ fn guests_create_vfs_and_reach_each_other_through_flows_alone() {
     assert!(report.ok, "{:#?}", report.failures);
     assert!(!report.ping_before && report.ping_after && report.ping_after_mac_change);
     assert_eq!((report.spoofed_frames_delivered, report.flows_after_removal), (0, 0));
-    assert!(report.spoofed_frames_sent > 0 && report.event_to_flow_ms.len() >= 2, "{report:#?}");
+    assert!(report.spoofed_frames_sent > 0 && !report.event_to_flow_ms.is_empty(), "{report:#?}");
 }
 
 #[test]
