@@ -66,6 +66,21 @@ fn world(ports: usize) -> World {
     World { adapters: BTreeMap::from([(adapter_id(), adapter)]), ..World::default() }
 }
 
+/// The same host with a NIC of this profile's driver in the place of the software adapter.
+fn world_on(profile: &Profile, ports: usize) -> World {
+    let mut world = world(ports);
+    for adapter in world.adapters.values_mut() {
+        adapter.mode = Some(EswitchMode::Switchdev);
+        let driver = match profile {
+            Profile::Mlx5(_) => "mlx5_core",
+            Profile::Ice(_) => "ice",
+            _ => "netdevsim",
+        };
+        adapter.driver = Some(driver.to_owned());
+    }
+    world
+}
+
 fn mac(n: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, n])
 }
@@ -499,19 +514,19 @@ fn compare(
     uplink_use: UplinkUse,
     frames: &[(usize, Frame)],
 ) -> Result<(), TestCaseError> {
-    compare_with(intent, ports, uplink_use, frames, |program, hook, frame| {
+    compare_with(world(ports), intent, ports, uplink_use, frames, |program, hook, frame| {
         walk(&program.rules, hook, frame)
     })
 }
 
 fn compare_with(
+    world: World,
     intent: &Intent,
     ports: usize,
     uplink_use: UplinkUse,
     frames: &[(usize, Frame)],
     mut meet: impl FnMut(&FlowProgram, Hook, &Frame) -> Walk,
 ) -> Result<(), TestCaseError> {
-    let world = world(ports);
     let policies = BTreeMap::from([(adapter_id(), uplink_use)]);
     let plan = plan(&world, intent, &Claims::default(), &policies);
     let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
@@ -712,13 +727,48 @@ proptest! {
     ) {
         let count = ports.len();
         let known = taken_for(&profile);
+        let world = world_on(&profile, count);
         let nic = Nic { profile, refuses, seed };
         let mut settled = BTreeMap::new();
-        compare_with(&intent(networks, ports), count, uplink_use, &frames, |program, hook, frame| {
+        let intent = intent(networks, ports);
+        compare_with(world, &intent, count, uplink_use, &frames, |program, hook, frame| {
             let held = settled.entry(hook).or_insert_with(|| nic.settled(&known, program, hook));
             let in_hw = |rule: &Rule| held[rule.id()].1;
             let rules = held.values().map(|(rule, _)| rule);
             walk_two_stage(rules, in_hw, &nic.profile, hook, frame).together()
         })?;
     }
+}
+
+#[test]
+fn hardware_without_chains_holds_known_unicast_that_no_guard_looks_into() {
+    let profile = Profile::Ice(Ice::new(Eswitch::new(ifindex(UPLINK), (1..4).map(ifindex))));
+    let server = vec![Allowance::DhcpServer, Allowance::RouterAdvertisements];
+    let permits = |allow: &[Allowance]| Permits { allow: allow.to_vec(), ..Permits::default() };
+    let ports = [&server[..], &[], &[]].into_iter().zip([None, None, Some(7)]).zip(1..);
+    let ports =
+        ports.map(|((allow, tag), n)| (vec![(0, tag)], vec![n], true, false, permits(allow)));
+    let flat = network(NetworkKind::Flat, UnknownUnicast::Drop);
+    let intent = intent(vec![flat], ports.collect());
+    let policies = BTreeMap::from([(adapter_id(), UplinkUse::Exclusive)]);
+    let plan = plan(&world_on(&profile, 3), &intent, &Claims::default(), &policies);
+    let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
+    let (known, nic) = (taken_for(&profile), Nic { profile, refuses: 0, seed: 0 });
+    let of_hardware = |from: u32, to: u8, ethertype: EtherType| {
+        let hook = Hook::ingress(ifindex(from));
+        let held = nic.settled(&known, program, hook);
+        let source = if from == UPLINK { Mac([2, 9, 9, 9, 9, 9]) } else { Mac(mac(from as u8).0) };
+        let frame = Frame::opaque(Mac(mac(to).0), source, ethertype);
+        let in_hw = |rule: &Rule| held[rule.id()].1;
+        let rules = held.values().map(|(rule, _)| rule);
+        let walk = walk_two_stage(rules, in_hw, &nic.profile, hook, &frame);
+        walk.hardware.deliveries.iter().map(|(to, _)| to.get()).collect::<Vec<_>>()
+    };
+    let (ipv4, arp, left) = (EtherType::IPV4, EtherType::ARP, Vec::<u32>::new());
+    assert_eq!(of_hardware(1, 2, ipv4), [2], "may be a DHCP server");
+    assert_eq!(of_hardware(2, 1, ipv4), left, "whether it is one is looked at in software");
+    assert_eq!(of_hardware(2, 1, arp), [1]);
+    assert_eq!(of_hardware(UPLINK, 2, ipv4), [2]);
+    assert_eq!(of_hardware(1, 3, ipv4), left, "needs a tag");
+    assert_eq!(of_hardware(UPLINK, 9, ipv4), left, "nobody's address");
 }

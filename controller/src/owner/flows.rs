@@ -105,7 +105,11 @@ impl Known {
     fn state_beside<'k>(&'k self, rule: &Rule, held: Option<&'k InstalledRule>) -> State<'k> {
         let refusal = || self.refused.get(rule.id()).or_else(|| self.unusable.get(&rule.hook()));
         match held {
-            _ if let Some(words) = refusal() => (FlowState::Refused, Some(words)),
+            // Software does without a rule that is for hardware only.
+            _ if let Some(words) = refusal() => match rule.offload() {
+                Offload::SkipSw => (FlowState::NotInHw, Some(words)),
+                _ => (FlowState::Refused, Some(words)),
+            },
             Some(held) if held.rule == *rule => match &held.hw {
                 HwState::InHw => (FlowState::InHw, None),
                 HwState::NotInHw(words) => (FlowState::NotInHw, words.as_deref()),

@@ -156,10 +156,12 @@ struct Host {
     flows: BTreeMap<Id, AdapterFlows>,
     kernel: FakeKernel,
     now: Instant,
+    /// The NIC's driver.
+    driver: &'static str,
 }
 
 impl Host {
-    fn new(uplink_use: UplinkUse) -> Host {
+    fn new(uplink_use: UplinkUse, driver: &'static str) -> Host {
         let mut kernel = FakeKernel::new(FLOW_OWNER);
         // A driver that takes traps, and of other rules some.
         kernel.set_driver(|rule| {
@@ -192,6 +194,7 @@ impl Host {
             flows: BTreeMap::new(),
             kernel,
             now: Instant::now(),
+            driver,
         };
         host.set_mode(Some(EswitchMode::Switchdev));
         host
@@ -289,8 +292,12 @@ impl Host {
                 self.kernel.remove_interface(gone.ifindex);
             }
         }
-        let mut view =
-            AdapterView { handle: "netdevsim/netdevsim1".into(), mode, ..AdapterView::default() };
+        let mut view = AdapterView {
+            handle: "netdevsim/netdevsim1".into(),
+            driver: Some(self.driver.to_owned()),
+            mode,
+            ..AdapterView::default()
+        };
         if mode.is_some() {
             let switchdev = mode == Some(EswitchMode::Switchdev);
             let mut netdev =
@@ -392,7 +399,10 @@ impl Host {
             .kernel
             .rules()
             .filter(|rule| *rule.actions() != [Action::Trap])
-            .map(|rule| (rule.id(), rule.clone().with_offload(Offload::Auto)))
+            .map(|rule| match rule.offload() {
+                Offload::SkipSw => (rule.id(), rule.clone()),
+                _ => (rule.id(), rule.clone().with_offload(Offload::Auto)),
+            })
             .collect();
         let missing: Vec<_> =
             wanted.iter().filter(|(id, rule)| held.get(*id) != Some(*rule)).collect();
@@ -513,8 +523,8 @@ fn guest_view(functions: Vec<FunctionSketch>) -> GuestView {
     }
 }
 
-fn live(history: Vec<Step>, uplink_use: UplinkUse) {
-    let mut host = Host::new(uplink_use);
+fn live(history: Vec<Step>, uplink_use: UplinkUse, driver: &'static str) {
+    let mut host = Host::new(uplink_use, driver);
     host.plan(&Dirty::all());
     host.settle();
     for step in history {
@@ -540,7 +550,9 @@ proptest! {
     fn after_any_history_plan_kernel_and_books_are_as_from_nothing(
         history in prop::collection::vec(steps(), 1..40),
         shared in any::<bool>(),
+        driver in prop::sample::select(&["netdevsim", "ice"][..]),
     ) {
-        live(history, if shared { UplinkUse::Shared } else { UplinkUse::Exclusive });
+        let uplink_use = if shared { UplinkUse::Shared } else { UplinkUse::Exclusive };
+        live(history, uplink_use, driver);
     }
 }

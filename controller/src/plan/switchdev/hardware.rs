@@ -33,8 +33,8 @@ pub struct Hardware {
     profile: Profile,
     /// Whether it hands frames to software where a rule says so.
     traps: bool,
-    /// Whether it asks rules in order of prio, so that rules that overlap can stand side by side.
-    ordered: bool,
+    /// Whether it has chains, and asks rules in order of prio. Without, it holds fused rules only.
+    chains: bool,
 }
 
 /// What a driver said to a rule.
@@ -51,9 +51,9 @@ pub enum Answer {
 impl Hardware {
     /// The hardware of this profile.
     pub fn new(profile: Profile) -> Hardware {
-        // ice_eswitch_add_tc_fltr gives every rule the same priority (ice_tc_lib.c).
-        let ordered = !matches!(profile, Profile::Ice(_));
-        Hardware { profile, traps: ordered, ordered }
+        // One flat table, and one priority for all rules (ice_eswitch_add_tc_fltr, ice_tc_lib.c).
+        let chains = !matches!(profile, Profile::Ice(_));
+        Hardware { profile, traps: chains, chains }
     }
 
     /// The hardware of an adapter in switchdev mode; none of any other.
@@ -75,8 +75,14 @@ impl Hardware {
             let capability = capabilities.and_then(|known| known.abilities.get(&ability));
             capability.is_some_and(|capability| !capability.available)
         };
-        hardware.traps &= !denied(Ability::Trap);
+        hardware.chains &= !denied(Ability::Chains);
+        hardware.traps &= hardware.chains && !denied(Ability::Trap);
         Some(hardware)
+    }
+
+    /// Whether it has no chains but the first.
+    pub(super) const fn is_chainless(&self) -> bool {
+        !self.chains
     }
 
     /// Whose hardware it is.
@@ -178,7 +184,7 @@ impl Hardware {
             _ => false,
         };
         (before.is_empty() || !hands_over)
-            && (self.ordered || rule.offload() == Offload::SkipSw)
+            && (self.chains || rule.offload() == Offload::SkipSw)
             && rule.offload() != Offload::SkipHw
     }
 

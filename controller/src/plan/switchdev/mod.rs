@@ -16,10 +16,12 @@
 //! |---|---|
 //! | `segment` | a network's part of one adapter, and what of it must be written anew |
 //! | `rules` | the rules of a part |
+//! | `fused` | those beside them for hardware without chains |
 //! | `source` | what a port may send from |
 //! | `hardware` | what of the rules hardware may hold |
 //! | `sheet` | keeps an adapter's program in step, part by part |
 
+mod fused;
 mod hardware;
 mod rules;
 mod segment;
@@ -138,6 +140,8 @@ pub enum Purpose {
     DefaultDrop,
     /// Sends frames to a local address to its port.
     Unicast(MacAddr),
+    /// Does that from chain 0 on, in hardware that has no other chain.
+    FusedUnicast(MacAddr),
     /// Never returns a guest's own frame to it, nor sends it out.
     OwnAddressGuard(MacAddr),
     /// Sends groups to every member but the sender.
@@ -166,6 +170,7 @@ impl fmt::Display for Purpose {
             Purpose::Isolation(mac) => write!(f, "isolated from {mac}"),
             Purpose::DefaultDrop => f.write_str("default drop"),
             Purpose::Unicast(mac) => write!(f, "unicast to {mac}"),
+            Purpose::FusedUnicast(mac) => write!(f, "unicast to {mac}, fused"),
             Purpose::OwnAddressGuard(mac) => write!(f, "own address {mac}"),
             Purpose::Flood => f.write_str("flood"),
             Purpose::UnknownUnicast => f.write_str("unknown unicast"),

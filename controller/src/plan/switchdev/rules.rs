@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use api::types::{Bitrate, Id, MacAddr};
 use tc_flows::{
-    Action, ChainId, Control, Hook, Ifindex, Ipv4Match, Ipv6Match, Mac, Match, Payload, Police,
-    Ports, Prio, Rule, VlanId, VlanTpid,
+    Action, ChainId, Control, Hook, Ifindex, Ipv4Match, Ipv6Match, Mac, Match, Offload, Payload,
+    Police, Ports, Prio, Rule, VlanId, VlanTpid,
 };
 
 use super::{
@@ -79,9 +79,27 @@ impl Rules {
         actions: impl Into<Arc<[Action]>>,
         why: &Arc<Why>,
     ) {
+        self.add_for(Offload::Auto, hook, chain, prio, matched, actions, why);
+    }
+
+    /// Adds one that is executed only there.
+    #[expect(clippy::too_many_arguments, reason = "what a rule is made of")]
+    pub(super) fn add_for(
+        &mut self,
+        offload: Offload,
+        hook: Hook,
+        chain: u32,
+        prio: u16,
+        matched: Match,
+        actions: impl Into<Arc<[Action]>>,
+        why: &Arc<Why>,
+    ) {
         let (Some(chain), Some(prio)) = (ChainId::new(chain), Prio::new(prio)) else { return };
         match Rule::new(hook, chain, prio, matched, actions) {
-            Ok(rule) => self.0.entry(hook).or_default().push((rule, Arc::clone(why))),
+            Ok(rule) => {
+                let rule = rule.with_offload(offload);
+                self.0.entry(hook).or_default().push((rule, Arc::clone(why)));
+            }
             Err(error) => debug_assert!(false, "{error}"),
         }
     }
@@ -186,12 +204,12 @@ pub(super) fn uplink_entry(
 /// Where frames of a segment come in: their hook, how they are tagged there, what becomes of a
 /// flooded frame after its last copy.
 #[derive(Clone, Copy)]
-struct Entrance {
-    hook: Hook,
-    tag: Tag,
+pub(super) struct Entrance {
+    pub(super) hook: Hook,
+    pub(super) tag: Tag,
     end: FloodEnd,
     /// Whether what comes in here is kept from isolated members.
-    isolated: bool,
+    pub(super) isolated: bool,
 }
 
 impl Segment {
@@ -199,6 +217,7 @@ impl Segment {
     pub(super) fn rules(&self, part: &Part, out: &mut Rules) {
         let entrances: Vec<(Entrance, Option<&Member>)> = self.entrances().collect();
         self.unicast(part, &entrances, out);
+        self.fused(part, &entrances, out);
         for (entrance, member) in entrances {
             let whole = match member {
                 Some(member) => {
@@ -235,7 +254,7 @@ impl Segment {
         members.chain(uplink)
     }
 
-    fn why(&self, purpose: Purpose, port: Option<&Id>) -> Arc<Why> {
+    pub(super) fn why(&self, purpose: Purpose, port: Option<&Id>) -> Arc<Why> {
         Arc::new(Why { purpose, port: port.cloned(), network: Some(self.id.clone()) })
     }
 
@@ -525,6 +544,6 @@ fn rewrite(from: Tag, to: Tag) -> Option<Action> {
     }
 }
 
-fn wire(mac: MacAddr) -> Mac {
+pub(super) fn wire(mac: MacAddr) -> Mac {
     Mac(mac.0)
 }

@@ -80,6 +80,8 @@ pub(super) struct Segment {
     pub(super) uplink: Option<Uplink>,
     /// How far its frames can be flooded.
     pub(super) room: FloodRoom,
+    /// Whether the hardware has no chains but the first.
+    pub(super) chainless: bool,
     /// In order of creation.
     pub(super) members: Vec<Member>,
     /// The members for which no flood has room: they take part in nothing.
@@ -214,7 +216,8 @@ impl Part {
     /// What differs between two states of one segment.
     pub(super) fn between(old: &Segment, new: &Segment) -> Part {
         let outside = |segment: &Segment| {
-            (segment.number, segment.unknown_unicast, segment.uplink, segment.room)
+            let Segment { number, unknown_unicast, uplink, room, chainless, .. } = segment;
+            (*number, *unknown_unicast, *uplink, *room, *chainless)
         };
         if outside(old) != outside(new) {
             return Part::Whole;

@@ -90,7 +90,8 @@ impl Sheet {
         }
         self.in_use(around, program, delta);
         self.rates(around, &mut old, &mut new);
-        let (networks, tags_moved) = self.networks(around, &mut old, &mut new);
+        let chainless = program.hardware.as_ref().is_some_and(Hardware::is_chainless);
+        let (networks, tags_moved) = self.networks(around, chainless, &mut old, &mut new);
         if around.adapter_touched || tags_moved {
             self.entry(around, &mut old, &mut new);
         }
@@ -203,6 +204,7 @@ impl Sheet {
     fn networks(
         &mut self,
         around: &Surroundings<'_>,
+        chainless: bool,
         old: &mut Rules,
         new: &mut Rules,
     ) -> (BTreeSet<Id>, bool) {
@@ -211,7 +213,7 @@ impl Sheet {
         let mut before: BTreeMap<Id, Option<Segment>> = BTreeMap::new();
         for id in around.touched_networks {
             let was = self.segments.remove(id);
-            let now = segment(around, id, was.as_ref());
+            let now = segment(around, chainless, id, was.as_ref());
             let claim = |segment: &Segment| {
                 segment.uplink.map(|uplink| (uplink.tag, (segment.number, segment.id.clone())))
             };
@@ -297,7 +299,12 @@ impl Sheet {
 }
 
 /// A network's part of this adapter, if it has one: a member at least.
-fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Option<Segment> {
+fn segment(
+    around: &Surroundings<'_>,
+    chainless: bool,
+    id: &Id,
+    before: Option<&Segment>,
+) -> Option<Segment> {
     let network = around.intent.networks.get(id)?;
     let elsewhere = |adapter: &Id| adapter != around.adapter_id;
     if network.spec.adapter.as_ref().is_some_and(elsewhere) {
@@ -323,6 +330,7 @@ fn segment(around: &Surroundings<'_>, id: &Id, before: Option<&Segment>) -> Opti
         unknown_unicast: network.spec.unknown_unicast,
         uplink,
         room: FloodRoom::of(around.adapter),
+        chainless,
         members,
         beyond_ceiling: BTreeSet::new(),
     };

@@ -52,6 +52,13 @@ impl Sources {
         own.chain(of_pairs.map(|pair| pair.ip)).collect()
     }
 
+    /// The same with the address that IPv6 makes of this MAC address, none within another.
+    pub(super) fn prefixes(&self, mac: MacAddr) -> Vec<IpPrefix> {
+        let mut ips = self.ips(mac);
+        ips.push(IpPrefix::host(link_local(mac).into()));
+        without_covered(ips)
+    }
+
     /// Ethertypes of which nothing inside is checked, in order.
     pub(super) fn ethertypes(&self) -> &[EtherType] {
         &self.ethertypes
@@ -59,9 +66,7 @@ impl Sources {
 
     /// What may be sent from this MAC address.
     pub(super) fn payloads(&self, mac: MacAddr) -> Vec<Payload> {
-        let mut ips = self.ips(mac);
-        ips.push(IpPrefix::host(link_local(mac).into()));
-        let ips = without_covered(ips);
+        let ips = self.prefixes(mac);
         let any = |address: IpAddr| ips.iter().any(|ip| ip.contains(address));
         let mut payloads: Vec<Payload> = Vec::new();
         for ip in &ips {
