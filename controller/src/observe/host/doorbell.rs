@@ -35,15 +35,19 @@ impl Doorbell {
         }
     }
 
-    /// Takes off what is there, since the look that follows answers it.
-    pub(super) fn drain(&self) {
+    /// Takes off what is there, since the look that follows answers it. Says whether there was
+    /// anything.
+    pub(super) fn drain(&self) -> bool {
         let mut first_bytes = Vec::with_capacity(64);
-        for _ in 0..DRAIN_MOST {
+        for taken in 0..DRAIN_MOST {
             first_bytes.clear();
             match self.socket.socket_ref().recv(&mut first_bytes, 0) {
-                Err(error) if error.raw_os_error() != Some(Errno::ENOBUFS as i32) => return,
+                Err(error) if error.raw_os_error() != Some(Errno::ENOBUFS as i32) => {
+                    return taken > 0;
+                }
                 _ => {}
             }
         }
+        true
     }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     doorbell::Doorbell,
-    link::Links,
+    link::{LinkTable, Links},
     view::{Adapter, Eswitch, Facts},
 };
 use crate::{
@@ -93,7 +93,7 @@ impl HostWatch {
         on_own_thread("host-watch", move || {
             let wanted = Arc::new(Notify::new());
             let eyes = Eyes::open(&adapters)?;
-            let watch = Watch { adapters, eyes, wanted: Arc::clone(&wanted) };
+            let watch = Watch { adapters, eyes, wanted: Arc::clone(&wanted), quiet: None };
             let work = async move {
                 tokio::select! {
                     () = cancel.cancelled() => {}
@@ -117,6 +117,15 @@ struct Watch {
     adapters: Vec<(Id, Adapter)>,
     eyes: Eyes,
     wanted: Arc<Notify>,
+    /// What was read last, where nothing was notified since.
+    quiet: Option<Quiet>,
+}
+
+/// What the kernel notifies every change of.
+struct Quiet {
+    links: LinkTable,
+    /// With another mode all of a device's netdevs may be others.
+    eswitches: BTreeMap<DevlinkName, Eswitch>,
 }
 
 impl Watch {
@@ -153,14 +162,18 @@ impl Watch {
                     }
                     rested = Instant::now() + REST_MOST.min(begun.elapsed() * REST_FACTOR);
                 },
-                rung = self.eyes.rung(), if idle => due = Some(match rung {
-                    Ok(()) => rested.max(Instant::now() + SETTLE),
-                    Err(error) => {
-                        tracing::warn!(%error, "kernel notifications failed; subscribing anew");
-                        self.begin_anew()
-                    }
-                }),
+                rung = self.eyes.rung(), if idle => {
+                    self.quiet = None;
+                    due = Some(match rung {
+                        Ok(()) => rested.max(Instant::now() + SETTLE),
+                        Err(error) => {
+                            tracing::warn!(%error, "kernel notifications failed; subscribing anew");
+                            self.begin_anew()
+                        }
+                    });
+                }
                 () = self.wanted.notified(), if idle => {
+                    self.quiet = None;
                     due = Some(rested.max(Instant::now() + SETTLE));
                 }
                 _ = audit.tick(), if idle => due = Some(rested.max(Instant::now())),
@@ -180,7 +193,8 @@ impl Watch {
     /// How all adapters look now.
     async fn look(&mut self) -> Result<BTreeMap<Id, AdapterView>, EswitchError> {
         // What is notified from here on rings again.
-        self.eyes.drain().await?;
+        let rang = self.eyes.drain().await?;
+        let quiet = self.quiet.take().filter(|_| !rang);
         let mut facts = Facts::default();
         let nics: Vec<_> = self.adapters.iter().filter_map(|(_, adapter)| adapter.nic()).collect();
         if let Some(devlink) = &self.eyes.devlink {
@@ -198,7 +212,10 @@ impl Watch {
         }
         // After the ports: a port's netdev is then at most newer than the port says, and what is
         // newer has rung.
-        facts.links = self.eyes.links.table().await?;
+        facts.links = match quiet {
+            Some(Quiet { links, eswitches }) if eswitches == facts.eswitches => links,
+            _ => self.eyes.links.table().await?,
+        };
         for nic in nics {
             if let Some(pf) = nic.legacy_pf(&facts) {
                 let (ifindex, vfs) = (pf.ifindex, told(self.eyes.links.vfs(pf).await)?);
@@ -211,7 +228,10 @@ impl Watch {
             facts.vf_addresses.extend(nic.map(|device| (device.clone(), vf_addresses(device))));
         }
         let views = self.adapters.iter().map(|(id, adapter)| (id.clone(), adapter.view(&facts)));
-        Ok(views.collect())
+        let views = views.collect();
+        let Facts { links, eswitches, .. } = facts;
+        self.quiet = Some(Quiet { links, eswitches });
+        Ok(views)
     }
 }
 
@@ -293,13 +313,14 @@ impl Eyes {
     }
 
     /// Silences the bells, since a look follows; hangs the devlink bell as soon as that is there.
-    async fn drain(&mut self) -> Result<(), EswitchError> {
-        self.link_bell.drain();
+    /// Says whether one rang.
+    async fn drain(&mut self) -> Result<bool, EswitchError> {
+        let mut rang = self.link_bell.drain();
         if let Some(bell) = &self.device_bell {
-            bell.drain();
+            rang |= bell.drain();
         }
         match (&self.devlink, &self.devlink_bell) {
-            (_, Some(bell)) => bell.drain(),
+            (_, Some(bell)) => rang |= bell.drain(),
             (Some(devlink), None) => {
                 if let Some(group) = devlink.config_group().await? {
                     let bell = Doorbell::hang(NETLINK_GENERIC, group).map_err(subscription)?;
@@ -308,7 +329,7 @@ impl Eyes {
             }
             (None, None) => {}
         }
-        Ok(())
+        Ok(rang)
     }
 }
 

@@ -5,6 +5,7 @@
 //! measured; the one guest is a QEMU double whose port stands where the platform says.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     thread,
@@ -235,10 +236,17 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
     );
     tell(Line::of(MEMORY, "bytes/flow", &[Run { ours, theirs: Vec::new() }], note));
     thread::sleep(FIRST_AUDIT);
-    let before = processor_time(&daemon)?;
+    let before = processor_times(&daemon)?;
     thread::sleep(IDLE);
-    let used = processor_time(&daemon)? - before;
-    let ours = 100.0 * used / IDLE.as_secs_f64();
+    let mut used = processor_times(&daemon)?;
+    for (thread, before) in before {
+        *used.entry(thread).or_default() -= before;
+    }
+    let percent = |seconds: f64| 100.0 * seconds / IDLE.as_secs_f64();
+    for (thread, seconds) in used.iter().filter(|(_, seconds)| **seconds > 0.0) {
+        say(&format!("idle: {thread} {:.2} %", percent(*seconds)));
+    }
+    let ours = percent(used.values().sum());
     let note = format!("{what}; {} s, after the first audit", IDLE.as_secs());
     tell(Line::of(IDLE_CPU, "% of a core", &[Run { ours, theirs: Vec::new() }], note));
     Ok(())
@@ -364,14 +372,28 @@ fn memory(daemon: &Daemon) -> Result<f64> {
     Ok(kilobytes * 1024.0)
 }
 
-/// Processor time used so far, in seconds (fields 14 and 15 of proc_pid_stat(5)).
-fn processor_time(daemon: &Daemon) -> Result<f64> {
-    let stat = process_file(daemon, "stat")?;
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+/// Processor time that each thread used so far, in seconds, by its name and number.
+fn processor_times(daemon: &Daemon) -> Result<BTreeMap<String, f64>> {
+    let folder = format!("/proc/{}/task", daemon.pid().unwrap_or_default());
+    let mut times = BTreeMap::new();
+    for entry in fs::read_dir(&folder).at(&folder)?.flatten() {
+        // A thread that has just ended is none.
+        if let Ok(stat) = fs::read_to_string(entry.path().join("stat")) {
+            let (name, seconds) = processor_time(&stat)?;
+            times.insert(format!("{name} {}", entry.file_name().display()), seconds);
+        }
+    }
+    Ok(times)
+}
+
+/// A thread's name and its processor time (fields 2, 14 and 15 of proc_pid_stat(5)).
+fn processor_time(stat: &str) -> Result<(String, f64)> {
+    let (before, after_name) = stat.rsplit_once(')').unwrap_or_default();
+    let name = before.split_once('(').map_or("", |(_, name)| name);
     let fields: Vec<&str> = after_name.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
     let (Some(user), Some(system)) = (ticks(11), ticks(12)) else {
-        return Err(Error::Format { what: "/proc/PID/stat".into(), text: stat });
+        return Err(Error::Format { what: "/proc/PID/stat".into(), text: stat.to_owned() });
     };
-    Ok((user + system) / TICKS_A_SECOND)
+    Ok((name.to_owned(), (user + system) / TICKS_A_SECOND))
 }
