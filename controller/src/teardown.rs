@@ -141,6 +141,7 @@ mod tests {
             protocol: 3,
             handle: Handle(1),
             kind: "bpf".to_owned(),
+            owner: None,
         };
         kernel.add_foreign(mine, foreign);
 

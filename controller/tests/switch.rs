@@ -743,7 +743,7 @@ proptest! {
 #[test]
 fn hardware_without_chains_holds_known_unicast_that_no_guard_looks_into() {
     let profile = Profile::Ice(Ice::new(Eswitch::new(ifindex(UPLINK), (1..4).map(ifindex))));
-    let server = vec![Allowance::DhcpServer, Allowance::RouterAdvertisements];
+    let server = [Allowance::DhcpServer, Allowance::RouterAdvertisements];
     let permits = |allow: &[Allowance]| Permits { allow: allow.to_vec(), ..Permits::default() };
     let ports = [&server[..], &[], &[]].into_iter().zip([None, None, Some(7)]).zip(1..);
     let ports =

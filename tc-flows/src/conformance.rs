@@ -453,7 +453,7 @@ fn other_owner<P: Place>(place: &mut P) {
     let [foreign] = &dump.foreign[..] else { panic!("{dump:?}") };
     let place_of = (foreign.chain, foreign.prio, foreign.protocol, foreign.handle);
     assert_eq!(place_of, (0, 1, 3, Handle(1)));
-    assert_eq!(foreign.kind, "flower");
+    assert_eq!((foreign.kind.as_str(), foreign.owner), ("flower", Some(Owner(*b"them"))));
     // Its place is taken, and stays so.
     let outcomes = place.apply(&[add(&rule(hook, source(2), Action::Pass), 1)], Mode::Fast);
     assert_eq!(refused(&outcomes[0]), Some((EEXIST, Some("Filter already exists"))));
@@ -680,7 +680,8 @@ mod tests {
 
         fn add_matchall(&mut self, at: Ifindex) {
             let (chain, prio, protocol, handle) = (2, 8, 3, Handle(1));
-            let foreign = Foreign { chain, prio, protocol, handle, kind: "matchall".to_owned() };
+            let kind = "matchall".to_owned();
+            let foreign = Foreign { chain, prio, protocol, handle, kind, owner: None };
             self.add_foreign(Hook::ingress(at), foreign);
         }
 

@@ -466,6 +466,7 @@ impl Held {
             protocol: location.protocol,
             handle: self.handle,
             kind: "flower".to_owned(),
+            owner: Some(self.owner),
         }
     }
 }

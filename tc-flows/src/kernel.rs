@@ -144,6 +144,8 @@ pub struct Foreign {
     pub handle: Handle,
     /// The kind of classifier: `flower`, `bpf`, …
     pub kind: String,
+    /// Whose it is, where its first action has a cookie of our format.
+    pub owner: Option<Owner>,
 }
 
 /// A rule of the owner as a full dump shows it.

@@ -21,7 +21,10 @@ use super::{
     ledger::{Entry, Ledger, State},
 };
 use crate::{
-    apply::flows::{FlowDone, FlowJob, Found, Look},
+    apply::{
+        flows::{FlowDone, FlowJob, Found, Look},
+        probe::PROBE_OWNER,
+    },
     daemon::FLOW_OWNER,
     plan::switchdev::{Answer, FlowDelta, FlowProgram, Why},
 };
@@ -650,9 +653,10 @@ impl AdapterFlows {
         ledger
     }
 
-    /// Filters of other owners on this adapter's hooks.
+    /// Filters of other owners on this adapter's hooks; those of a probe are ours.
     pub(super) fn foreign_filters(&self) -> u64 {
-        self.foreign.values().map(|filters| filters.len() as u64).sum()
+        let strange = |filter: &&Foreign| filter.owner != Some(PROBE_OWNER);
+        self.foreign.values().flatten().filter(strange).count() as u64
     }
 }
 
@@ -871,6 +875,7 @@ mod tests {
             protocol: stolen.id().matching().protocol(),
             handle,
             kind: "flower".to_owned(),
+            owner: None,
         };
         rig.kernel.add_foreign(hook(7), foreign(1, handle));
         rig.kernel.add_foreign(hook(7), foreign(50_000, handle));

@@ -84,7 +84,7 @@ mod tests {
 
     fn filter(prio: u16, handle: u32) -> Foreign {
         let kind = "flower".to_owned();
-        Foreign { chain: 0, prio, protocol: 3, handle: Handle(handle), kind }
+        Foreign { chain: 0, prio, protocol: 3, handle: Handle(handle), kind, owner: None }
     }
 
     fn dump(filters: &[(u16, u32)]) -> Dump {

@@ -470,6 +470,7 @@ mod tests {
             protocol: 0x8100,
             handle: Handle(4),
             kind: "flower".to_owned(),
+            owner: Some(Owner(*b"them")),
         };
         assert_eq!(filter(&bytes, Detail::Full), Filter::Foreign(expected));
     }

@@ -318,7 +318,10 @@ pub(super) fn read_filter(
                 None => Filter::UnreadableOwn(location, handle),
             })
         }
-        _ => Some(Filter::Foreign(Foreign { chain, prio, protocol, handle, kind: text(kind) })),
+        _ => {
+            let (kind, owner) = (text(kind), cookie.map(|cookie| cookie.owner()));
+            Some(Filter::Foreign(Foreign { chain, prio, protocol, handle, kind, owner }))
+        }
     }
 }
 
