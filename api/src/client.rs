@@ -31,6 +31,7 @@ use crate::{
     batch::{Applied, Batch, DryRun},
     error::Problem,
     events::Event,
+    explain::Explanation,
     resources::{
         Adapter, Desired, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, List, Network,
         NetworkSpec, Port, PortSpec, Resource, TornDown,
@@ -39,6 +40,7 @@ use crate::{
         EswitchHow, FlowFilter, Put, PutOutcome, WAIT_MAX, declared::Declared, reply::OUTCOME,
     },
     snapshot::{Restored, Snapshot},
+    trace::{Trace, TraceRequest},
     types::Id,
 };
 
@@ -342,6 +344,18 @@ impl Client {
                 .filter_map(|(name, id)| id.as_ref().map(|id| format!("{name}={id}")))
                 .collect();
         self.list(&format!("/v1/flows?{}", query.join("&"))).await
+    }
+
+    /// The way of a frame through the rules that are installed.
+    pub async fn trace(&self, request: &TraceRequest) -> Result<Trace, ClientError> {
+        let body =
+            serde_json::to_vec(request).map_err(|error| ClientError::Broken(error.into()))?;
+        json(&self.ask(Method::POST, "/v1/trace", Some(body.into())).await?)
+    }
+
+    /// How far a port has come.
+    pub async fn explain(&self, port: &Id) -> Result<Explanation, ClientError> {
+        json(&self.ask(Method::GET, &format!("/v1/ports/{port}/explain"), None).await?)
     }
 
     /// Makes all changes in one transaction, or none.

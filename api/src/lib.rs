@@ -9,9 +9,11 @@ pub mod cli;
 pub mod client;
 pub mod error;
 pub mod events;
+pub mod explain;
 pub mod resources;
 pub mod server;
 pub mod snapshot;
+pub mod trace;
 pub mod types;
 pub mod validate;
 

@@ -87,7 +87,7 @@ fn show_one<T: Serialize>(
     }
 }
 
-fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)
 }

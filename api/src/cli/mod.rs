@@ -6,10 +6,12 @@
 mod apply;
 mod dry_run;
 mod events;
+mod explain;
 mod get;
 mod snapshot;
 mod status;
 mod table;
+mod trace;
 
 use std::{
     io::{self, Read, Write},
@@ -42,6 +44,8 @@ Examples:
       eswitchctl apply -f -
   eswitchctl delete port web-1
   eswitchctl events -f
+  eswitchctl explain port web-1
+  eswitchctl trace --from port/web-1 --dst-mac 02:aa:bb:cc:00:02 --ip 192.0.2.1,192.0.2.2
   eswitchctl snapshot save host1.json
   eswitchctl snapshot restore host1.json
   eswitchctl completion bash > /etc/bash_completion.d/eswitchctl
@@ -52,7 +56,7 @@ Exit status:
   2  wrong arguments, or a file that is not what it should be
   3  no daemon answers
   4  the daemon failed
-  5  status: the daemon is not ready, or something is degraded
+  5  status: the daemon is not ready, or something is degraded; explain: a link is broken
   6  --wait: it is stored, and was not in the kernel in time";
 
 /// A command line of eswitchctl.
@@ -143,6 +147,31 @@ enum Command {
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
+    /// Show how far a port has come: asked, seen, planned, installed, in hardware, hit
+    #[command(after_help = "The first link that is broken is marked, with its reason.\n\nExample:
+  eswitchctl explain port web-1")]
+    Explain {
+        /// What to explain
+        kind: Explained,
+        /// Its id
+        id: Id,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a frame meets in the installed rules: nothing is sent
+    #[command(after_help = "Examples:
+  eswitchctl trace --from port/web-1 --dst-mac ff:ff:ff:ff:ff:ff --arp 192.0.2.1,192.0.2.2
+  eswitchctl trace --from port/web-1 --dst-mac 02:aa:bb:cc:00:02 --vlan 20 \\
+      --ip 192.0.2.1,192.0.2.2 --udp 1234,53
+  eswitchctl trace --from uplink --src-mac 02:00:5e:00:00:01 --dst-mac 02:aa:bb:cc:00:02 --vlan 100")]
+    Trace {
+        #[command(flatten)]
+        frame: trace::FrameArguments,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what has happened, or with -f what happens
     #[command(after_help = "Examples:
   eswitchctl events
@@ -249,6 +278,14 @@ impl From<DeclaredKind> for ResourceKind {
     }
 }
 
+/// Kinds of resources that can be explained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Explained {
+    /// A permission of a VF to take part in networks
+    #[value(alias = "ports")]
+    Port,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// One line each, what matters most
@@ -286,7 +323,7 @@ pub enum Exit {
     Unreachable = 3,
     /// The daemon failed.
     Failed = 4,
-    /// `status`: something is degraded.
+    /// `status`: something is degraded; `explain`: a link is broken.
     Degraded = 5,
     /// `--wait`: it is stored, and was not in the kernel in time.
     NotProgrammed = 6,
@@ -374,6 +411,10 @@ pub async fn run(
                 }
             }
         }
+        Command::Explain { kind: Explained::Port, id, json } => {
+            explain::explain(&client, &id, json, out).await
+        }
+        Command::Trace { frame, json } => trace::trace(&client, frame, json, out).await,
         Command::Status => status::status(&client, out).await,
         Command::Events { follow, since, json } => {
             let since = since.map(|id| id.to_string());

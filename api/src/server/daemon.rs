@@ -10,11 +10,13 @@ use crate::{
     batch::{Applied, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     events::Feed,
+    explain::Explanation,
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
     },
     snapshot::{Restored, Snapshot},
+    trace::{Trace, TraceRequest},
     types::Id,
 };
 
@@ -201,6 +203,13 @@ pub trait Daemon: Send + Sync + 'static {
     /// The flows that match `filter`, in order of adapter, netdev and rule.
     fn flows(&self, filter: FlowFilter)
     -> impl Future<Output = Result<Vec<Flow>, ApiError>> + Send;
+
+    /// The way of a frame through the rules that the kernel holds.
+    /// [`ApiError::Conflict`] where there are none to walk.
+    fn trace(&self, request: TraceRequest) -> impl Future<Output = Result<Trace, ApiError>> + Send;
+
+    /// How far a port has come.
+    fn explain(&self, port: &Id) -> impl Future<Output = Result<Explanation, ApiError>> + Send;
 
     /// Makes all changes in one transaction, or on an error none; with `wait` answered like a change
     /// that waits ([`ChangeHow::wait`]).

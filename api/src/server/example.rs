@@ -10,8 +10,10 @@ use super::declared::Declared;
 use crate::{
     batch::{Applied, Batch, DryRun},
     error::ResourceKind,
+    explain::Explanation,
     resources::{Adapter, EswitchChange, Flow, NetworkSpec, PortSpec, TornDown},
     snapshot::{Restored, Snapshot},
+    trace::{Trace, TraceRequest},
 };
 
 /// An example as JSON, which by passing through its type is known to be one.
@@ -208,5 +210,59 @@ pub(super) fn flow() -> Value {
         "tc": "ingress chain 0 prio 2 protocol all flower src_mac 02:aa:bb:cc:00:01 \
                action goto chain 1",
         "state": "in_hw",
+    }))
+}
+
+/// A frame that is to be traced.
+pub(super) fn trace_request() -> Value {
+    checked::<TraceRequest>(json!({
+        "from": {"port": "web-1"},
+        "dst_mac": "02:aa:bb:cc:00:02",
+        "payload": {"ip": {"src": "192.0.2.1", "dst": "192.0.2.2",
+                           "carries": {"icmp": {"type": 8}}}},
+    }))
+}
+
+/// Its way.
+pub(super) fn trace() -> Value {
+    let rule = |chain: u32, prio: u16, tc: &str, purpose: &str| {
+        json!({"chain": chain, "prio": prio, "tc": tc, "state": "in_hw", "purpose": purpose,
+               "port": "web-1", "network": "blue"})
+    };
+    let admission = "ingress protocol all pref 60 chain 0 flower src_mac 02:aa:bb:cc:00:01 \
+                     action goto chain 64";
+    let unicast = "ingress protocol all pref 6 chain 64 flower dst_mac 02:aa:bb:cc:00:02 \
+                   action mirred egress redirect dev enp3s0f0npf0vf1";
+    let frame = "02:aa:bb:cc:00:01 > 02:aa:bb:cc:00:02, 192.0.2.1 > 192.0.2.2 ICMP type 8 code 0";
+    checked::<Trace>(json!({
+        "adapter": id(ResourceKind::Adapter),
+        "netdev": "enp3s0f0npf0vf0",
+        "frame": frame,
+        "steps": [
+            {"by": "hardware", "actions": ["goto chain 64"],
+             "rule": rule(0, 60, admission, "admission of 02:aa:bb:cc:00:01")},
+            {"by": "hardware", "actions": ["mirred egress redirect dev enp3s0f0npf0vf1"],
+             "rule": rule(64, 6, unicast, "unicast to 02:aa:bb:cc:00:02")},
+        ],
+        "deliveries": [{"netdev": "enp3s0f0npf0vf1", "port": "web-2", "frame": frame}],
+        "dropped": false,
+        "verdict": "to port web-2 (enp3s0f0npf0vf1, untagged)",
+    }))
+}
+
+/// How far a port has come.
+pub(super) fn explanation() -> Value {
+    let link = |link: &str, state: &str, message: &str| json!({"link": link, "state": state, "message": message});
+    checked::<Explanation>(json!({
+        "port": id(ResourceKind::Port),
+        "links": [
+            link("asked", "holds", "revision 42: attached to blue, storage (tag 20)"),
+            link("seen", "broken", "the guest has not enabled `vf0` (sriov_numvfs in the guest)"),
+            link("planned", "waiting", "it stands nowhere yet"),
+            link("installed", "waiting", "nothing is planned yet"),
+            link("in_hardware", "waiting", "nothing is planned yet"),
+            link("hit", "waiting", "there are no rules that count"),
+        ],
+        "broken": "seen",
     }))
 }

@@ -35,11 +35,13 @@ use crate::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
     events::Event,
+    explain::Explanation,
     resources::{
         Adapter, Backing, Desired, EswitchChange, EswitchSpec, Flow, GuestSpec, NetworkKind,
         NetworkSpec, PortFunction, PortSpec, Resource, TornDown,
     },
     snapshot::{Restored, Snapshot},
+    trace::{Trace, TraceFrom, TracePayload, TraceRequest, TraceTransport},
     types::Id,
 };
 
@@ -117,9 +119,20 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<Event>(&mut schemas);
     found_schemas::<Applied>(&mut schemas);
     found_schemas::<DryRun>(&mut schemas);
+    found_schemas::<TraceRequest>(&mut schemas);
+    found_schemas::<Trace>(&mut schemas);
+    found_schemas::<Explanation>(&mut schemas);
     found_schemas::<Problem>(&mut schemas);
     let mut schemas: BTreeMap<_, _> = schemas.into_iter().collect();
-    for name in [NetworkKind::name(), PortFunction::name(), Backing::name()] {
+    let enums = [
+        NetworkKind::name(),
+        PortFunction::name(),
+        Backing::name(),
+        TraceFrom::name(),
+        TracePayload::name(),
+        TraceTransport::name(),
+    ];
+    for name in enums {
         if let Some(schema) = schemas.get_mut(&*name) {
             close(schema);
         }
@@ -461,6 +474,58 @@ pub(super) fn flows() -> PathItem {
         .parameter(filter("network", "Only because of this network.", ResourceKind::Network))
         .response("200", list("Flow", example::flow()));
     get(with_problems(operation, reading(vec![])))
+}
+
+/// GET of how far a port has come.
+pub(super) fn explain() -> PathItem {
+    let kind = ResourceKind::Port;
+    let answer = component(&Explanation::name());
+    let operation = operation("ports", "explain_port")
+        .summary(Some("How far a port has come, and what is in its way"))
+        .description(Some(
+            "Six links from what was asked for to frames that met the port's rules; `broken` names \
+             the first that does not hold.",
+        ))
+        .parameter(id_parameter(example::id(kind)))
+        .response("200", json_response("It.", answer, example::explanation()).build());
+    get(with_problems(operation, reading(vec![not_found(kind, "no-such-id")])))
+}
+
+/// POST of a frame that is to be traced.
+pub(super) fn trace() -> PathItem {
+    let operation = operation("flows", "trace")
+        .summary(Some("What a frame meets in the rules that are installed"))
+        .description(Some(
+            "Nothing is sent and nothing is changed: the rules are read from the kernel and walked, \
+             in hardware and software.",
+        ))
+        .request_body(Some(
+            RequestBodyBuilder::new()
+                .description(Some("The frame, and where it comes in."))
+                .required(Some(Required::True))
+                .content(
+                    JSON,
+                    ContentBuilder::new()
+                        .schema(Some(component(&TraceRequest::name())))
+                        .example(Some(example::trace_request()))
+                        .build(),
+                )
+                .build(),
+        ))
+        .response(
+            "200",
+            json_response("Its way.", component(&Trace::name()), example::trace()).build(),
+        );
+    let nowhere = ApiError::Conflict {
+        detail: "port `web-1` stands nowhere: guest `vm1` is not there".into(),
+        blockers: Vec::new(),
+        remedy: "see what is missing: eswitchctl explain port web-1".into(),
+    };
+    let problems = [
+        reading(vec![not_found(ResourceKind::Port, "no-such-id"), nowhere.problem()]),
+        body_problems(),
+    ];
+    post(with_problems(operation, problems.concat()))
 }
 
 /// GET and PUT of the snapshot.

@@ -28,6 +28,7 @@ use crate::{
     events::Since,
     resources::{Desired, EswitchSpec},
     snapshot::Snapshot,
+    trace::TraceRequest,
     types::Id,
 };
 
@@ -352,6 +353,21 @@ impl<D: Daemon> FromRequest<App<D>> for EswitchBody {
         let Desired { spec } = json::<Desired<EswitchSpec>>(&bytes)?;
         spec.validate()?;
         Ok(EswitchBody(spec))
+    }
+}
+
+/// The frame that is to be traced, valid by itself.
+pub(super) struct TraceBody(pub(super) TraceRequest);
+
+impl<D: Daemon> FromRequest<App<D>> for TraceBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
+        is_json(request.headers())?;
+        let bytes = whole_body(request.into_body(), &app.limits, app.limits.body_bytes).await?;
+        let request: TraceRequest = json(&bytes)?;
+        request.validate()?;
+        Ok(TraceBody(request))
     }
 }
 

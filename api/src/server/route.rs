@@ -20,16 +20,19 @@ use super::{
     openapi, reply,
     request::{
         BatchBody, ChangeQuery, EswitchBody, ListQuery, NoQuery, PathId, SnapshotBody, SpecBody,
+        TraceBody,
     },
     stream::{self, EventQuery},
 };
 use crate::{
     batch::Wanted,
     error::{ApiError, InvalidField},
+    explain::Explanation,
     resources::{
         Adapter, EswitchChange, Flow, GuestSpec, List, NetworkSpec, PortSpec, Resource, TornDown,
     },
     snapshot::Snapshot,
+    trace::Trace,
 };
 
 /// The media type of Prometheus' text format.
@@ -60,12 +63,14 @@ pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
         route("/v1/networks/{id}", single::<NetworkSpec, D>(), openapi::one::<NetworkSpec>()),
         route("/v1/ports", get(list::<PortSpec, D>), openapi::many::<PortSpec>()),
         route("/v1/ports/{id}", single::<PortSpec, D>(), openapi::one::<PortSpec>()),
+        route("/v1/ports/{id}/explain", get(explain::<D>), openapi::explain()),
         route("/v1/guests", get(list::<GuestSpec, D>), openapi::many::<GuestSpec>()),
         route("/v1/guests/{id}", single::<GuestSpec, D>(), openapi::one::<GuestSpec>()),
         route("/v1/adapters", get(adapters::<D>), openapi::adapters()),
         route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter()),
         route("/v1/adapters/{id}/eswitch", routing::put(put_eswitch::<D>), openapi::eswitch()),
         route("/v1/flows", get(flows::<D>), openapi::flows()),
+        route("/v1/trace", post(trace::<D>), openapi::trace()),
         route(
             "/v1/snapshot",
             in_slots(get(save::<D>).put(restore::<D>), SNAPSHOTS),
@@ -201,6 +206,22 @@ async fn flows<D: Daemon>(
     filter: FlowFilter,
 ) -> Result<Json<List<Flow>>, ApiError> {
     app.daemon.flows(filter).await.map(|items| Json(List { items, next: None }))
+}
+
+async fn explain<D: Daemon>(
+    State(app): State<App<D>>,
+    PathId(id): PathId,
+    _: NoQuery,
+) -> Result<Json<Explanation>, ApiError> {
+    app.daemon.explain(&id).await.map(Json)
+}
+
+async fn trace<D: Daemon>(
+    State(app): State<App<D>>,
+    _: NoQuery,
+    TraceBody(request): TraceBody,
+) -> Result<Json<Trace>, ApiError> {
+    app.daemon.trace(request).await.map(Json)
 }
 
 async fn save<D: Daemon>(

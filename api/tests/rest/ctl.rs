@@ -154,6 +154,13 @@ fn command_lines_that_make_no_sense_are_refused_with_usage() {
         ("delete port", ErrorKind::MissingRequiredArgument),
         ("--server example:80 status", ErrorKind::ValueValidation),
         ("status --verbose", ErrorKind::UnknownArgument),
+        ("trace --from port/a", ErrorKind::MissingRequiredArgument),
+        ("trace --from a --dst-mac 02:00:00:00:00:01", ErrorKind::ValueValidation),
+        (
+            "trace --from port/a --dst-mac 02:00:00:00:00:01 --udp 1,2",
+            ErrorKind::MissingRequiredArgument,
+        ),
+        ("explain network blue", ErrorKind::InvalidValue),
     ] {
         let words = std::iter::once("eswitchctl").chain(line.split_whitespace());
         let error = Arguments::read(words).unwrap_err();
@@ -301,6 +308,59 @@ async fn json_is_what_the_daemon_says() {
     let one: Port =
         serde_json::from_str(&ctl(&daemon, "get port web-1 -o json", "").await.out).unwrap();
     assert_eq!(all.items[0], one);
+}
+
+// ---------------------------------------------------------------- trace, explain
+
+#[tokio::test]
+async fn trace_shows_each_rule_why_it_is_there_and_where_the_frame_ends() {
+    let daemon = full().await;
+    let line = "trace --from port/web-1 --src-mac 02:aa:00:00:00:01 --dst-mac ff:ff:ff:ff:ff:ff \
+                --vlan 20 --arp 192.0.2.1,192.0.2.2";
+    let ran = ctl(&daemon, line, "").await;
+    let expected = "\
+Some(02:aa:00:00:00:01) > ff:ff:ff:ff:ff:ff, [TraceTag { vid: 20, proto: Dot1Q, priority: Priority(0) }]
+comes in at tap0 of soft-lab
+ 1. software: chain 0 prio 60 (in hardware, too): admission of 02:aa:bb:cc:00:01 (port web-1, network blue as tag 20)
+      dev tap0 ingress protocol all pref 60 chain 0 flower action goto chain 64
+      -> goto chain 64
+ 2. software: no rule of chain 64 takes it
+result: to port web-2 (tap1, untagged)
+but: 2 filters of others are there and not walked
+";
+    assert_eq!((ran.out.as_str(), ran.err.as_str(), ran.exit), (expected, "", Exit::Done));
+    let ran = ctl(&daemon, &line.replace("web-1", "web-9"), "").await;
+    assert_eq!(ran.exit, Exit::Refused, "{ran:?}");
+    // Only one adapter has an uplink.
+    let line = "trace --from uplink --src-mac 02:aa:00:00:00:01 --dst-mac 02:aa:00:00:00:02 \
+                --ip 2001:db8::1,2001:db8::2 --icmp 134,0 --json";
+    let ran = ctl(&daemon, line, "").await;
+    assert!(ran.out.contains("\"verdict\": \"to port web-2"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn explain_marks_the_first_broken_link_and_says_what_to_do() {
+    let daemon = full().await;
+    let ran = ctl(&daemon, "explain port web-1", "").await;
+    let expected = "\
+port web-1
+   asked        ok      revision 3: attached to blue
+   seen         ok      on representor tap0
+   hit          waits   no frame yet
+                        what to do: do something
+";
+    assert_eq!((ran.out.as_str(), ran.exit), (expected, Exit::Done));
+    daemon.double.change(|state| {
+        for port in state.ports.values_mut() {
+            port.status.adapter = None;
+        }
+    });
+    let ran = ctl(&daemon, "explain port web-1", "").await;
+    assert!(
+        ran.out.contains("=> seen         BROKEN  guest `vm1` is not there\\u{7}\n"),
+        "{ran:?}"
+    );
+    assert_eq!(ran.exit, Exit::Degraded);
 }
 
 // ---------------------------------------------------------------- status

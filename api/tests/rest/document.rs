@@ -61,7 +61,7 @@ async fn what_answers_is_described_and_what_is_described_answers() {
     assert_eq!(document["openapi"], "3.1.0");
     let described: BTreeSet<_> =
         operations(&document).into_iter().map(|(path, method, _)| (path, method)).collect();
-    assert_eq!(described.len(), 26);
+    assert_eq!(described.len(), 28);
     for path in document["paths"].as_object().unwrap().keys() {
         for method in METHODS {
             // A stream that is followed has no end.
@@ -136,6 +136,10 @@ async fn the_examples_of_requests_are_accepted() {
     let snapshot = &document().await["paths"]["/v1/snapshot"]["put"];
     let body = &snapshot["requestBody"]["content"]["application/json"]["example"];
     assert_eq!(put(&api, "/v1/snapshot", body).await.status, 200);
+    let trace = &document().await["paths"]["/v1/trace"]["post"];
+    let body = &trace["requestBody"]["content"]["application/json"]["example"];
+    let answer = ask(&api, Method::POST, "/v1/trace", body.to_string()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
 }
 
 #[tokio::test]

@@ -13,9 +13,11 @@ use eswitchd_api::{
     batch::{Applied, ChangeOutcome, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     events::Feed,
+    explain::{Explanation, Link, LinkName, LinkState},
     resources::*,
     server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     snapshot::{Restored, Saved, Snapshot},
+    trace::{Trace, TraceDelivery, TraceFrom, TraceRequest, TraceRule, TraceStep},
     types::Id,
 };
 
@@ -311,6 +313,67 @@ impl Daemon for Double {
                 && filter.network.as_ref().is_none_or(|id| flow.network.as_ref() == Some(id))
         };
         Ok(self.change(|state| state.flows.iter().filter(fits).cloned().collect()))
+    }
+
+    async fn trace(&self, request: TraceRequest) -> Result<Trace, ApiError> {
+        let id = match &request.from {
+            TraceFrom::Port(id) => self.port(id).await?.id,
+            TraceFrom::Uplink(id) => self.adapter(id).await?.id,
+        };
+        let frame = format!("{:?} > {}, {:?}", request.src_mac, request.dst_mac, request.tags);
+        let rule = TraceRule {
+            chain: 0,
+            prio: 60,
+            tc: "ingress protocol all pref 60 chain 0 flower action goto chain 64".into(),
+            state: FlowState::InHw,
+            purpose: Some("admission of 02:aa:bb:cc:00:01".into()),
+            port: Some(id.clone()),
+            network: Some("blue".parse().unwrap()),
+            tag: Some(20),
+        };
+        let matched = TraceStep {
+            rule: Some(rule),
+            actions: vec!["goto chain 64".into()],
+            ..TraceStep::default()
+        };
+        let note = Some("no rule of chain 64 takes it".to_owned());
+        let delivery = TraceDelivery {
+            netdev: "tap1".into(),
+            port: Some("web-2".parse().unwrap()),
+            uplink: false,
+            tags: request.tags.clone(),
+            frame: frame.clone(),
+        };
+        Ok(Trace {
+            adapter: "soft-lab".parse().unwrap(),
+            netdev: "tap0".into(),
+            frame,
+            steps: vec![matched, TraceStep { note, ..TraceStep::default() }],
+            deliveries: vec![delivery],
+            to_host: None,
+            dropped: false,
+            verdict: "to port web-2 (tap1, untagged)".into(),
+            caveats: vec!["2 filters of others are there and not walked".into()],
+        })
+    }
+
+    async fn explain(&self, port: &Id) -> Result<Explanation, ApiError> {
+        let port = self.port(port).await?;
+        let bound = port.status.adapter.is_some();
+        let link = |link, state, message: &str| Link {
+            link,
+            state,
+            message: message.into(),
+            remedy: None,
+        };
+        let seen = match bound {
+            true => link(LinkName::Seen, LinkState::Holds, "on representor tap0"),
+            false => link(LinkName::Seen, LinkState::Broken, "guest `vm1` is not there\u{7}"),
+        };
+        let asked = link(LinkName::Asked, LinkState::Holds, "revision 3: attached to blue");
+        let remedy = Some("do something".to_owned());
+        let hit = Link { remedy, ..link(LinkName::Hit, LinkState::Waiting, "no frame yet") };
+        Ok(Explanation::of(port.id, vec![asked, seen, hit]))
     }
 
     async fn apply(

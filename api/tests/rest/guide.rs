@@ -44,7 +44,7 @@ async fn every_curl_line_works_as_it_stands() {
         assert_eq!(said, status, "{line} (this test needs curl 7.82) {error}");
         ran += 1;
     }
-    assert_eq!(ran, 24);
+    assert_eq!(ran, 26);
 }
 
 #[test]

@@ -31,6 +31,7 @@ use crate::double::{Double, Trouble};
 /// A daemon that listens in a folder of its own.
 pub(crate) struct Running {
     pub(crate) folder: TempDir,
+    pub(crate) double: Arc<Double>,
     tcp: Vec<std::net::SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -46,10 +47,10 @@ impl Running {
         let bound = Bound::bind(&listeners).await.unwrap();
         let tcp = bound.tcp_addresses();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(bound.serve(router(double), limits, async {
+        let task = tokio::spawn(bound.serve(router(Arc::clone(&double)), limits, async {
             let _ = stopped.await;
         }));
-        Self { folder, tcp, stop: Some(stop), task }
+        Self { folder, double, tcp, stop: Some(stop), task }
     }
 
     pub(crate) async fn usual(double: Arc<Double>) -> Self {

@@ -9,6 +9,7 @@ mod conditions;
 mod drift;
 mod dry_run;
 mod eswitch;
+mod explain;
 mod flows;
 #[cfg(test)]
 mod history;
@@ -19,6 +20,7 @@ mod rates;
 mod serve;
 mod settings;
 mod status;
+mod trace;
 mod waiting;
 
 use std::{

@@ -12,17 +12,20 @@ use api::{
     batch::{Applied, Changed, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
     events::Feed,
+    explain::Explanation,
     resources::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
     },
     server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
     snapshot::{Restored, Snapshot},
+    trace::{Trace, TraceRequest},
     types::Id,
 };
+use tc_flows::{Dump, Ifindex};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::{Call, Owner, Write, waiting::Waiter};
+use super::{Call, Owner, Write, trace, waiting::Waiter};
 use crate::{
     intent::{Change, Effect},
     metrics::Metrics,
@@ -48,6 +51,8 @@ pub(crate) struct DaemonHandle {
     tearing_down: Arc<Mutex<()>>,
     /// Held while what changes would come to is planned.
     dry_running: Arc<Mutex<()>>,
+    /// Held while the kernel is asked for what it holds at a hook.
+    reading: Arc<Mutex<()>>,
 }
 
 impl DaemonHandle {
@@ -60,6 +65,7 @@ impl DaemonHandle {
             tickets: Arc::default(),
             tearing_down: Arc::default(),
             dry_running: Arc::default(),
+            reading: Arc::default(),
         }
     }
 
@@ -175,6 +181,14 @@ impl DaemonHandle {
 }
 
 impl DaemonHandle {
+    /// What the kernel holds at a hook; one is read at a time.
+    async fn read_hook(&self, ifindex: Ifindex) -> Result<Dump, ApiError> {
+        let _alone = self.reading.lock().await;
+        tokio::task::spawn_blocking(move || trace::read_hook(ifindex))
+            .await
+            .map_err(|error| ApiError::Internal(error.into()))?
+    }
+
     async fn take_flows_away(&self) -> Result<TornDown, ApiError> {
         let _alone = self.tearing_down.lock().await;
         self.read(|owner| owner.set_torn_down(true)).await?;
@@ -314,6 +328,25 @@ impl Daemon for DaemonHandle {
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ApiError> {
         self.read(move |owner| owner.flows(&filter)).await
+    }
+
+    async fn trace(&self, request: TraceRequest) -> Result<Trace, ApiError> {
+        let entrance = self.read(move |owner| owner.entrance(&request)).await??;
+        let dump = self.read_hook(entrance.ifindex()).await?;
+        let passed = tokio::task::spawn_blocking(move || entrance.pass(&dump))
+            .await
+            .map_err(|error| ApiError::Internal(error.into()))?;
+        self.read(move |owner| owner.told(passed)).await
+    }
+
+    async fn explain(&self, port: &Id) -> Result<Explanation, ApiError> {
+        let id = port.clone();
+        let explained = self.read(move |owner| owner.explained(&id)).await??;
+        let dump = match explained.counted_at {
+            Some(ifindex) => Some(self.read_hook(ifindex).await?),
+            None => None,
+        };
+        self.read(move |owner| owner.explanation(explained, dump.as_ref())).await
     }
 
     async fn apply(
