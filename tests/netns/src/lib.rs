@@ -1,5 +1,5 @@
 //! Shared by the suites here: links, small values, seeded randomness, what the kernel and `tc` show
-//! of a hook, and the lab's igb.
+//! of a hook, frames and the ends where they are sent and received, and the lab's igb.
 //!
 //! Nothing here judges a rule: what must be alike is said in the suites.
 
@@ -7,6 +7,8 @@
 #![expect(clippy::print_stdout, reason = "seeds are for who reads a failed test")]
 #![expect(clippy::missing_panics_doc, reason = "what fails here fails the test")]
 
+pub mod ends;
+pub mod frames;
 pub mod igb;
 
 use std::collections::BTreeMap;
