@@ -18,6 +18,23 @@ const LATENCY_BUCKETS: [f64; 16] = [
     5.0, 10.0,
 ];
 
+/// Why frames of ports are dropped, as the label says it.
+pub const DROP_REASONS: [&str; 10] = [
+    "no_network",
+    "spoofed_mac",
+    "spoofed_ip",
+    "tag",
+    "link_local",
+    "dhcp_server",
+    "router_advertisement",
+    "isolated",
+    "rate",
+    "storm",
+];
+
+/// Where frames meet flows, as the label says it.
+pub const HIT_BY: [&str; 2] = ["software", "hardware"];
+
 /// A metric as it was registered, whether it has a series yet or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Family {
@@ -27,6 +44,8 @@ pub struct Family {
     pub kind: MetricType,
     /// The names of its labels, without a bucket's `le`.
     pub labels: Vec<String>,
+    /// What it says.
+    pub help: String,
 }
 
 /// Everything that is measured.
@@ -48,6 +67,20 @@ pub struct Metrics {
     pub refused_macs: IntGauge,
     /// Flows by adapter and state.
     pub flows: IntGaugeVec,
+    /// Frames that met flows, by adapter and where.
+    pub flow_hits: IntCounterVec,
+    /// What ports received, by port.
+    pub port_received_bytes: IntCounterVec,
+    /// Likewise in frames.
+    pub port_received_packets: IntCounterVec,
+    /// What ports sent, by port.
+    pub port_sent_bytes: IntCounterVec,
+    /// Likewise in frames.
+    pub port_sent_packets: IntCounterVec,
+    /// What was dropped of it, by port and reason.
+    pub port_dropped_bytes: IntCounterVec,
+    /// Likewise in frames.
+    pub port_dropped_packets: IntCounterVec,
     /// Filters of other owners on our hooks, by adapter.
     pub foreign_filters: IntGaugeVec,
     /// Own flows that somebody else deleted, changed or added, by adapter and kind.
@@ -132,6 +165,44 @@ impl Metrics {
                 "Flows by adapter and state: in_hw, not_in_hw, refused, pending.",
                 &["adapter", "state"],
             )?,
+            flow_hits: counters(
+                "eswitchd_flow_hits_total",
+                "Frames that met flows, by adapter and where they did: hardware or software. A \
+                 frame meets several flows.",
+                &["adapter", "by"],
+            )?,
+            port_received_bytes: counters(
+                "eswitchd_port_received_bytes_total",
+                "Bytes that a port's function received, as its representor counts them; it starts \
+                 anew with another representor.",
+                &["port"],
+            )?,
+            port_received_packets: counters(
+                "eswitchd_port_received_packets_total",
+                "Frames that a port's function received, likewise.",
+                &["port"],
+            )?,
+            port_sent_bytes: counters(
+                "eswitchd_port_sent_bytes_total",
+                "Bytes that a port's function sent, dropped ones among them, likewise.",
+                &["port"],
+            )?,
+            port_sent_packets: counters(
+                "eswitchd_port_sent_packets_total",
+                "Frames that a port's function sent, dropped ones among them, likewise.",
+                &["port"],
+            )?,
+            port_dropped_bytes: counters(
+                "eswitchd_port_dropped_bytes_total",
+                "Bytes that a port's function sent and its flows dropped, by reason; of policers \
+                 (rate, storm) not known.",
+                &["port", "reason"],
+            )?,
+            port_dropped_packets: counters(
+                "eswitchd_port_dropped_packets_total",
+                "Frames that a port's function sent and its flows dropped, by reason.",
+                &["port", "reason"],
+            )?,
             foreign_filters: gauges(
                 "eswitchd_foreign_filters",
                 "Filters of other owners on the hooks of an adapter.",
@@ -203,6 +274,7 @@ fn families_of(collector: &dyn Collector) -> Vec<Family> {
         name: desc.fq_name.clone(),
         kind,
         labels: desc.variable_labels.clone(),
+        help: desc.help.clone(),
     };
     collector.desc().into_iter().zip(kinds).map(family).collect()
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use api::resources::FlowState;
-use controller::metrics::{Family, Metrics};
+use controller::metrics::{Family, HIT_BY, Metrics};
 use prometheus::proto::MetricType;
 use serde_json::{Value, json};
 
@@ -22,8 +22,16 @@ const TARGET_LABELS: [&str; 2] = ["instance", "job"];
 
 /// The functions of PromQL and of Grafana's variables that the expressions here may use. Any other
 /// word is taken for a metric.
-const FUNCTIONS: [&str; 7] =
-    ["absent", "histogram_quantile", "increase", "label_values", "max_over_time", "rate", "sum"];
+const FUNCTIONS: [&str; 8] = [
+    "absent",
+    "histogram_quantile",
+    "increase",
+    "label_values",
+    "max_over_time",
+    "rate",
+    "sum",
+    "topk",
+];
 
 /// The words behind which label names stand in parentheses.
 const GROUPINGS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
@@ -293,6 +301,7 @@ fn series(name: &str, families: &[Family]) -> Option<(BTreeSet<String>, bool)> {
 /// Whether the daemon, or the scrape configuration, ever gives a label this value.
 fn is_value_of(label: &str, value: &str) -> bool {
     match label {
+        "by" => HIT_BY.contains(&value),
         "state" => serde_json::from_value::<FlowState>(json!(value)).is_ok(),
         "job" => {
             let scraping = committed("prometheus.yml");
@@ -318,12 +327,8 @@ fn is_asked_for(family: &Family, query: &Query) -> bool {
 #[test]
 fn a_metric_without_series_is_registered_all_the_same() {
     let metrics = Metrics::new().unwrap();
-    let flows = Family {
-        name: "eswitchd_flows".into(),
-        kind: MetricType::GAUGE,
-        labels: vec!["adapter".into(), "state".into()],
-    };
-    assert!(metrics.families().contains(&flows), "{:?}", metrics.families());
+    let flows = metrics.families().iter().find(|family| family.name == "eswitchd_flows").unwrap();
+    assert_eq!((flows.kind, flows.labels.join(" ")), (MetricType::GAUGE, "adapter state".into()));
     assert!(!metrics.text().unwrap().contains("eswitchd_flows"));
 }
 

@@ -448,7 +448,8 @@ impl Devlink {
     /// A device's eswitch; `None` where it has none to configure.
     ///
     /// # Errors
-    /// `ENODEV` where there is no such devlink device in our network namespace.
+    /// `ENODEV` where there is no such devlink device in our network namespace, `ENOENT` where the
+    /// kernel has no devlink.
     pub(crate) async fn eswitch(
         &self,
         device: &DevlinkName,

@@ -143,8 +143,12 @@ impl Nic for HostNic {
         let mode = match self.devlink.eswitch(&self.device).await {
             Ok(Some(eswitch)) if eswitch.mode == DevlinkMode::Switchdev => EswitchMode::Switchdev,
             Ok(_) => EswitchMode::Legacy,
-            // No devlink, or none for this device.
-            Err(refusal) if refusal.errno == Errno::ENODEV as i32 => EswitchMode::Legacy,
+            // No devlink for this device, or none at all.
+            Err(refusal)
+                if [Errno::ENODEV as i32, Errno::ENOENT as i32].contains(&refusal.errno) =>
+            {
+                EswitchMode::Legacy
+            }
             Err(refusal) => return Err(refusal),
         };
         Ok(EswitchShape { mode, num_vfs })

@@ -653,6 +653,11 @@ impl AdapterFlows {
         ledger
     }
 
+    /// What is known to be installed at a hook.
+    pub(super) fn installed_at(&self, hook: Hook) -> impl Iterator<Item = &InstalledRule> {
+        self.known.installed.of_hook(hook)
+    }
+
     /// Filters of other owners on this adapter's hooks; those of a probe are ours.
     pub(super) fn foreign_filters(&self) -> u64 {
         let strange = |filter: &&Foreign| filter.owner != Some(PROBE_OWNER);

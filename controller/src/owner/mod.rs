@@ -6,6 +6,7 @@
 //! job an adapter.
 
 mod conditions;
+mod counting;
 mod drift;
 mod dry_run;
 mod eswitch;
@@ -38,13 +39,14 @@ use api::{
     server::Precondition,
     types::Id,
 };
-use tc_flows::{Ifindex, Op};
+use tc_flows::{Hook, Ifindex, Op, TerseRule};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::{
     conditions::ConditionLog,
+    counting::Counting,
     eswitch::{EswitchPolicies, Orders},
     flows::{AdapterFlows, Drift},
     probe::Probe,
@@ -65,7 +67,7 @@ use crate::{
     observe::{
         flows::FlowNews,
         guest::{GuestMessage, GuestUpdate, GuestWatch},
-        host::{HostMessage, HostWatch},
+        host::{HostMessage, HostWatch, Traffic},
     },
     plan::{
         AdapterPolicies, Dirty, Planner, Program,
@@ -165,6 +167,8 @@ enum Finished {
     Reshaped(Id, Result<(), KernelRefusal>),
     Probed(Id, Ifindex, Result<Capabilities, String>),
     RateSet(Id, u16, LeafRate, Result<(), KernelRefusal>),
+    Counted(Id, Hook, Vec<TerseRule>),
+    CountedAll(BTreeMap<Ifindex, Traffic>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -287,6 +291,7 @@ pub(crate) struct Owner {
     vdpa: Option<Vdpa>,
     finished_to: mpsc::UnboundedSender<Finished>,
     finished: mpsc::UnboundedReceiver<Finished>,
+    counting: Counting,
     metrics: Arc<Metrics>,
 }
 
@@ -344,6 +349,7 @@ impl Owner {
             vdpa: None,
             finished_to,
             finished,
+            counting: Counting::default(),
             metrics,
         };
         owner.tell_guest_watch();
@@ -790,8 +796,11 @@ impl Owner {
     }
 
     fn task_finished(&mut self, finished: Finished) {
-        self.stale.all = true;
+        let counts = matches!(finished, Finished::Counted(..) | Finished::CountedAll(_));
+        self.stale.all |= !counts;
         match finished {
+            Finished::Counted(id, hook, rules) => self.counted(&id, hook, &rules),
+            Finished::CountedAll(traffic) => self.counted_all(&traffic),
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);
             }

@@ -36,6 +36,10 @@ use crate::{
 /// How long a teardown waits for what is under way.
 const REST: Duration = Duration::from_secs(20);
 
+/// How long who asks for metrics waits for the kernel's counters: less than Prometheus waits, which
+/// is 10 s where it is not told otherwise.
+const COUNTING: Duration = Duration::from_secs(8);
+
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -425,7 +429,14 @@ impl Daemon for DaemonHandle {
     }
 
     async fn metrics(&self) -> Result<String, ApiError> {
-        self.read(|owner| owner.update_gauges()).await?;
+        let (counted, fresh) = oneshot::channel();
+        self.read(|owner| {
+            owner.update_gauges();
+            owner.count(counted);
+        })
+        .await?;
+        // What has not come by then is as it was.
+        tokio::time::timeout(COUNTING, fresh).await.ok();
         self.metrics.text().map_err(|error| ApiError::Internal(Box::new(error)))
     }
 }

@@ -19,7 +19,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_proto::ConnectionHandle;
 use netlink_sys::{AsyncSocket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
-use tc_flows::Ifindex;
+use tc_flows::{Counters, Ifindex};
 
 use crate::{
     eswitch::{
@@ -44,6 +44,7 @@ mod attribute {
     pub(super) const IFNAME: u16 = 3;
     pub(super) const NUM_VF: u16 = 21;
     pub(super) const VFINFO_LIST: u16 = 22;
+    pub(super) const STATS64: u16 = 23;
     pub(super) const PHYS_SWITCH_ID: u16 = 36;
     pub(super) const PARENT_DEV_NAME: u16 = 56;
     pub(super) const PARENT_DEV_BUS_NAME: u16 = 57;
@@ -107,6 +108,28 @@ impl Link {
             switch_id: switch_id.filter(|id| !id.is_empty()),
             parent: bus.zip(device).map(|(bus, device)| DevlinkName { bus, device }),
         })
+    }
+}
+
+/// What a netdev has counted since it is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// What came in at it.
+    pub(crate) received: Counters,
+    /// What went out.
+    pub(crate) sent: Counters,
+}
+
+impl Traffic {
+    /// Reads the `struct rtnl_link_stats64` of an `RTM_NEWLINK`.
+    fn decode(bytes: &[u8]) -> Option<(Ifindex, Traffic)> {
+        let ifindex = Ifindex::new(u32_at(bytes, 4)?)?;
+        let (_, stats) =
+            attributes(bytes.get(HEADER..)?).find(|(kind, _)| *kind == attribute::STATS64)?;
+        let number = |at: usize| Some(u64::from_ne_bytes(*stats.get(8 * at..)?.first_chunk()?));
+        let counters =
+            |packets, bytes| Some(Counters { packets: number(packets)?, bytes: number(bytes)? });
+        Some((ifindex, Traffic { received: counters(0, 2)?, sent: counters(1, 3)? }))
     }
 }
 
@@ -325,6 +348,13 @@ impl Links {
         }
     }
 
+    /// What each netdev has counted.
+    pub(super) async fn traffic(&self) -> Result<BTreeMap<Ifindex, Traffic>, KernelRefusal> {
+        let (what, flags) = ("read the netdevs' counters", flag::REQUEST | flag::DUMP);
+        let answer = self.ask_with(what, LinkMessage::default(), Vec::new(), flags).await?;
+        Ok(answer.messages.iter().filter_map(|m| Traffic::decode(&m.bytes)).collect())
+    }
+
     /// The VFs of a PF and their settings.
     pub(super) async fn vfs(&self, pf: &Link) -> Result<VfTable, KernelRefusal> {
         let mut message = LinkMessage::default();
@@ -334,16 +364,25 @@ impl Links {
         Ok(answer.messages.first().map(|m| VfTable::decode(&m.bytes)).unwrap_or_default())
     }
 
-    /// Statistics are never asked for: they make most of a link's message.
+    /// Asks without statistics, which make most of a link's message.
     async fn ask(
         &self,
         what: &str,
-        mut message: LinkMessage,
+        message: LinkMessage,
         extent: &[LinkExtentMask],
         flags: u16,
     ) -> Result<Answer<RouteBytes>, KernelRefusal> {
-        let mut extent = extent.to_vec();
-        extent.push(LinkExtentMask::SkipStats);
+        let extent = [extent, &[LinkExtentMask::SkipStats]].concat();
+        self.ask_with(what, message, extent, flags).await
+    }
+
+    async fn ask_with(
+        &self,
+        what: &str,
+        mut message: LinkMessage,
+        extent: Vec<LinkExtentMask>,
+        flags: u16,
+    ) -> Result<Answer<RouteBytes>, KernelRefusal> {
         message.attributes.push(LinkAttribute::ExtMask(extent));
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);

@@ -13,12 +13,14 @@ use std::{collections::BTreeMap, future::pending, io, path::Path, sync::Arc, tim
 use api::types::Id;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE};
 use nix::errno::Errno;
+use tc_flows::Ifindex;
 use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::link::Traffic;
 use self::{
     doorbell::Doorbell,
     link::{LinkTable, Links},
@@ -59,6 +61,18 @@ const RTNLGRP_LINK: u32 = 1;
 const KERNEL_UEVENTS: u32 = 1;
 /// Where the kernel tells which driver a device has.
 const BUSES: &str = "/sys/bus";
+
+/// What every netdev of our network namespace has counted.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) async fn traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+    let (work, links) = Links::open()?;
+    let work = tokio::spawn(work);
+    let traffic = links.traffic().await;
+    work.abort();
+    Ok(traffic?)
+}
 
 /// How all adapters look now.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,249 @@
+//! What ports send and receive, what of it is dropped and why: read from the kernel when somebody
+//! asks for the metrics.
+//!
+//! In: netdevs' counters and terse dumps, hook by hook, from a task with connections of its own, so
+//! that a slow kernel delays who asks and never the loop. Out: metrics. Who asks within [`FRESH`] of
+//! the last reading, or while one is under way, shares it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use api::types::Id;
+use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkKernel, TerseRule};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::{Finished, Owner};
+use crate::{
+    daemon::FLOW_OWNER,
+    metrics::{DROP_REASONS, HIT_BY},
+    observe::host::{Traffic, traffic},
+    plan::{
+        self, Program,
+        switchdev::{Purpose, Why},
+    },
+};
+
+/// How old a reading may be that answers.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A rule's chain, prio and handle: its place at a hook.
+type Place = (u32, u16, Handle);
+
+/// What a rule has counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    cookie: Cookie,
+    software: Counters,
+    hardware: Counters,
+    /// Of a policer.
+    drops: u32,
+}
+
+impl Count {
+    fn of(rule: &TerseRule) -> Count {
+        let (software, hardware) = (rule.stats.software, rule.stats.hardware);
+        Count { cookie: rule.cookie, software, hardware, drops: rule.stats.drops }
+    }
+
+    /// What came since; all of it where it is another rule, or one that was written anew.
+    fn since(self, before: Option<&Count>) -> Count {
+        let packets = |count: &Count| count.software.packets + count.hardware.packets;
+        let Some(before) = before
+            .filter(|before| before.cookie == self.cookie && packets(before) <= packets(&self))
+        else {
+            return self;
+        };
+        Count {
+            cookie: self.cookie,
+            software: less(self.software, before.software),
+            hardware: less(self.hardware, before.hardware),
+            drops: self.drops.wrapping_sub(before.drops),
+        }
+    }
+
+    const fn all(self) -> Counters {
+        Counters {
+            packets: self.software.packets + self.hardware.packets,
+            bytes: self.software.bytes + self.hardware.bytes,
+        }
+    }
+}
+
+const fn less(now: Counters, before: Counters) -> Counters {
+    Counters {
+        packets: now.packets.saturating_sub(before.packets),
+        bytes: now.bytes.saturating_sub(before.bytes),
+    }
+}
+
+/// What was counted, and who waits for the next reading.
+#[derive(Debug, Default)]
+pub(super) struct Counting {
+    read: Option<Instant>,
+    under_way: bool,
+    waiting: Vec<oneshot::Sender<()>>,
+    /// What rules had counted when they were read last; of those that had counted anything.
+    seen: BTreeMap<Hook, HashMap<Place, Count>>,
+    /// What each port's frames were dropped for.
+    dropped: BTreeMap<Id, BTreeMap<&'static str, Counters>>,
+}
+
+impl Owner {
+    /// Answers when the metrics of ports and flows are fresh.
+    pub(super) fn count(&mut self, waiter: oneshot::Sender<()>) {
+        if self.counting.read.is_some_and(|read| read.elapsed() < FRESH) {
+            waiter.send(()).ok();
+            return;
+        }
+        self.counting.waiting.push(waiter);
+        if std::mem::replace(&mut self.counting.under_way, true) {
+            return;
+        }
+        let programs = self.planner.plan().programs.iter();
+        let hooks = programs.filter_map(|(id, program)| match program {
+            Program::Flows(program) => Some((id, program)),
+            Program::VfSettings(_) => None,
+        });
+        let hooks: Vec<(Id, Hook)> = hooks
+            .flat_map(|(id, program)| {
+                program.netdevs.keys().map(|netdev| (id.clone(), Hook::ingress(*netdev)))
+            })
+            .collect();
+        let finished = self.finished_to.clone();
+        tokio::spawn(async move {
+            let traffic = traffic().await.unwrap_or_else(|error| {
+                warn!(%error, "counters of netdevs");
+                BTreeMap::new()
+            });
+            tokio::task::spawn_blocking(move || {
+                match NetlinkKernel::open(FLOW_OWNER) {
+                    Ok(mut kernel) => {
+                        for (id, hook) in hooks {
+                            // One that has gone meanwhile counts nothing any more.
+                            let Ok(dump) = kernel.dump_terse(hook) else { continue };
+                            finished.send(Finished::Counted(id, hook, dump.own)).ok();
+                        }
+                    }
+                    Err(error) => warn!(%error, "counters of flows"),
+                }
+                finished.send(Finished::CountedAll(traffic)).ok();
+            });
+        });
+    }
+
+    /// Books what the rules of a hook have counted.
+    pub(super) fn counted(&mut self, id: &Id, hook: Hook, rules: &[TerseRule]) {
+        let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) else { return };
+        let Some(state) = self.adapters.get(id) else { return };
+        let before = self.counting.seen.remove(&hook).unwrap_or_default();
+        let mut now: HashMap<Place, Count> = HashMap::new();
+        let mut fresh: HashMap<Place, Count> = HashMap::new();
+        let mut hits = [0; 2];
+        for rule in rules {
+            let count = Count::of(rule);
+            if count.all().packets == 0 {
+                continue;
+            }
+            let place = (rule.location.chain.get(), rule.location.prio.get(), rule.handle);
+            now.insert(place, count);
+            let since = count.since(before.get(&place));
+            if since.all().packets > 0 {
+                hits[0] += since.software.packets;
+                hits[1] += since.hardware.packets;
+                fresh.insert(place, since);
+            }
+        }
+        self.counting.seen.insert(hook, now);
+        for (by, hits) in HIT_BY.into_iter().zip(hits) {
+            self.metrics.flow_hits.with_label_values(&[id.as_str(), by]).inc_by(hits);
+        }
+        let Some(port) = self.port_at(hook).filter(|_| !fresh.is_empty()) else { return };
+        let admitted = self.planner.plan().ports.get(&port).is_some_and(|p| !p.macs.is_empty());
+        let dropped = self.counting.dropped.entry(port).or_default();
+        for held in state.flows.installed_at(hook) {
+            let rule = &held.rule;
+            let place = (rule.chain().get(), rule.prio().get(), held.handle);
+            let Some(count) = fresh.get(&place) else { continue };
+            let Some((_, why)) = program.rules.get_noted(rule.id()) else { continue };
+            let Some(reason) = reason(why, rule.actions(), admitted) else { continue };
+            let more = match rule.actions() {
+                [Action::Police(_), ..] => Counters { packets: count.drops.into(), bytes: 0 },
+                _ => count.all(),
+            };
+            let sum = dropped.entry(reason).or_default();
+            sum.packets += more.packets;
+            sum.bytes += more.bytes;
+        }
+    }
+
+    /// Tells what was counted.
+    pub(super) fn counted_all(&mut self, traffic: &BTreeMap<Ifindex, Traffic>) {
+        let Owner { counting, metrics, intent, planner, .. } = self;
+        counting.under_way = false;
+        counting.read = Some(Instant::now());
+        counting.dropped.retain(|port, _| intent.ports.contains_key(port));
+        for all in [
+            &metrics.port_received_bytes,
+            &metrics.port_received_packets,
+            &metrics.port_sent_bytes,
+            &metrics.port_sent_packets,
+            &metrics.port_dropped_bytes,
+            &metrics.port_dropped_packets,
+        ] {
+            all.reset();
+        }
+        for (id, plan) in &planner.plan().ports {
+            let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
+            let Some(netdev) = netdev else { continue };
+            let label = [id.as_str()];
+            // What a representor receives its VF has sent.
+            if let Some(Traffic { received: sent, sent: received }) = traffic.get(&netdev.ifindex) {
+                metrics.port_received_bytes.with_label_values(&label).inc_by(received.bytes);
+                metrics.port_received_packets.with_label_values(&label).inc_by(received.packets);
+                metrics.port_sent_bytes.with_label_values(&label).inc_by(sent.bytes);
+                metrics.port_sent_packets.with_label_values(&label).inc_by(sent.packets);
+            }
+            let dropped = counting.dropped.get(id);
+            for reason in DROP_REASONS {
+                let count = dropped.and_then(|all| all.get(reason)).copied().unwrap_or_default();
+                let label = [id.as_str(), reason];
+                metrics.port_dropped_bytes.with_label_values(&label).inc_by(count.bytes);
+                metrics.port_dropped_packets.with_label_values(&label).inc_by(count.packets);
+            }
+        }
+        for waiter in counting.waiting.drain(..) {
+            waiter.send(()).ok();
+        }
+    }
+
+    /// The port whose representor's hook this is.
+    fn port_at(&self, hook: Hook) -> Option<Id> {
+        let mut ports = self.planner.plan().ports.iter();
+        let stands = |place: &plan::bind::Place| {
+            place.representor.as_ref().is_some_and(|netdev| Some(netdev.ifindex) == hook.ifindex())
+        };
+        let (port, _) = ports.find(|(_, plan)| plan.place.as_ref().is_ok_and(stands))?;
+        Some(port.clone())
+    }
+}
+
+/// Why a rule drops what it counts, where it does.
+fn reason(why: &Why, actions: &[Action], admitted: bool) -> Option<&'static str> {
+    Some(match why.purpose {
+        Purpose::DefaultDrop if admitted => "spoofed_mac",
+        Purpose::DefaultDrop => "no_network",
+        Purpose::SpoofGuard(_) => "spoofed_ip",
+        Purpose::TagGuard | Purpose::DoubleTagGuard => "tag",
+        Purpose::LinkLocalGuard => "link_local",
+        Purpose::DhcpServerGuard => "dhcp_server",
+        Purpose::RouterGuard => "router_advertisement",
+        Purpose::Isolation(_) => "isolated",
+        Purpose::Rate => "rate",
+        Purpose::Storm => "storm",
+        _ => return None,
+    })
+    .filter(|_| matches!(actions, [Action::Drop | Action::Police(_), ..]))
+}

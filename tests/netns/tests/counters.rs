@@ -1,0 +1,143 @@
+//! The counters of ports are true: known numbers of frames appear exactly, in both directions and
+//! by the reason they were dropped for, and go on over a change of rules and a restart.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use lab::{
+    daemon::Daemon,
+    net::{self, Netns},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+const ONE: &str = "02:00:00:00:00:01";
+const TWO: &str = "02:00:00:00:00:02";
+const OTHER: &str = "02:00:00:00:00:77";
+const LINK_LOCAL: &str = "01:80:c2:00:00:02";
+const IPV4: u16 = 0x0800;
+
+/// An IPv4 packet with UDP in it: its last address byte and source port.
+fn udp(host: u8, port: u16) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, host, 10, 0, 0, 2];
+    packet.extend(port.to_be_bytes());
+    packet.extend([0x10, 0, 0, 26, 0, 0]);
+    packet.resize(46, 0);
+    packet
+}
+
+/// What guest 1 sends, how often, and for what it is dropped.
+fn frames() -> Vec<(Vec<u8>, usize, Option<&'static str>)> {
+    let frame =
+        |to, from, vlans: &[u16], host, port| net::frame(to, from, vlans, IPV4, &udp(host, port));
+    vec![
+        (frame(TWO, ONE, &[], 1, 5000), 7, None),
+        (frame(TWO, OTHER, &[], 1, 5000), 5, Some("spoofed_mac")),
+        (frame(TWO, ONE, &[], 9, 5000), 3, Some("spoofed_ip")),
+        (frame(TWO, ONE, &[5], 1, 5000), 4, Some("tag")),
+        (frame(TWO, ONE, &[5, 6], 1, 5000), 1, Some("tag")),
+        (frame(LINK_LOCAL, ONE, &[], 1, 5000), 2, Some("link_local")),
+        (frame(TWO, ONE, &[], 1, 67), 6, Some("dhcp_server")),
+    ]
+}
+
+/// Every series of the ports by its name and labels.
+fn series(daemon: &Daemon) -> BTreeMap<String, u64> {
+    let metrics = daemon.request("GET", "/metrics", None).expect("metrics").body;
+    let lines = metrics.as_str().expect("text").lines();
+    lines
+        .filter(|line| line.starts_with("eswitchd_port_"))
+        .filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Waits until the series say that all this was sent so many times.
+fn say(daemon: &Daemon, times: u64) {
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    let mut more = |name: String, by: u64| *expected.entry(name).or_default() += times * by;
+    for (frame, count, dropped) in frames() {
+        let (bytes, count) = ((frame.len() * count) as u64, count as u64);
+        more("eswitchd_port_sent_packets_total{port=\"p1\"}".into(), count);
+        more("eswitchd_port_sent_bytes_total{port=\"p1\"}".into(), bytes);
+        match dropped {
+            Some(reason) => {
+                let labels = format!("{{port=\"p1\",reason=\"{reason}\"}}");
+                more(format!("eswitchd_port_dropped_packets_total{labels}"), count);
+            }
+            None => {
+                more("eswitchd_port_received_packets_total{port=\"p2\"}".into(), count);
+                more("eswitchd_port_received_bytes_total{port=\"p2\"}".into(), bytes);
+            }
+        }
+    }
+    let mut seen = BTreeMap::new();
+    let arrived = net::wait_for("the counters", Duration::from_secs(20), || {
+        seen = series(daemon);
+        // All others stay at nothing, but for the bytes of what was dropped.
+        let all = seen.iter().filter(|(name, _)| !name.contains("dropped_bytes"));
+        let counted: BTreeMap<_, _> = all
+            .filter(|(_, value)| **value > 0)
+            .map(|(name, value)| (name.clone(), *value))
+            .collect();
+        (counted == expected).then_some(())
+    });
+    assert!(arrived.is_ok(), "are {seen:#?}\nshould be {expected:#?}");
+}
+
+fn send() {
+    for (frame, count, _) in frames() {
+        for _ in 0..count {
+            net::send_frame("vm1", &frame).expect("sent");
+        }
+    }
+}
+
+fn port(daemon: &Daemon, number: u8, more: Value) {
+    let mut spec = json!({
+        "function": {"netdev": {"adapter": "soft-lab", "name": format!("rep{number}")}},
+        "attachments": [{"network": "blue"}],
+    });
+    let fields = spec.as_object_mut().expect("an object");
+    fields.extend(more.as_object().expect("an object").clone());
+    let path = format!("/v1/ports/p{number}");
+    daemon.put(&path, spec).expect("a port");
+    daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
+}
+
+#[test]
+fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_restarts() {
+    let _netns = Netns::enter().expect("a namespace");
+    for which in ["all", "default"] {
+        // Guests that say nothing by themselves.
+        let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
+        fs::write(path, "1").expect("IPv6 off");
+    }
+    for number in [1, 2] {
+        net::ip(&format!("link add rep{number} type veth peer name vm{number}")).expect("veth");
+        net::ip(&format!("link set vm{number} up")).expect("up");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"rep*\"]\n";
+    let mut daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
+    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
+    port(&daemon, 1, json!({"macs": [ONE], "ips": ["10.0.0.1"]}));
+    port(&daemon, 2, json!({"macs": [TWO]}));
+
+    send();
+    say(&daemon, 1);
+
+    // Rules of both hooks are written anew.
+    port(&daemon, 2, json!({"macs": [TWO, OTHER.replace("77", "78")]}));
+    send();
+    say(&daemon, 2);
+
+    daemon.end(Signal::SIGTERM).expect("stopped");
+    send();
+    daemon.restart().expect("started");
+    daemon.wait_for_condition("/v1/ports/p1", "Programmed", "True").expect("programmed");
+    say(&daemon, 3);
+}
