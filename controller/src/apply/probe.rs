@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use tc_flows::{Handle, Kernel, Mode, Op, Owner};
+use tc_flows::{Handle, Hook, Kernel, Mode, Op, Outcome, Owner};
 
 use crate::capability::{Ability, Capabilities, Driver};
 
@@ -17,36 +17,44 @@ pub(crate) const PROBE_OWNER: Owner = Owner(*b"eswp");
 /// Asks for everything that the profile permits.
 ///
 /// # Errors
-/// The hook cannot be made or read.
+/// The hook cannot be made or read, or it is not known whether all rules are gone again.
 pub(crate) fn probe(
     kernel: &mut dyn Kernel,
     driver: &Driver,
 ) -> Result<Capabilities, tc_flows::Error> {
     let hook = driver.hook();
     kernel.ensure_hook(hook)?;
-    let left = kernel.dump(hook)?;
-    let rules = left.own.iter();
-    let rules = rules.map(|own| Op::Delete { id: own.rule.id().clone(), handle: own.handle });
-    let places = left.unreadable_own.iter();
-    let places = places.map(|(location, handle)| Op::delete_at(*location, *handle));
-    kernel.apply(&rules.chain(places).collect::<Vec<Op>>(), Mode::Told);
+    clear(kernel, hook)?;
     let mut answers = BTreeMap::new();
     for ability in Ability::ALL {
         let permitted = |rule: &tc_flows::Rule| driver.permits(rule).is_ok();
         let Some(rule) = driver.rule(ability).filter(permitted) else { continue };
         let (id, handle) = (rule.id().clone(), Handle(1));
         let outcome = kernel.apply(&[Op::Add { rule, handle }], Mode::Told).pop();
-        if outcome
-            .as_ref()
-            .is_some_and(|outcome| !matches!(outcome, tc_flows::Outcome::Refused { .. }))
-        {
+        if outcome.as_ref().is_some_and(|outcome| !matches!(outcome, Outcome::Refused { .. })) {
             kernel.apply(&[Op::Delete { id, handle }], Mode::Told);
         }
         answers.extend(outcome.map(|outcome| (ability, outcome)));
     }
     // Of a netdev that is gone by now nothing is known.
     kernel.ensure_hook(hook)?;
+    // Where an answer was lost its rule may still stand.
+    clear(kernel, hook)?;
     Ok(driver.judge(&answers))
+}
+
+/// Takes away what is there of probes.
+fn clear(kernel: &mut dyn Kernel, hook: Hook) -> Result<(), tc_flows::Error> {
+    let left = kernel.dump(hook)?;
+    let rules = left.own.iter();
+    let rules = rules.map(|own| Op::Delete { id: own.rule.id().clone(), handle: own.handle });
+    let places = left.unreadable_own.iter();
+    let places = places.map(|(location, handle)| Op::delete_at(*location, *handle));
+    let outcomes = kernel.apply(&rules.chain(places).collect::<Vec<Op>>(), Mode::Told);
+    match outcomes.contains(&Outcome::Unknown) {
+        true => Err(tc_flows::Error::NoAnswer { request: "take the probe's rules away" }),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

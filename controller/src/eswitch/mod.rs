@@ -12,7 +12,15 @@ pub(crate) mod sriov;
 mod switched;
 pub mod vdpa;
 
-use std::{fmt, future::Future, path::PathBuf};
+use std::{
+    fmt,
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use api::{
     resources::{VfLinkState, VlanProto},
@@ -178,6 +186,8 @@ pub struct EswitchHandle {
     route: rtnetlink::Handle,
     generic: GenetlinkHandle,
     switched: Option<Switched>,
+    /// Whether one of them has ended.
+    ended: Arc<AtomicBool>,
 }
 
 impl EswitchHandle {
@@ -189,11 +199,29 @@ impl EswitchHandle {
         netlink::on_own_thread("eswitch", || {
             let (route_work, route) = route_connection()?;
             let (generic_work, generic) = generic_connection()?;
-            let work = async {
-                tokio::join!(route_work, generic_work);
+            let ended = Arc::new(AtomicBool::new(false));
+            let handle =
+                EswitchHandle { route, generic, switched: None, ended: Arc::clone(&ended) };
+            let work = async move {
+                tokio::select! {
+                    () = route_work => {}
+                    () = generic_work => {}
+                }
+                ended.store(true, Ordering::Relaxed);
             };
-            Ok((work, EswitchHandle { route, generic, switched: None }))
+            Ok((work, handle))
         })
+    }
+
+    /// New connections, where one of these has ended: its socket broke.
+    ///
+    /// # Errors
+    /// As [`EswitchHandle::open`].
+    pub fn opened_anew(&self) -> Result<Option<EswitchHandle>, EswitchError> {
+        if !self.ended.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        Ok(Some(EswitchHandle { switched: self.switched.clone(), ..EswitchHandle::open()? }))
     }
 
     /// The same, with a folder in which it notes which netdevs' TC offload it switches on.

@@ -69,6 +69,8 @@ pub(super) struct AdapterFlows {
     /// Why rules that are tried again were refused before: the same again is no news.
     told: BTreeMap<RuleId, String>,
     foreign: BTreeMap<Hook, Vec<Foreign>>,
+    /// Unusable hooks of which no whole answer came.
+    unanswered: BTreeSet<Hook>,
     ledger: Ledger,
     under_way: bool,
 }
@@ -291,6 +293,7 @@ impl AdapterFlows {
     fn cover(&mut self, hooks: BTreeSet<Hook>) {
         self.unsettled.extend(self.hooks.symmetric_difference(&hooks).copied());
         self.known.unusable.retain(|hook, _| hooks.contains(hook));
+        self.unanswered.retain(|hook| hooks.contains(hook));
         self.foreign.retain(|hook, _| hooks.contains(hook));
         self.adopted.retain(|hook, _| hooks.contains(hook));
         self.suspects.retain(|hook, _| hooks.contains(hook));
@@ -464,6 +467,9 @@ impl AdapterFlows {
                 }
                 Ok(Found::Whole(dump)) => self.read(hook, dump, done.finished, &mut tally),
                 Err(error) => {
+                    if !matches!(error, tc_flows::Error::Refused { .. }) {
+                        self.unanswered.insert(hook);
+                    }
                     self.reading.remove(&hook);
                     self.forget(hook);
                     tally.unusable.push(error.to_string());
@@ -619,14 +625,23 @@ impl AdapterFlows {
 
     /// Gives what was refused or unusable another chance with the next job.
     pub(super) fn retry(&mut self, program: &FlowProgram) {
-        let refused: BTreeSet<Hook> = self.known.refused.keys().map(RuleId::hook).collect();
-        let hooks: BTreeSet<Hook> =
-            refused.into_iter().chain(self.known.unusable.keys().copied()).collect();
+        let refused = self.known.refused.keys().map(RuleId::hook);
+        let hooks = refused.chain(self.known.unusable.keys().copied()).collect();
+        self.try_again(program, hooks);
+    }
+
+    /// Likewise, but only where an answer was lost: that says nothing about the next one.
+    pub(super) fn retry_unanswered(&mut self, program: &FlowProgram) {
+        let hooks = std::mem::take(&mut self.unanswered);
+        self.try_again(program, hooks);
+    }
+
+    fn try_again(&mut self, program: &FlowProgram, hooks: BTreeSet<Hook>) {
         for hook in &hooks {
             self.book_hook(program, *hook, Entry::Out);
         }
-        self.known.refused.clear();
-        self.known.unusable.clear();
+        self.known.refused.retain(|rule, _| !hooks.contains(&rule.hook()));
+        self.known.unusable.retain(|hook, _| !hooks.contains(hook));
         for hook in &hooks {
             self.book_hook(program, *hook, Entry::In);
         }

@@ -201,6 +201,8 @@ struct AdapterState {
     to_bring_up: BTreeSet<NetdevView>,
     /// What a representor lacks, in the kernel's words.
     problems: BTreeMap<Ifindex, String>,
+    /// Representors of which it is not known whether they were made ready.
+    unanswered: BTreeSet<Ifindex>,
     settings: VfWrites,
     rates: RateWrites,
     probe: Probe,
@@ -824,6 +826,9 @@ impl Owner {
                         state.vdpa_refused.remove(change.name());
                     }
                     Err(refusal) => {
+                        if refusal.is_lost() {
+                            self.vdpa = None;
+                        }
                         warn!(adapter = %id, %refusal, "vDPA device");
                         self.metrics.errors.with_label_values(&["vdpa"]).inc();
                         state.vdpa_refused.insert(change.name().to_owned(), refusal);
@@ -850,6 +855,9 @@ impl Owner {
         if let Err(refusal) = result {
             warn!(adapter = %id, netdev = netdev.name, %refusal, "representor");
             self.metrics.errors.with_label_values(&["representor"]).inc();
+            if refusal.is_lost() {
+                state.unanswered.insert(netdev.ifindex);
+            }
             state.problems.insert(netdev.ifindex, format!("{}: {refusal}", netdev.name));
         }
     }
@@ -862,14 +870,25 @@ impl Owner {
                 self.forget_guest(&guest);
             }
         }
+        self.open_anew();
         for (id, state) in &mut self.adapters {
+            for netdev in std::mem::take(&mut state.unanswered) {
+                state.readiness.remove(&netdev);
+                state.problems.remove(&netdev);
+                state.netdevs_touched = true;
+            }
             state.flows.audit(Instant::now(), HOUSEKEEPING);
-            if tick.is_multiple_of(RETRY_EVERY) {
-                if let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) {
+            let retries = tick.is_multiple_of(RETRY_EVERY);
+            if let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) {
+                state.flows.retry_unanswered(program);
+                if retries {
                     state.flows.retry(program);
                 }
+            }
+            if retries {
                 state.settings.retry();
                 state.rates.retry();
+                state.probe.retry();
                 state.vdpa_told.clear();
             }
         }
@@ -882,6 +901,18 @@ impl Owner {
         self.stamp_conditions();
         self.update_gauges();
         self.remember_later();
+    }
+
+    /// Opens the connections anew through which the host is changed, where their sockets broke.
+    fn open_anew(&mut self) {
+        match self.outlets.eswitch.opened_anew() {
+            Ok(None) => {}
+            Ok(Some(fresh)) => {
+                warn!("a netlink socket broke; opened anew");
+                self.outlets.eswitch = fresh;
+            }
+            Err(error) => warn!(%error, "a netlink socket broke"),
+        }
     }
 
     // ------------------------------------------------------------ teardown

@@ -21,6 +21,8 @@ use crate::{
 pub(super) struct Probe {
     /// The representor that it was last asked at.
     at: Option<Ifindex>,
+    /// Whether it could not be asked there.
+    failed: bool,
     capabilities: Option<Arc<Capabilities>>,
 }
 
@@ -36,6 +38,13 @@ impl Probe {
             *self = Probe::default();
         }
         self.capabilities.clone()
+    }
+
+    /// Has it asked again where it could not be.
+    pub(super) fn retry(&mut self) {
+        if self.failed {
+            *self = Probe::default();
+        }
     }
 }
 
@@ -79,7 +88,10 @@ impl Owner {
                 info!(adapter = %id, profile = capabilities.profile, ?denied, "hardware asked");
                 state.probe.capabilities = Some(Arc::new(capabilities));
             }
-            Err(error) => warn!(adapter = %id, error, "hardware could not be asked"),
+            Err(error) => {
+                warn!(adapter = %id, error, "hardware could not be asked");
+                state.probe.failed = true;
+            }
         }
         if let Some(view) = self.world.adapters.get_mut(id) {
             view.capabilities = state.probe.capabilities.clone();

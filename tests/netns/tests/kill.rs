@@ -2,7 +2,8 @@
 //!
 //! `strace` kills it when a thread enters the n-th call of a kind, for every n until it lives through
 //! the whole story. After each end it is started again as it is, and has to come to the same state:
-//! nothing that it acknowledged is lost, and a bystander's flows and packets never notice.
+//! nothing that it acknowledged is lost, and a bystander's flows and packets never notice. It also
+//! makes its netlink sockets fail again and again, which ends in the same state without an end.
 
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
 #![expect(clippy::print_stdout, reason = "how often it was killed is for people")]
@@ -30,6 +31,19 @@ const STORE: &str = "pwrite64,fsync,fdatasync,ftruncate,fallocate,rename";
 
 /// In the ordinary run, every so many calls; in the long one, each.
 const STRIDE: usize = 7;
+
+/// What becomes of calls: notifications and answers are lost, a socket is dead, a request does not
+/// get out. tc is spoken over `recvmmsg`, the rest of netlink over `recvfrom`.
+const FAULTS: [(&str, &str); 5] = [
+    ("recvmmsg", "ENOBUFS"),
+    ("recvmmsg", "ECONNRESET"),
+    ("recvfrom", "ENOBUFS"),
+    ("recvfrom", "ECONNRESET"),
+    (KERNEL, "ENOBUFS"),
+];
+
+/// Of which calls, as strace counts them.
+const FAULTY: &str = "10..46+6";
 
 /// Of one network: the ports that the story is about, and the bystanders'.
 const REPRESENTORS: [&str; 5] = ["rep1", "rep2", "rep3", "by1", "by2"];
@@ -295,6 +309,36 @@ fn on_a_nic_in_either_mode_it_does_as_well() {
         let (base, told, expected) = rehearsed(&mut rig);
         println!("switchdev: {switchdev}");
         killed_at_any(KERNEL, &mut rig, &base, &told, &expected);
+    }
+}
+
+#[test]
+fn sockets_that_fail_again_and_again_do_not_change_where_it_ends() {
+    let _netns = Netns::enter().expect("a namespace");
+    net::modprobe("netdevsim").expect("netdevsim");
+    let device = Netdevsim::create(1).expect("a device");
+    device.set_vfs(3).expect("VFs");
+    device.switchdev().expect("switchdev");
+    let mut rig = Rig::of(&device);
+    let (base, told, expected) = rehearsed(&mut rig);
+    for (calls, error) in FAULTS {
+        let trace_file = rig.folder.path().join("trace").display().to_string();
+        let inject = format!("inject={calls}:error={error}:when={FAULTY}");
+        let strace = ["strace", "-f", "--kill-on-exit", "-qqq", "-o", &trace_file];
+        let trace = format!("trace={calls}");
+        let strace = [&strace[..], &["-e", &trace, "-e", &inject]].concat();
+        rig.daemon.restart_under(&strace).expect("strace");
+        assert!(!tell(&mut rig, &told, &expected), "it ended by itself:\n{}", rig.daemon.log());
+        let trace = std::fs::read_to_string(&trace_file).expect("a trace");
+        let faults = trace.lines().filter(|line| line.contains("(INJECTED)")).count();
+        println!("{calls}: {error} {faults} times");
+        assert!(faults > 5, "{calls}: so few faults are nothing");
+        // strace takes it along.
+        rig.daemon.end(Signal::SIGKILL).expect("killed");
+        rig.daemon.restart().expect("started again");
+        rig.undo();
+        settled(&rig, Some(&base));
+        rig.daemon.end(Signal::SIGTERM).expect("stopped");
     }
 }
 
