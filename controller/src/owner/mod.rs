@@ -284,6 +284,8 @@ pub(crate) struct Owner {
     born: Instant,
     /// What is to be said about what has changed, since conditions were stamped last.
     stale: Stale,
+    /// Whether anything has happened since then.
+    stirred: bool,
     converged_once: bool,
     /// Nothing is programmed: a client has had everything taken away.
     torn_down: bool,
@@ -338,6 +340,7 @@ impl Owner {
             host_seen: false,
             born: Instant::now(),
             stale: Stale::default(),
+            stirred: true,
             converged_once: false,
             torn_down: false,
             store: StoreSlot {
@@ -369,6 +372,7 @@ impl Owner {
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks: u32 = 0;
         loop {
+            let before = ticks;
             tokio::select! {
                 () = cancel.cancelled() => break,
                 Some(done) = inbox.flows.recv() => self.flows_done(done),
@@ -383,6 +387,7 @@ impl Owner {
                     self.keep_house(ticks);
                 }
             }
+            self.stirred |= ticks == before;
             for _ in 0..DRAIN {
                 if let Ok(message) = inbox.guests.try_recv() {
                     self.guest_news(message);
@@ -898,8 +903,9 @@ impl Owner {
         if self.may_act() {
             self.mend_eswitches();
         }
-        self.stamp_conditions();
-        self.update_gauges();
+        if std::mem::take(&mut self.stirred) || tick.is_multiple_of(RETRY_EVERY) {
+            self.stamp_conditions();
+        }
         self.remember_later();
     }
 
