@@ -27,6 +27,7 @@ pub const PACKAGES: &[&str] = &[
     "libvirt-clients",            // virsh
     "libvirt-daemon",             // libvirtd, which manages a guest beside the daemon
     "libvirt-daemon-driver-qemu", // its QEMU driver
+    "openvswitch-switch",         // what benchmarks of the switch are measured against
     "procps",                     // ps, pgrep
     "qemu-system-x86",            // the VM itself, and the guests in it
     "strace",                     // ends the daemon at a system call

@@ -16,6 +16,7 @@ pub mod flows;
 pub mod guest;
 pub mod native;
 pub mod observer;
+pub mod switch;
 
 /// One benchmark's result.
 #[derive(Debug, Clone, Serialize)]

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use lab::{
     At, Result,
-    bench::{Line, daemon, flows, guest, native, observer},
+    bench::{Line, daemon, flows, guest, native, observer, switch},
     setup,
     vm::{self, Job},
 };
@@ -37,7 +37,7 @@ impl Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut all_in_vm = flows::names();
     all_in_vm.push(guest::EVENT_TO_FLOW.to_owned());
-    all_in_vm.extend(daemon::names().map(str::to_owned));
+    all_in_vm.extend(daemon::names().chain(switch::names()).map(str::to_owned));
     let in_vm: Vec<&String> = all_in_vm.iter().filter(|name| arguments.wants(name)).collect();
     let native: Vec<&str> =
         native::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
@@ -88,6 +88,12 @@ pub(crate) fn inside(arguments: &Arguments) -> Result<ExitCode> {
     daemon::run(
         &|name| arguments.wants(name),
         arguments.runs.unwrap_or(3),
+        &mut say,
+        &mut |line| tell(&line, arguments.json),
+    )?;
+    switch::run(
+        &|name| arguments.wants(name),
+        arguments.runs.unwrap_or(5),
         &mut say,
         &mut |line| tell(&line, arguments.json),
     )?;
