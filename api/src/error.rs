@@ -145,6 +145,20 @@ pub enum ApiError {
         /// The revision that it has, where it is there.
         revision: Option<u64>,
     },
+    /// It is not known who asks.
+    #[error("{detail}")]
+    Unauthenticated {
+        /// What is missing or wrong.
+        detail: String,
+    },
+    /// Who asks may not do this.
+    #[error("{who} may not: this needs the role {needed}")]
+    Forbidden {
+        /// Who asks.
+        who: String,
+        /// The least role that may.
+        needed: String,
+    },
     /// The request's body is too large.
     #[error("the body is larger than {limit_bytes} bytes")]
     TooLarge {
@@ -277,6 +291,19 @@ impl ApiError {
                 detail: detail.clone(),
                 ..problem(400, "bad-parameter", "Bad parameter in the path or query", remedy)
             },
+            Self::Unauthenticated { .. } => problem(
+                401,
+                "unauthenticated",
+                "Not known who asks",
+                "send `Authorization: Bearer TOKEN` with a token of the daemon's token file, or \
+                 come with a client certificate",
+            ),
+            Self::Forbidden { .. } => problem(
+                403,
+                "forbidden",
+                "Not allowed",
+                "ask whoever administers this host for a role",
+            ),
             Self::NotFound { kind, .. } => problem(
                 404,
                 "not-found",

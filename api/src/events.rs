@@ -66,6 +66,8 @@ pub enum NewsKind {
     Drift,
     /// The kernel refused a flow.
     Refusal,
+    /// Somebody with a role asked for a change.
+    Audit,
 }
 
 impl NewsKind {
@@ -77,6 +79,7 @@ impl NewsKind {
             Self::Guest => "guest",
             Self::Drift => "drift",
             Self::Refusal => "refusal",
+            Self::Audit => "audit",
         }
     }
 }

@@ -8,7 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::types::Id;
+use api::{
+    server::{PeerMatch, PeerRole, Role},
+    types::Id,
+};
+use nix::unistd::{Group, User};
+use rustls_pki_types::DnsName;
 use serde::Deserialize;
 
 /// What the daemon is told at start.
@@ -37,8 +42,140 @@ pub struct ApiConfig {
     pub unix: Option<PathBuf>,
     /// Permission bits of the Unix socket.
     pub unix_mode: u32,
+    /// The group that the Unix socket belongs to; the daemon's own where absent.
+    pub unix_group: Option<String>,
     /// Loopback addresses for plain HTTP.
     pub tcp: Vec<SocketAddr>,
+    /// Addresses for metrics, liveness and readiness alone: whoever reaches them may read these.
+    pub metrics: Vec<SocketAddr>,
+    /// File of bearer tokens. With it, plain HTTP needs one.
+    pub tokens: Option<PathBuf>,
+    /// TLS.
+    pub tls: Option<TlsConfig>,
+    /// Roles of users and groups on the Unix socket; where there are none, whoever can open it is
+    /// an administrator.
+    pub peer: Vec<PeerConfig>,
+    /// Roles of client certificates.
+    pub client: Vec<ClientConfig>,
+}
+
+/// Where the API listens for TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Addresses.
+    pub listen: Vec<SocketAddr>,
+    /// The daemon's certificate and those between it and its CA, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// Whose certificates clients are known by, PEM.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The role of a user, or of a group's members, on the Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// A user, by name or number.
+    pub user: Option<String>,
+    /// A group, by name or number.
+    pub group: Option<String>,
+    /// `read`, `write` or `admin`.
+    pub role: String,
+}
+
+/// The role of who comes with a certificate for a name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// A DNS name that the certificate is for (its subject alternative name).
+    pub name: String,
+    /// `read`, `write` or `admin`.
+    pub role: String,
+}
+
+impl ApiConfig {
+    /// The group of the Unix socket.
+    ///
+    /// # Errors
+    /// There is no such group.
+    pub fn unix_gid(&self) -> Result<Option<u32>, String> {
+        self.unix_group.as_deref().map(gid).transpose()
+    }
+
+    /// The roles on the Unix socket.
+    ///
+    /// # Errors
+    /// A user, group or role is none.
+    pub fn peers(&self) -> Result<Vec<PeerRole>, String> {
+        let peers = self.peer.iter().map(|peer| {
+            let who = match (&peer.user, &peer.group) {
+                (Some(user), None) => PeerMatch::User(uid(user)?),
+                (None, Some(group)) => PeerMatch::Group(gid(group)?),
+                _ => return Err("an api.peer is either user or group: give exactly one".into()),
+            };
+            Ok(PeerRole { who, role: peer.role.parse()? })
+        });
+        peers.collect()
+    }
+
+    /// The roles of certificates.
+    ///
+    /// # Errors
+    /// A name or role is none.
+    pub fn clients(&self) -> Result<Vec<(DnsName<'static>, Role)>, String> {
+        let clients = self.client.iter().map(|client| {
+            let name = DnsName::try_from(client.name.clone())
+                .map_err(|_| format!("`{}` is no DNS name", client.name))?;
+            Ok((name, client.role.parse()?))
+        });
+        clients.collect()
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(tls) = &self.tls {
+            if tls.client_ca.is_none() && self.tokens.is_none() {
+                let message = "api.tls: nobody could be told from anybody else; name a client_ca, \
+                               or a file of tokens in [api]";
+                return Err(("[api.tls]", message.into()));
+            }
+            if tls.listen.is_empty() {
+                return Err(("[api.tls]", "api.tls: listen is empty; name an address".into()));
+            }
+        }
+        if !self.client.is_empty() && self.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none()) {
+            let message = "api.client: nothing asks clients for certificates; add [api.tls] with \
+                           client_ca";
+            return Err(("[[api.client]]", message.into()));
+        }
+        self.unix_gid().map_err(|message| ("unix_group", message))?;
+        self.peers().map_err(|message| ("[[api.peer]]", message))?;
+        self.clients().map_err(|message| ("[[api.client]]", message))?;
+        Ok(())
+    }
+}
+
+/// A user's number.
+fn uid(user: &str) -> Result<u32, String> {
+    if let Ok(number) = user.parse() {
+        return Ok(number);
+    }
+    match User::from_name(user) {
+        Ok(Some(user)) => Ok(user.uid.as_raw()),
+        _ => Err(format!("there is no user `{user}`: name one, or its number")),
+    }
+}
+
+/// A group's number.
+fn gid(group: &str) -> Result<u32, String> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(group) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        _ => Err(format!("there is no group `{group}`: name one, or its number")),
+    }
 }
 
 /// Where guests are found.
@@ -131,7 +268,17 @@ fn default_state_dir() -> PathBuf {
 
 impl Default for ApiConfig {
     fn default() -> Self {
-        ApiConfig { unix: Some("/run/eswitchd/api.sock".into()), unix_mode: 0o660, tcp: Vec::new() }
+        ApiConfig {
+            unix: Some("/run/eswitchd/api.sock".into()),
+            unix_mode: 0o660,
+            unix_group: None,
+            tcp: Vec::new(),
+            metrics: Vec::new(),
+            tokens: None,
+            tls: None,
+            peer: Vec::new(),
+            client: Vec::new(),
+        }
     }
 }
 
@@ -170,12 +317,13 @@ impl Config {
                 return Err((
                     line_containing(text, &address.to_string()),
                     format!(
-                        "api.tcp: {address} is not a loopback address, and this listener has no \
-                         authentication; use 127.0.0.1 or [::1]"
+                        "api.tcp: {address} is not a loopback address, and what goes over it is \
+                         not encrypted; use 127.0.0.1 or [::1], or [api.tls]"
                     ),
                 ));
             }
         }
+        self.api.check().map_err(|(place, message)| (line_containing(text, place), message))?;
         if let Some(dir) = &self.guests.qmp_dir
             && !dir.is_absolute()
         {
@@ -334,6 +482,26 @@ mod tests {
             ("state_dir = 7\n", "/etc/eswitchd.toml:1:", "string"),
             ("\n[apy]\n", "/etc/eswitchd.toml:2:", "expected one of"),
             ("[api]\ntcp = [\"0.0.0.0:1\"]\n", "/etc/eswitchd.toml:2:", "use 127.0.0.1"),
+            (
+                "[api.tls]\nlisten = [\"0.0.0.0:1\"]\ncertificate = \"c\"\nkey = \"k\"\n",
+                "/etc/eswitchd.toml:1:",
+                "name a client_ca",
+            ),
+            (
+                "[api]\n[[api.client]]\nname = \"a\"\nrole = \"read\"\n",
+                "/etc/eswitchd.toml:2:",
+                "add [api.tls]",
+            ),
+            (
+                "[[api.peer]]\nuser = \"no-such-user\"\nrole = \"read\"\n",
+                "/etc/eswitchd.toml:1:",
+                "name one, or its number",
+            ),
+            (
+                "[[api.peer]]\ngroup = \"0\"\nrole = \"king\"\n",
+                "/etc/eswitchd.toml:1:",
+                "use read, write or admin",
+            ),
             ("[guests]\nqmp_dir = \"qmp\"\n", "/etc/eswitchd.toml:2:", "whole path"),
             ("\n\n[[adapter]]\n", "/etc/eswitchd.toml:3:", "exactly one"),
             ("[[adapter]]\nhandle = \"mlx\"\n", "/etc/eswitchd.toml:1:", "BUS/DEVICE"),

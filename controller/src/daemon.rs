@@ -3,11 +3,14 @@
 //! In: a configuration. Out: a daemon that works until its token is cancelled. Everything that is
 //! opened here is opened in the network namespace of the calling thread.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::SystemTime};
 
 use api::{
-    events::Feed,
-    server::{self, Listeners, UnixListenSpec},
+    events::{Feed, News, NewsKind},
+    server::{
+        self, Access, Audit, Listeners, Served, TlsFiles, TlsListenSpec, TokenFile, TokenFileError,
+        UnixListenSpec,
+    },
 };
 use tc_flows::{NetlinkKernel, Owner as FlowOwner};
 use tokio::sync::mpsc;
@@ -67,6 +70,12 @@ pub enum DaemonError {
     /// The API cannot be served.
     #[error(transparent)]
     Api(#[from] server::ServeError),
+    /// A user or group of the configuration is there no longer.
+    #[error("{0}")]
+    Access(String),
+    /// The API's tokens cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] TokenFileError),
     /// A metric cannot be registered.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -120,6 +129,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
         )?,
     };
     let policies = Policies { adapters: policies, eswitches };
+    let access = Arc::new(access(&config, Arc::clone(&feed))?);
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
     let inbox = Inbox { host, guests, flows, flow_news };
     let handle = DaemonHandle::new(calls, metrics, Arc::clone(&feed));
@@ -131,7 +141,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
         // Or those who listen would hold up the end.
         feed.close();
     };
-    let serving = serve(&config, handle, shutdown);
+    let serving = serve(&config, access, handle, shutdown);
     info!(version = env!("CARGO_PKG_VERSION"), "started");
     let (served, ()) = tokio::join!(
         async {
@@ -155,13 +165,51 @@ fn allow_many_descriptors() {
     }
 }
 
+/// Who may do what over the API, and where a record of it goes.
+fn access(config: &Config, feed: Arc<Feed>) -> Result<Access, DaemonError> {
+    let wrong = |message: String| DaemonError::Access(message);
+    let tokens = config.api.tokens.clone().map(TokenFile::open).transpose()?;
+    let audit = move |audit: &Audit| {
+        let Audit { who, role, what, status, outcome, revision } = audit;
+        info!(target: "audit", who, %role, what, status, outcome, revision, "change");
+        let outcome = outcome.as_ref().map(|outcome| format!(" ({outcome})"));
+        let message = format!("{who}, {role}: {what}: {status}{}", outcome.unwrap_or_default());
+        let resource = what.split_once("/v1/").map_or(what.as_str(), |(_, path)| path);
+        let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let (resource, reason) = (resource.to_owned(), "Asked".to_owned());
+        let kind = NewsKind::Audit;
+        feed.tell(now, News { kind, resource, reason, message, revision: *revision });
+    };
+    Ok(Access {
+        peers: config.api.peers().map_err(wrong)?,
+        clients: config.api.clients().map_err(wrong)?,
+        tokens,
+        audit: Some(Arc::new(audit)),
+    })
+}
+
 async fn serve(
     config: &Config,
+    access: Arc<Access>,
     handle: DaemonHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), server::ServeError> {
-    let unix =
-        config.api.unix.clone().map(|path| UnixListenSpec { path, mode: config.api.unix_mode });
-    let listeners = Listeners { unix, tcp: config.api.tcp.clone() };
-    server::serve(listeners, server::router(Arc::new(handle)), shutdown).await
+    let api = &config.api;
+    // A group that has gone since the configuration was checked gets nothing.
+    let (mode, group) = (api.unix_mode, api.unix_gid().unwrap_or_default());
+    let unix = api.unix.clone().map(|path| UnixListenSpec { path, mode, group });
+    let tls = api.tls.as_ref().map(|tls| TlsListenSpec {
+        addresses: tls.listen.clone(),
+        files: TlsFiles {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+        },
+        tokens: api.tokens.is_some(),
+    });
+    let listeners = Listeners { unix, tcp: api.tcp.clone(), tls, probes: api.metrics.clone() };
+    let handle = Arc::new(handle);
+    let probes = server::probe_router(Arc::clone(&handle));
+    let served = Served { api: server::router(handle), access, probes };
+    server::serve(listeners, served, shutdown).await
 }

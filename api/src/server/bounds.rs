@@ -9,7 +9,7 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderValue,
-        header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -77,6 +77,9 @@ pub(super) fn answering_panics<S: Clone + Send + Sync + 'static>(routes: Router<
             let headers = response.headers_mut();
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+            let nothing = "default-src 'none'; frame-ancestors 'none'";
+            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(nothing));
+            headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             response
         },
     ))

@@ -1,4 +1,4 @@
-//! Listeners and their connections: one Unix socket, and TCP on loopback.
+//! Listeners and their connections: a Unix socket, TCP on loopback, TLS, and one for probes.
 //!
 //! In: where to listen, and the routes. Out: answered requests, until the daemon shuts down. A
 //! connection that stands still, slow reader or slow writer, is given up; their number is bounded
@@ -28,13 +28,18 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, UnixListener, UnixSocket, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{Instant, Sleep},
 };
+use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
+use super::{
+    access::{Access, Peer},
+    tls::{Tls, TlsError, TlsFiles},
+};
 use crate::{error::ApiError, validate::SOCKET_PATH_LEN_MAX};
 
 /// Where to listen.
@@ -44,6 +49,21 @@ pub struct Listeners {
     pub unix: Option<UnixListenSpec>,
     /// TCP, only on loopback addresses. Port 0 takes a free one.
     pub tcp: Vec<SocketAddr>,
+    /// TLS, on any address.
+    pub tls: Option<TlsListenSpec>,
+    /// TCP on any address for metrics, liveness and readiness: whoever reaches it may read them.
+    pub probes: Vec<SocketAddr>,
+}
+
+/// Where to listen for TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsListenSpec {
+    /// The addresses. Port 0 takes a free one.
+    pub addresses: Vec<SocketAddr>,
+    /// Certificates and key.
+    pub files: TlsFiles,
+    /// Whether clients may come without a certificate, with a token.
+    pub tokens: bool,
 }
 
 /// A Unix socket to listen on.
@@ -51,8 +71,10 @@ pub struct Listeners {
 pub struct UnixListenSpec {
     /// Its path. The folder must exist.
     pub path: PathBuf,
-    /// Its permissions: whoever may write to it may do everything. `0o660`, for example.
+    /// Its permissions: whoever may write to it may connect. `0o660`, for example.
     pub mode: u32,
+    /// The group that it belongs to; the daemon's own where absent.
+    pub group: Option<u32>,
 }
 
 /// Why the daemon does not listen.
@@ -87,10 +109,13 @@ pub enum ServeError {
         /// The path.
         path: PathBuf,
     },
+    /// The TLS files cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The address is open to other hosts.
     #[error(
-        "{address} is no loopback address: whoever reaches it may do everything, as there is no \
-         TLS yet; listen on 127.0.0.1 or [::1]"
+        "{address} is no loopback address, and what goes over it is not encrypted; listen on \
+         127.0.0.1 or [::1], or use TLS"
     )]
     NotLoopback {
         /// The address.
@@ -133,14 +158,24 @@ impl Default for ConnectionLimits {
 /// The largest head of a request, in bytes.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Listens, and answers by `router` until `shutdown`; then at most
-/// [`ConnectionLimits::grace_time`] longer.
+/// What answers, and whom.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The whole API, to those who may.
+    pub api: Router,
+    /// Who may.
+    pub access: Arc<Access>,
+    /// What the listeners for probes answer, to everybody.
+    pub probes: Router,
+}
+
+/// Listens, and answers until `shutdown`; then at most [`ConnectionLimits::grace_time`] longer.
 pub async fn serve(
     listeners: Listeners,
-    router: Router,
+    served: Served,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    Bound::bind(&listeners).await?.serve(router, ConnectionLimits::default(), shutdown).await;
+    Bound::bind(&listeners).await?.serve(served, ConnectionLimits::default(), shutdown).await;
     Ok(())
 }
 
@@ -149,41 +184,65 @@ pub async fn serve(
 pub struct Bound {
     unix: Option<(UnixListener, OwnedPath)>,
     tcp: Vec<TcpListener>,
+    tls: Vec<TlsListener>,
+    probes: Vec<TcpListener>,
 }
 
 impl Bound {
     /// Listens on all addresses, or on none of them.
     pub async fn bind(listeners: &Listeners) -> Result<Self, ServeError> {
-        if listeners.unix.is_none() && listeners.tcp.is_empty() {
+        let Listeners { unix, tcp, tls, probes } = listeners;
+        if unix.is_none() && tcp.is_empty() && tls.is_none() {
             return Err(ServeError::Nothing);
         }
-        let mut tcp = Vec::new();
-        for address in &listeners.tcp {
-            tcp.push(bind_tcp(*address).await?);
+        if let Some(address) = tcp.iter().find(|tcp| !tcp.ip().to_canonical().is_loopback()) {
+            return Err(ServeError::NotLoopback { address: *address });
         }
-        let unix = match &listeners.unix {
+        let tcp = bind_tcp(tcp).await?;
+        let probes = bind_tcp(probes).await?;
+        let tls = match tls {
+            Some(TlsListenSpec { addresses, files, tokens }) => {
+                let tls = Arc::new(Tls::open(files.clone(), *tokens)?);
+                let listeners = bind_tcp(addresses).await?.into_iter();
+                listeners.map(|listener| TlsListener(listener, Arc::clone(&tls))).collect()
+            }
+            None => Vec::new(),
+        };
+        let unix = match unix {
             Some(spec) => Some(bind_unix(spec).await?),
             None => None,
         };
-        Ok(Self { unix, tcp })
+        Ok(Self { unix, tcp, tls, probes })
     }
 
     /// The TCP addresses with the ports that they got.
     pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
-        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        addresses(&self.tcp)
     }
 
-    /// Answers by `router` until `shutdown`; then finishes what is under way, within
+    /// The TLS addresses, likewise.
+    pub fn tls_addresses(&self) -> Vec<SocketAddr> {
+        self.tls.iter().filter_map(|TlsListener(listener, _)| listener.local_addr().ok()).collect()
+    }
+
+    /// The addresses for probes, likewise.
+    pub fn probe_addresses(&self) -> Vec<SocketAddr> {
+        addresses(&self.probes)
+    }
+
+    /// Answers until `shutdown`; then finishes what is under way, within
     /// [`ConnectionLimits::grace_time`].
     pub async fn serve(
         self,
-        router: Router,
+        served: Served,
         limits: ConnectionLimits,
         shutdown: impl Future<Output = ()> + Send,
     ) {
         let (stop, stopped) = watch::channel(());
         let mut listening = JoinSet::new();
-        let server = Server { router, limits, stopped };
+        let Served { api, access, probes } = served;
+        let server = Server { router: api, access: Some(access), limits, stopped };
+        let prober = Server { router: probes, access: None, ..server.clone() };
         // The path outlives the listener: it goes when nobody answers there any more.
         let _path = self.unix.map(|(listener, path)| {
             listening.spawn(server.clone().accept_all(listener));
@@ -192,19 +251,30 @@ impl Bound {
         for listener in self.tcp {
             listening.spawn(server.clone().accept_all(listener));
         }
+        for listener in self.tls {
+            listening.spawn(server.clone().accept_all(listener));
+        }
+        for listener in self.probes {
+            listening.spawn(prober.clone().accept_all(listener));
+        }
+        drop((server, prober));
         shutdown.await;
         drop(stop);
         while listening.join_next().await.is_some() {}
     }
 }
 
-async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    match address.ip().to_canonical().is_loopback() {
-        true => TcpListener::bind(address)
-            .await
-            .map_err(|source| ServeError::Listen { place: address.to_string(), source }),
-        false => Err(ServeError::NotLoopback { address }),
+fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
+async fn bind_tcp(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ServeError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let failed = |source| ServeError::Listen { place: address.to_string(), source };
+        listeners.push(TcpListener::bind(address).await.map_err(failed)?);
     }
+    Ok(listeners)
 }
 
 // ---------------------------------------------------------------- the Unix socket
@@ -220,7 +290,7 @@ async fn bind_unix(spec: &UnixListenSpec) -> Result<(UnixListener, OwnedPath), S
         return Err(ServeError::NoFolder { folder: folder.to_owned() });
     }
     remove_stale(path).await?;
-    listen_unix(path, spec.mode)
+    listen_unix(path, spec)
         .map_err(|source| ServeError::Listen { place: path.display().to_string(), source })
 }
 
@@ -252,12 +322,15 @@ async fn remove_stale(path: &Path) -> Result<(), ServeError> {
 
 /// The socket is never open to more than `mode` says: Linux gives the file the mode of the socket
 /// less the umask (`net/unix/af_unix.c`, `unix_bind_bsd`), and nobody can connect before `listen`.
-fn listen_unix(path: &Path, mode: u32) -> io::Result<(UnixListener, OwnedPath)> {
-    let permissions = || fs::Permissions::from_mode(mode);
+fn listen_unix(path: &Path, spec: &UnixListenSpec) -> io::Result<(UnixListener, OwnedPath)> {
+    let permissions = || fs::Permissions::from_mode(spec.mode);
     let socket = UnixSocket::new_stream()?;
     fs::File::from(socket.as_fd().try_clone_to_owned()?).set_permissions(permissions())?;
     socket.bind(path)?;
     let owned = OwnedPath::of(path)?;
+    if spec.group.is_some() {
+        std::os::unix::fs::chown(path, None, spec.group)?;
+    }
     fs::set_permissions(path, permissions())?;
     Ok((socket.listen(1024)?, owned))
 }
@@ -291,39 +364,81 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
 // ---------------------------------------------------------------- connections
 
 trait Accept: Send + 'static {
-    /// Whether web pages can reach it through a browser.
-    const FOR_BROWSERS: bool;
+    /// A connection of which nothing was read yet.
+    type Raw: Send + 'static;
 
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Raw>> + Send;
+
+    /// Finds out who it is.
+    fn greet(
+        &self,
+        raw: Self::Raw,
+    ) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send + 'static;
 }
 
 impl Accept for UnixListener {
-    const FOR_BROWSERS: bool = false;
-
+    type Raw = UnixStream;
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
         UnixListener::accept(self).await.map(|(stream, _)| stream)
     }
+
+    fn greet(
+        &self,
+        stream: UnixStream,
+    ) -> impl Future<Output = io::Result<(UnixStream, Peer)>> + Send + 'static {
+        let peer = stream.peer_cred().map(|peer| Peer::Unix { uid: peer.uid(), gid: peer.gid() });
+        std::future::ready(peer.map(|peer| (stream, peer)))
+    }
 }
 
 impl Accept for TcpListener {
-    const FOR_BROWSERS: bool = true;
+    type Raw = TcpStream;
+    type Stream = TcpStream;
 
-    type Stream = tokio::net::TcpStream;
-
-    async fn accept(&self) -> io::Result<tokio::net::TcpStream> {
+    async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = TcpListener::accept(self).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    fn greet(
+        &self,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<(TcpStream, Peer)>> + Send + 'static {
+        std::future::ready(Ok((stream, Peer::Loopback)))
+    }
+}
+
+/// A TCP listener that speaks TLS.
+#[derive(Debug)]
+struct TlsListener(TcpListener, Arc<Tls>);
+
+impl Accept for TlsListener {
+    type Raw = TcpStream;
+    type Stream = TlsStream<TcpStream>;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Accept::accept(&self.0).await
+    }
+
+    fn greet(
+        &self,
+        stream: TcpStream,
+    ) -> impl Future<Output = io::Result<(TlsStream<TcpStream>, Peer)>> + Send + 'static {
+        let tls = Arc::clone(&self.1);
+        async move { tls.accept(stream).await }
     }
 }
 
 #[derive(Clone)]
 struct Server {
     router: Router,
+    /// Who may; everybody where absent.
+    access: Option<Arc<Access>>,
     limits: ConnectionLimits,
     /// Closed when the end of the daemon is asked for.
     stopped: watch::Receiver<()>,
@@ -338,8 +453,15 @@ impl Server {
         loop {
             tokio::select! {
                 _ = stopped.changed() => break,
-                (stream, slot) = next(&listener, &slots) => {
-                    connections.spawn(self.clone().converse(stream, slot, L::FOR_BROWSERS));
+                (raw, slot) = next(&listener, &slots) => {
+                    let (server, greeting) = (self.clone(), listener.greet(raw));
+                    connections.spawn(async move {
+                        match tokio::time::timeout(server.limits.header_time, greeting).await {
+                            Ok(Ok((stream, peer))) => server.converse(stream, slot, peer).await,
+                            Ok(Err(error)) => tracing::debug!("no connection: {error}"),
+                            Err(_) => tracing::debug!("no connection: too slow"),
+                        }
+                    });
                 }
                 Some(_) = connections.join_next() => {}
             }
@@ -355,15 +477,17 @@ impl Server {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         _slot: OwnedSemaphorePermit,
-        for_browsers: bool,
+        peer: Peer,
     ) {
-        let Self { router, limits, mut stopped } = self;
+        let Self { router, access, limits, mut stopped } = self;
         let service = service_fn(move |request: Request<Incoming>| {
-            let router = router.clone();
+            let (router, access, peer) = (router.clone(), access.clone(), peer.clone());
             async move {
-                match foreign_host(request.headers()).filter(|_| for_browsers) {
+                let request = request.map(Body::new);
+                let Some(access) = access else { return router.oneshot(request).await };
+                match foreign_host(request.headers()).filter(|_| peer.is_for_browsers()) {
                     Some(host) => Ok(ApiError::ForeignHost { host }.into_response()),
-                    None => router.oneshot(request.map(Body::new)).await,
+                    None => Ok(access.answer(&peer, router, request).await),
                 }
             }
         });
@@ -402,10 +526,7 @@ fn foreign_host(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The next connection, when there is a slot for it.
-async fn next<L: Accept>(
-    listener: &L,
-    slots: &Arc<Semaphore>,
-) -> (L::Stream, OwnedSemaphorePermit) {
+async fn next<L: Accept>(listener: &L, slots: &Arc<Semaphore>) -> (L::Raw, OwnedSemaphorePermit) {
     #[expect(clippy::expect_used, reason = "nobody closes this semaphore")]
     let slot = Arc::clone(slots).acquire_owned().await.expect("an open semaphore");
     loop {

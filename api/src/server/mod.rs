@@ -3,6 +3,7 @@
 //! In: HTTP requests. Out: calls to a [`Daemon`] and its answers. Every request is bounded in
 //! size, time and number here; nothing here knows what a resource does.
 
+mod access;
 mod bounds;
 mod daemon;
 pub(crate) mod declared;
@@ -13,15 +14,22 @@ pub(crate) mod reply;
 pub(crate) mod request;
 mod route;
 mod stream;
+mod tls;
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Bytes, http::Uri};
 use tokio::sync::Semaphore;
 
+pub use access::{Access, Audit, PeerMatch, PeerRole, Recorder, Role, TokenFile, TokenFileError};
 pub use daemon::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
-pub use listen::{Bound, ConnectionLimits, Listeners, ServeError, UnixListenSpec, serve};
+pub use listen::{
+    Bound, ConnectionLimits, Listeners, ServeError, Served, TlsListenSpec, UnixListenSpec, serve,
+};
 pub use request::WAIT_MAX;
+pub use tls::{TlsError, TlsFiles};
+pub use tokens::{InvalidTokens, token_line};
 
 use crate::error::ApiError;
 
@@ -98,6 +106,17 @@ pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
     let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
     let streams = bounds::slots(limits.streams);
     let app = App { daemon, limits, document: document.into(), streams };
+    bounds::answering_panics(bounded).with_state(app)
+}
+
+/// Metrics, liveness and readiness only: for a listener that needs no role.
+pub fn probe_router<D: Daemon>(daemon: Arc<D>) -> Router {
+    let limits = Limits::default();
+    let probes = ["/healthz", "/readyz", "/metrics"];
+    let table = route::table::<D>().into_iter().filter(|route| probes.contains(&route.path));
+    let routes = table.fold(Router::new(), |router, route| router.route(route.path, route.methods));
+    let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
+    let app = App { daemon, limits, document: Bytes::new(), streams: bounds::slots(0) };
     bounds::answering_panics(bounded).with_state(app)
 }
 

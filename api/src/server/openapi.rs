@@ -840,7 +840,10 @@ fn reading(more: Vec<Problem>) -> Vec<Problem> {
         detail: "as many requests are under way as the daemon takes".into(),
         retry_after: Duration::from_secs(1),
     };
-    [vec![unknown.problem(), shed.problem(), timeout(), internal()], more].concat()
+    let nobody = ApiError::Unauthenticated { detail: "no such token".into() };
+    let stranger = ApiError::Forbidden { who: "token prometheus".into(), needed: "write".into() };
+    let access = vec![nobody.problem(), stranger.problem()];
+    [access, vec![unknown.problem(), shed.problem(), timeout(), internal()], more].concat()
 }
 
 /// What any request that changes something can meet.

@@ -9,7 +9,7 @@ use axum::{
     Json,
     http::{
         HeaderName, HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, ETAG, RETRY_AFTER},
+        header::{CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -25,11 +25,16 @@ use crate::{
 /// The header of an answer to PUT that says what it has done.
 pub(crate) const OUTCOME: HeaderName = HeaderName::from_static("eswitchd-outcome");
 
+/// The revision that an answer is about, for the record of changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Revision(pub(super) u64);
+
 /// A single resource with its revision as entity tag.
 pub(super) fn resource<Spec: Serialize, Status: Serialize>(
     resource: &Resource<Spec, Status>,
 ) -> Response {
     let mut response = Json(resource).into_response();
+    response.extensions_mut().insert(Revision(resource.revision));
     if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", resource.revision)) {
         response.headers_mut().insert(ETAG, tag);
     }
@@ -39,6 +44,7 @@ pub(super) fn resource<Spec: Serialize, Status: Serialize>(
 /// The answer to a PUT of a snapshot.
 pub(super) fn restored(put: &Put<Restored>) -> Response {
     let mut response = Json(&put.resource).into_response();
+    response.extensions_mut().insert(Revision(put.resource.revision));
     response.headers_mut().insert(OUTCOME, HeaderValue::from_static(put.outcome.as_str()));
     response
 }
@@ -70,6 +76,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(&problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
+        if problem.status == 401 {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = problem.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }

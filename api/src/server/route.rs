@@ -172,7 +172,10 @@ async fn apply<D: Daemon>(
         return imagine(&app, changes, how.only_if).await;
     }
     let applied = app.daemon.apply(changes, how.wait).await?;
-    Ok(Json(applied).into_response())
+    let revision = reply::Revision(applied.revision);
+    let mut response = Json(applied).into_response();
+    response.extensions_mut().insert(revision);
+    Ok(response)
 }
 
 async fn adapters<D: Daemon>(

@@ -115,7 +115,7 @@ async fn every_problem_in_the_document_is_one_with_the_status_it_stands_under() 
             }
         }
     }
-    assert_eq!(kinds.len(), 16, "{kinds:?}");
+    assert_eq!(kinds.len(), 18, "{kinds:?}");
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use eswitchd_api::{
     client::{Client, ClientError, Server},
     resources::*,
     server::{
-        Bound, ConnectionLimits, FlowFilter, Listeners, PutOutcome, ServeError, UnixListenSpec,
-        router, serve,
+        Bound, ConnectionLimits, FlowFilter, Listeners, PutOutcome, ServeError, Served,
+        UnixListenSpec, probe_router, router, serve,
     },
     types::Id,
 };
@@ -41,13 +41,18 @@ impl Running {
     async fn new(double: Arc<Double>, limits: ConnectionLimits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listeners = Listeners {
-            unix: Some(UnixListenSpec { path: folder.path().join("api.sock"), mode: 0o660 }),
+            unix: Some(UnixListenSpec {
+                path: folder.path().join("api.sock"),
+                mode: 0o660,
+                group: None,
+            }),
             tcp: vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()],
+            ..Listeners::default()
         };
         let bound = Bound::bind(&listeners).await.unwrap();
         let tcp = bound.tcp_addresses();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(bound.serve(router(Arc::clone(&double)), limits, async {
+        let task = tokio::spawn(bound.serve(served(Arc::clone(&double)), limits, async {
             let _ = stopped.await;
         }));
         Self { folder, double, tcp, stop: Some(stop), task }
@@ -94,7 +99,14 @@ pub(crate) async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> 
 }
 
 fn unix(path: &Path) -> Listeners {
-    Listeners { unix: Some(UnixListenSpec { path: path.to_owned(), mode: 0o600 }), tcp: vec![] }
+    let unix = UnixListenSpec { path: path.to_owned(), mode: 0o600, group: None };
+    Listeners { unix: Some(unix), ..Listeners::default() }
+}
+
+/// Everything, to everybody.
+fn served(double: Arc<Double>) -> Served {
+    let probes = probe_router(Arc::clone(&double));
+    Served { api: router(double), access: Arc::default(), probes }
 }
 
 // ---------------------------------------------------------------- the client
@@ -349,7 +361,8 @@ async fn what_cannot_be_listened_on_is_said_with_what_would_be_right() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, "precious").unwrap();
-    let tcp = |address: &str| Listeners { unix: None, tcp: vec![address.parse().unwrap()] };
+    let tcp =
+        |address: &str| Listeners { tcp: vec![address.parse().unwrap()], ..Listeners::default() };
     for (listeners, says) in [
         (unix(&file), "is no socket: move it away"),
         (unix(&folder.path().join("none/api.sock")), "create it"),
@@ -359,7 +372,7 @@ async fn what_cannot_be_listened_on_is_said_with_what_would_be_right() {
         (tcp("[::]:0"), "listen on 127.0.0.1"),
         (Listeners::default(), "configure a Unix socket"),
     ] {
-        let error = serve(listeners, axum::Router::new(), async {}).await.unwrap_err();
+        let error = serve(listeners, served(Double::with(|_| {})), async {}).await.unwrap_err();
         assert!(error.to_string().contains(says), "{error}");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");

@@ -4,7 +4,11 @@
 
 #![expect(clippy::expect_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use lab::{
     daemon::{self, Answer, Daemon},
@@ -264,6 +268,58 @@ fn a_batch_is_done_whole_or_not_at_all() {
         assert!(!filters(&rig.representor(vf)).contains("02:00:00:00:00"), "{vf}");
     }
     assert_eq!(rig.daemon.get("/v1/networks").expect("a list"), json!({"items": []}));
+}
+
+// ---------------------------------------------------------------- access
+
+#[test]
+fn roles_tokens_and_the_listener_for_metrics_are_as_configured_and_changes_leave_records() {
+    let _netns = Netns::enter().expect("a namespace");
+    net::ip("link set lo up").expect("lo");
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokens = folder.path().join("tokens");
+    // The digest of `secret`.
+    let digest = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    std::fs::write(&tokens, format!("nova write sha256:{digest}\n")).expect("tokens");
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    std::fs::set_permissions(&tokens, private).expect("a mode");
+    let configuration = format!(
+        "tokens = \"{}\"\nmetrics = [\"127.0.0.1:9180\"]\ntcp = [\"127.0.0.1:9181\"]\n\
+         [[api.peer]]\nuser = \"1\"\nrole = \"read\"\n",
+        tokens.display()
+    );
+    let daemon = Daemon::start(&folder.path().join("daemon"), &configuration).expect("eswitchd");
+    let over = |port: u16, method: &str, path: &str, token: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
+        let body = r#"{"spec": {"kind": "flat"}}"#;
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{token}\
+             content-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer.get(9..12).map(str::to_owned).expect("a status")
+    };
+    let token = "authorization: Bearer secret\r\n";
+    assert_eq!(over(9180, "GET", "/metrics", ""), "200");
+    assert_eq!(over(9180, "GET", "/v1/ports", token), "404");
+    assert_eq!(over(9181, "GET", "/v1/ports", ""), "401");
+    assert_eq!(over(9181, "PUT", "/v1/networks/blue", token), "201");
+    assert_eq!(over(9181, "POST", "/v1/teardown", token), "403");
+    // Over the socket: root, whoever is named there.
+    daemon.delete("/v1/networks/blue").expect("deleted");
+
+    let events = daemon.request("GET", "/v1/events?since=0&follow=false", None).expect("events");
+    let text = events.body.as_str().expect("text").to_owned();
+    let audits = text.lines().filter(|line| line.contains("\"kind\":\"audit\""));
+    let audits: Vec<&str> = audits.collect();
+    assert_eq!(audits.len(), 2, "{text}");
+    assert!(audits[0].contains("token nova, write: PUT /v1/networks/blue: 201 (created)"));
+    assert!(audits[0].contains("\"revision\":1"), "{}", audits[0]);
+    assert!(audits[1].contains("admin: DELETE /v1/networks/blue: 204"), "{}", audits[1]);
+    assert!(daemon.log().contains("who=token nova role=write"), "{}", daemon.log());
 }
 
 // ---------------------------------------------------------------- events
