@@ -45,7 +45,7 @@ pub(super) async fn events(
     Ok(Exit::Done)
 }
 
-fn line(event: &Event) -> String {
+pub(super) fn line(event: &Event) -> String {
     let Event { at, news, .. } = event;
     let kind = news.kind.as_str();
     let News { resource, reason, message, .. } = news;

@@ -27,6 +27,11 @@ pub(super) async fn explain(
 
 fn write(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
     writeln!(out, "port {}", explanation.port)?;
+    links(out, explanation)
+}
+
+/// A line for each link.
+pub(super) fn links(out: &mut dyn Write, explanation: &Explanation) -> io::Result<()> {
     for Link { link, state, message, remedy } in &explanation.links {
         let is_first_broken = explanation.broken == Some(*link);
         let mark = if is_first_broken { "=>" } else { "  " };

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{
     CommandError, Kind, Output, status,
     table::{self, or_dash},
+    yaml,
 };
 use crate::{
     client::{Client, ClientError},
@@ -41,7 +42,7 @@ pub(super) async fn get(
         (Kind::Flows, _) => show(&client.flows(filter).await?, output, out, flows),
         (Kind::Ports, id) => {
             let software = match output {
-                Output::Json => BTreeSet::new(),
+                Output::Json | Output::Yaml => BTreeSet::new(),
                 Output::Table | Output::Wide => software_adapters(client).await?,
             };
             let table = |out: &mut dyn Write, ports: &[Port], wide| {
@@ -69,6 +70,10 @@ fn show<T: Serialize>(
 ) -> io::Result<()> {
     match output {
         Output::Json => json(out, &List { items: items.iter().collect(), next: None }),
+        Output::Yaml => {
+            let list = List { items: items.iter().collect(), next: None };
+            yaml::write(out, &serde_json::to_value(list)?, 0)
+        }
         Output::Table => table(out, items, false),
         Output::Wide => table(out, items, true),
     }
@@ -82,6 +87,7 @@ fn show_one<T: Serialize>(
 ) -> io::Result<()> {
     match output {
         Output::Json => json(out, &item),
+        Output::Yaml => yaml::write(out, &serde_json::to_value(item)?, 0),
         Output::Table => table(out, &[item], false),
         Output::Wide => table(out, &[item], true),
     }

@@ -4,6 +4,7 @@
 //! and an exit status. What the daemon says reaches a terminal without control characters.
 
 mod apply;
+mod describe;
 mod dry_run;
 mod events;
 mod explain;
@@ -12,6 +13,7 @@ mod snapshot;
 mod status;
 mod table;
 mod trace;
+mod yaml;
 
 use std::{
     io::{self, Read, Write},
@@ -44,6 +46,7 @@ Examples:
       eswitchctl apply -f -
   eswitchctl delete port web-1
   eswitchctl events -f
+  eswitchctl describe port web-1
   eswitchctl explain port web-1
   eswitchctl trace --from port/web-1 --dst-mac 02:aa:bb:cc:00:02 --ip 192.0.2.1,192.0.2.2
   eswitchctl snapshot save host1.json
@@ -144,6 +147,24 @@ enum Command {
         /// Wait until the kernel knows it no more, at most 25 seconds
         #[arg(long)]
         wait: bool,
+    },
+    /// Show everything about one resource: spec, status, conditions, last events
+    #[command(after_help = "Example:
+  eswitchctl describe port web-1")]
+    Describe {
+        /// Its kind
+        kind: Kind,
+        /// Its id
+        id: Id,
+    },
+    /// Write all that the daemon tells to a file, for those who look into a problem
+    #[command(
+        after_help = "It names guests, networks and addresses. Tokens, keys and what guests send \
+                            are not in it: the daemon tells none of that."
+    )]
+    BugReport {
+        /// The file
+        file: PathBuf,
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
@@ -294,6 +315,8 @@ enum Output {
     Wide,
     /// Everything
     Json,
+    /// Everything, for people
+    Yaml,
 }
 
 #[derive(Debug, clap::Args)]
@@ -415,6 +438,8 @@ pub async fn run(
             explain::explain(&client, &id, json, out).await
         }
         Command::Trace { frame, json } => trace::trace(&client, frame, json, out).await,
+        Command::Describe { kind, id } => describe::describe(&client, kind, &id, out).await,
+        Command::BugReport { file } => describe::bug_report(&client, &file, out).await,
         Command::Status => status::status(&client, out).await,
         Command::Events { follow, since, json } => {
             let since = since.map(|id| id.to_string());

@@ -70,7 +70,7 @@ pub(super) async fn restore(
 }
 
 /// Writes beside `file`, and puts that in its place once it is on the disk.
-fn write_whole(file: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write_whole(file: &Path, text: &str) -> io::Result<()> {
     let mut name = file.as_os_str().to_owned();
     name.push(".new");
     let beside = PathBuf::from(name);

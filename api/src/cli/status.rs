@@ -90,7 +90,7 @@ fn complaint(what: &str, condition: &Condition) -> [String; 4] {
     ]
 }
 
-fn word(status: ConditionStatus) -> &'static str {
+pub(super) fn word(status: ConditionStatus) -> &'static str {
     match status {
         ConditionStatus::True => "True",
         ConditionStatus::False => "False",

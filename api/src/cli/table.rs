@@ -27,7 +27,7 @@ pub(super) fn printable(text: &str) -> Cow<'_, str> {
 }
 
 /// Controls, and what reorders text.
-fn is_dangerous(c: char) -> bool {
+pub(super) fn is_dangerous(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -6,7 +6,9 @@ use clap::error::ErrorKind;
 use eswitchd_api::{
     cli::{Arguments, Exit, run},
     error::ApiError,
+    events::{News, NewsKind},
     resources::*,
+    server::Daemon,
 };
 use serde_json::{Value, json};
 
@@ -146,7 +148,7 @@ fn command_lines_that_make_no_sense_are_refused_with_usage() {
         ("get", ErrorKind::MissingRequiredArgument),
         ("get switches", ErrorKind::InvalidValue),
         ("get ports a/b", ErrorKind::ValueValidation),
-        ("get ports -o yaml", ErrorKind::InvalidValue),
+        ("get ports -o xml", ErrorKind::InvalidValue),
         ("get flows web-1", ErrorKind::ArgumentConflict),
         ("get ports --port web-1", ErrorKind::ArgumentConflict),
         ("apply", ErrorKind::MissingRequiredArgument),
@@ -361,6 +363,62 @@ port web-1
         "{ran:?}"
     );
     assert_eq!(ran.exit, Exit::Degraded);
+}
+
+// ---------------------------------------------------------------- describe, bug-report
+
+#[tokio::test]
+async fn describe_says_everything_about_a_resource_without_control_characters() {
+    let daemon = full().await;
+    let news = |resource: &str, message: &str| News {
+        kind: NewsKind::Refusal,
+        resource: resource.into(),
+        reason: "AddressRefused".into(),
+        message: message.into(),
+        revision: None,
+    };
+    daemon.double.feed().tell("T1".into(), news("ports/web-2", "no \u{1b}[2J"));
+    daemon.double.feed().tell("T2".into(), news("ports/web-1", "of another"));
+    let ran = ctl(&daemon, "describe port web-2", "").await;
+    for part in [
+        "id: \"web-2\"\n",
+        "    vf:\n      adapter: \"pci-0000:03:00.0\"\n      index: 1\n",
+        "\nconditions:\n  TYPE        STATUS   REASON          SINCE                 MESSAGE\n",
+        "  Programmed  False    KernelRefused   2026-11-22T15:04:05Z  EOPNOTSUPP: no\\u{1b}[2J\n",
+        "\nhow far it has come:\n   asked        ok      revision 3",
+        "\nlast events:\n  T1 refusal   ports/web-2 AddressRefused: no \\u{1b}[2J\n",
+    ] {
+        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+    }
+    assert!(!ran.out.contains("of another") && !ran.out.contains('\u{1b}'), "{}", ran.out);
+    for line in ["describe network blue", "describe guest vm1", "describe adapter soft-lab"] {
+        assert_eq!(ctl(&daemon, line, "").await.exit, Exit::Done, "{line}");
+    }
+    assert_eq!(ctl(&daemon, "describe port web-9", "").await.exit, Exit::Refused);
+    assert_eq!(ctl(&daemon, "describe flow a", "").await.exit, Exit::Usage);
+}
+
+#[tokio::test]
+async fn yaml_is_what_json_is() {
+    let daemon = full().await;
+    for what in ["ports", "port web-1", "adapters", "flows"] {
+        let json = ctl(&daemon, &format!("get {what} -o json"), "").await.out;
+        let yaml = ctl(&daemon, &format!("get {what} -o yaml"), "").await.out;
+        let json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), json, "{yaml}");
+    }
+}
+
+#[tokio::test]
+async fn a_bug_report_is_one_file_with_everything() {
+    let daemon = full().await;
+    let file = daemon.folder.path().join("report.json");
+    let ran = ctl(&daemon, &format!("bug-report {}", file.display()), "").await;
+    assert_eq!(ran.exit, Exit::Done, "{ran:?}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let count = |part: &str| report[part].as_array().unwrap().len();
+    assert_eq!((count("ports"), count("flows"), count("adapters")), (2, 2, 2));
+    assert!(report["snapshot"]["format"] == 1 && report["events"].is_array());
 }
 
 // ---------------------------------------------------------------- status
