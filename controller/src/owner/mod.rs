@@ -396,6 +396,7 @@ impl Owner {
                 } else {
                     break;
                 }
+                self.stirred = true;
             }
             self.answer_waits();
             self.converge();

@@ -319,7 +319,7 @@ fn roles_tokens_and_the_listener_for_metrics_are_as_configured_and_changes_leave
     assert!(audits[0].contains("token nova, write: PUT /v1/networks/blue: 201 (created)"));
     assert!(audits[0].contains("\"revision\":1"), "{}", audits[0]);
     assert!(audits[1].contains("admin: DELETE /v1/networks/blue: 204"), "{}", audits[1]);
-    assert!(daemon.log().contains("who=token nova role=write"), "{}", daemon.log());
+    assert!(daemon.log().contains("who=\"token nova\" role=write"), "{}", daemon.log());
 }
 
 // ---------------------------------------------------------------- events
