@@ -1,7 +1,7 @@
-//! Builds what goes into the VM: the workspace's binaries and the suites' test executables, all in
-//! the profile `lab`.
+//! Builds what goes into the VM: the workspace's binaries and the suites' test executables.
 //!
-//! In: names of packages and binaries. Out: paths of executables, as cargo reports them.
+//! In: names of packages and binaries, and for what they are built. Out: paths of executables, as
+//! cargo reports them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,6 +16,24 @@ pub const SUITES: &[&str] = &["eswitchd-netns-tests", "eswitchd-e2e-tests"];
 /// The binaries that jobs in the VM use, each with its package.
 pub const BINARIES: &[(&str, &str)] =
     &[("eswitchd", "eswitchd"), ("eswitchctl", "eswitchd-api"), ("lab", "eswitchd-lab")];
+
+/// What the binaries are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// To be tried: soon built.
+    Lab,
+    /// To be measured: as users build them.
+    Release,
+}
+
+impl Profile {
+    const fn name(self) -> &'static str {
+        match self {
+            Profile::Lab => "lab",
+            Profile::Release => "release",
+        }
+    }
+}
 
 /// An executable that cargo built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,13 +55,13 @@ pub fn cargo() -> Command {
 ///
 /// # Errors
 /// cargo fails; it has said why on standard error.
-pub fn binaries() -> Result<Vec<Executable>> {
+pub fn binaries(profile: Profile) -> Result<Vec<Executable>> {
     let mut command = cargo();
     command.arg("build");
     for (binary, package) in BINARIES {
         command.args(["--package", package, "--bin", binary]);
     }
-    executables(&mut command)
+    executables(&mut command, profile)
 }
 
 /// Builds the test executables of [`SUITES`].
@@ -56,11 +74,12 @@ pub fn suites() -> Result<Vec<Executable>> {
     for package in SUITES {
         command.args(["--package", package]);
     }
-    executables(&mut command)
+    executables(&mut command, Profile::Lab)
 }
 
-fn executables(command: &mut Command) -> Result<Vec<Executable>> {
-    command.args(["--profile", "lab", "--message-format=json-render-diagnostics"]);
+fn executables(command: &mut Command, profile: Profile) -> Result<Vec<Executable>> {
+    command.args(["--profile", profile.name()]);
+    command.arg("--message-format=json-render-diagnostics");
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().at("starting cargo")?;
     if !output.status.success() {

@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let lab = setup::ready(false)?;
     let mut job = Job::new(&lab)?;
-    prepare(&mut job, &lab::cargo::binaries()?)?;
+    prepare(&mut job, &lab::cargo::binaries(lab::cargo::Profile::Release)?)?;
     job.limit(LIMIT);
     let mut script = "exec lab inside bench".to_owned();
     if let Some(runs) = arguments.runs {

@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let lab = setup::ready(false)?;
     let mut job = Job::new(&lab)?;
-    prepare(&mut job, &lab::cargo::binaries()?)?;
+    prepare(&mut job, &lab::cargo::binaries(lab::cargo::Profile::Lab)?)?;
     let mut script = "exec lab inside demo".to_owned();
     if arguments.json {
         script.push_str(" --json");

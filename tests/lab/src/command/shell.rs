@@ -30,7 +30,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let lab = setup::ready(false)?;
     let mut job = Job::new(&lab)?;
-    let binaries = if arguments.no_build { Vec::new() } else { lab::cargo::binaries()? };
+    let binaries = if arguments.no_build {
+        Vec::new()
+    } else {
+        lab::cargo::binaries(lab::cargo::Profile::Lab)?
+    };
     prepare(&mut job, &binaries)?;
     if let Some(folder) = &arguments.share {
         let folder = folder.canonicalize().at(format!("sharing {}", folder.display()))?;

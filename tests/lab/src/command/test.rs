@@ -40,7 +40,7 @@ const LONG_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let lab = setup::ready(false)?;
-    let binaries = cargo::binaries()?;
+    let binaries = cargo::binaries(cargo::Profile::Lab)?;
     let mut suites = cargo::suites()?;
     // What is quick comes first, and always in the same order.
     suites
