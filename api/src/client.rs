@@ -1,4 +1,4 @@
-//! A typed client of the REST API, over a Unix socket or TCP on loopback.
+//! A typed client of the REST API, over a Unix socket, TCP on loopback, or TLS.
 //!
 //! In: calls. Out: resources, or why there are none. Connections are kept and used again; every
 //! answer is bounded in size and time. All requests of this API are idempotent, so one that met a
@@ -20,15 +20,18 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsConnector;
 
 use crate::{
     DEFAULT_SOCKET,
     batch::{Applied, Batch, DryRun},
+    credentials::{CredentialError, Credentials},
     error::Problem,
     events::Event,
     explain::Explanation,
@@ -53,14 +56,21 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// Connections that are kept for the next request.
 const IDLE_MAX: usize = 16;
 
-/// Where the daemon listens: `/run/eswitchd/api.sock`, `unix:/run/eswitchd/api.sock` or
-/// `http://127.0.0.1:9170`.
+/// Where the daemon listens: `/run/eswitchd/api.sock`, `unix:/run/eswitchd/api.sock`,
+/// `http://127.0.0.1:9170` or `https://host.example:9443`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Server {
     /// On a Unix socket.
     Unix(PathBuf),
     /// On TCP, without TLS: a loopback address.
     Http(SocketAddr),
+    /// On TLS.
+    Https {
+        /// The name or address that its certificate is for.
+        host: String,
+        /// The port.
+        port: u16,
+    },
 }
 
 impl Default for Server {
@@ -71,7 +81,10 @@ impl Default for Server {
 
 /// A text is not a [`Server`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no server: write an absolute path of a Unix socket or http://127.0.0.1:PORT")]
+#[error(
+    "`{0}` is no server: write an absolute path of a Unix socket, http://127.0.0.1:PORT or \
+     https://HOST:PORT"
+)]
 pub struct InvalidServer(String);
 
 impl FromStr for Server {
@@ -91,6 +104,15 @@ impl FromStr for Server {
                 false => Err(invalid()),
             };
         }
+        if let Some(authority) = text.strip_prefix("https://") {
+            let authority = authority.strip_suffix('/').unwrap_or(authority);
+            let (host, port) = authority.rsplit_once(':').ok_or_else(invalid)?;
+            let host =
+                host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            ServerName::try_from(host).map_err(|_| invalid())?;
+            let port = port.parse().map_err(|_| invalid())?;
+            return Ok(Self::Https { host: host.to_owned(), port });
+        }
         match text.strip_prefix("unix:").unwrap_or(text) {
             path if path.starts_with('/') => Ok(Self::Unix(path.into())),
             _ => Err(invalid()),
@@ -103,7 +125,16 @@ impl fmt::Display for Server {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Http(address) => write!(f, "http://{address}"),
+            Self::Https { host, port } => write!(f, "https://{}", authority(host, *port)),
         }
+    }
+}
+
+/// Host and port as they stand in a URL.
+fn authority(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
     }
 }
 
@@ -118,6 +149,9 @@ pub enum ClientError {
         /// The kernel's words.
         source: io::Error,
     },
+    /// The server's kind needs credentials that are not there.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// The connection broke. Whether the request was carried out is not known.
     #[error("the connection to eswitchd broke")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -146,6 +180,7 @@ pub enum ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     server: Server,
+    credentials: Credentials,
     idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
     wait: Option<Duration>,
 }
@@ -223,7 +258,12 @@ struct Answer {
 impl Client {
     /// A client of the daemon at `server`. Connects at the first call.
     pub fn new(server: Server) -> Self {
-        Self { server, idle: Arc::default(), wait: None }
+        Self::with_credentials(server, Credentials::default())
+    }
+
+    /// A client that shows `credentials`.
+    pub fn with_credentials(server: Server, credentials: Credentials) -> Self {
+        Self { server, credentials, idle: Arc::default(), wait: None }
     }
 
     /// The same client; its changes are answered when they are in the kernel, or after `limit` (whole
@@ -386,7 +426,7 @@ impl Client {
         let since = since.map(|id| format!("&since={id}")).unwrap_or_default();
         let path = format!("/v1/events?follow={follow}{since}");
         let mut connection = self.connect().await?;
-        let request = request(&self.server, &Method::GET, &path, None)?;
+        let request = self.request(&Method::GET, &path, None)?;
         let response = connection.send_request(request).await;
         let response = response.map_err(|error| ClientError::Broken(error.into()))?;
         if !response.status().is_success() {
@@ -489,7 +529,7 @@ impl Client {
         path: &str,
         body: Option<Bytes>,
     ) -> Result<Answer, ClientError> {
-        let request = || request(&self.server, &method, path, body.clone());
+        let request = || self.request(&method, path, body.clone());
         while let Some(mut connection) = self.take_idle() {
             if connection.ready().await.is_err() {
                 continue;
@@ -548,7 +588,40 @@ impl Client {
                 stream.set_nodelay(true).map_err(unreachable)?;
                 handshake(stream).await
             }
+            Server::Https { host, port } => {
+                let config = self.credentials.tls.clone().ok_or(CredentialError::NoCa)?;
+                let name = ServerName::try_from(host.clone());
+                let name = name.map_err(|error| unreachable(io::Error::other(error)))?;
+                let stream =
+                    TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
+                stream.set_nodelay(true).map_err(unreachable)?;
+                let stream = TlsConnector::from(config).connect(name, stream).await;
+                handshake(stream.map_err(unreachable)?).await
+            }
         }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let host = match &self.server {
+            Server::Unix(_) => "localhost".to_owned(),
+            Server::Http(address) => address.to_string(),
+            Server::Https { host, port } => authority(host, *port),
+        };
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        if let Some(authorization) = &self.credentials.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(body.unwrap_or_default()))
+            .map_err(|error| ClientError::Broken(error.into()))
     }
 }
 
@@ -561,25 +634,6 @@ async fn handshake(
     // Ends when the sender is dropped; its errors reach the sender.
     tokio::spawn(connection);
     Ok(sender)
-}
-
-fn request(
-    server: &Server,
-    method: &Method,
-    path: &str,
-    body: Option<Bytes>,
-) -> Result<Request<Full<Bytes>>, ClientError> {
-    let host = match server {
-        Server::Unix(_) => "localhost".to_owned(),
-        Server::Http(address) => address.to_string(),
-    };
-    let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
-    if body.is_some() {
-        request = request.header(header::CONTENT_TYPE, "application/json");
-    }
-    request
-        .body(Full::new(body.unwrap_or_default()))
-        .map_err(|error| ClientError::Broken(error.into()))
 }
 
 fn problem(answer: &Answer) -> ClientError {
@@ -603,17 +657,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_a_socket_path_or_a_loopback_url() {
+    fn a_server_is_a_socket_path_a_loopback_url_or_one_of_tls() {
         for (text, reads) in [
             ("/run/a.sock", "unix:/run/a.sock"),
             ("unix:/run/a.sock", "unix:/run/a.sock"),
             ("http://127.0.0.1:80", "http://127.0.0.1:80"),
             ("http://localhost:80/", "http://127.0.0.1:80"),
             ("http://[::1]:80", "http://[::1]:80"),
+            ("https://host.example:9443/", "https://host.example:9443"),
+            ("https://192.0.2.1:9443", "https://192.0.2.1:9443"),
+            ("https://[2001:db8::1]:9443", "https://[2001:db8::1]:9443"),
         ] {
             assert_eq!(text.parse::<Server>().unwrap().to_string(), reads);
         }
-        for text in ["", "a.sock", "unix:a.sock", "http://192.0.2.1:80", "https://127.0.0.1:80"] {
+        for text in
+            ["", "a.sock", "unix:a.sock", "http://192.0.2.1:80", "https://a", "https://a b:1"]
+        {
             assert!(text.parse::<Server>().is_err(), "{text}");
         }
     }

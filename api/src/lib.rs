@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod cli;
 pub mod client;
+pub mod credentials;
 pub mod error;
 pub mod events;
 pub mod explain;

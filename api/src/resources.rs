@@ -719,6 +719,7 @@ pub struct EswitchSpec {
     pub mode: Option<EswitchMode>,
     /// How many VFs there are to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65535)]
     pub num_vfs: Option<u16>,
 }
 

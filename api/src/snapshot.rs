@@ -48,9 +48,10 @@ pub struct Saved<Spec> {
     /// The client's name for it.
     pub id: Id,
     /// The revision that created it: who came first.
+    #[schema(minimum = 1)]
     pub created: u64,
     /// A small number of its own, kept while it exists: networks take their chain numbers from it.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 4_294_967_295_u64, format = Int64)]
     pub number: u32,
     /// What is wanted.
     pub spec: Spec,

@@ -44,11 +44,11 @@ pub struct ApiConfig {
     pub unix_mode: u32,
     /// The group that the Unix socket belongs to; the daemon's own where absent.
     pub unix_group: Option<String>,
-    /// Loopback addresses for plain HTTP.
+    /// Loopback addresses for plain HTTP; each request needs a token.
     pub tcp: Vec<SocketAddr>,
     /// Addresses for metrics, liveness and readiness alone: whoever reaches them may read these.
     pub metrics: Vec<SocketAddr>,
-    /// File of bearer tokens. With it, plain HTTP needs one.
+    /// File of bearer tokens; plain HTTP needs it.
     pub tokens: Option<PathBuf>,
     /// TLS.
     pub tls: Option<TlsConfig>,
@@ -134,6 +134,12 @@ impl ApiConfig {
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
+        if !self.tcp.is_empty() && self.tokens.is_none() {
+            let message = "api.tcp: every user and program of the host could change everything; \
+                           name a file of tokens in [api] (tokens = \"/etc/eswitchd/tokens\"), or \
+                           listen on the Unix socket alone";
+            return Err(("tcp", message.into()));
+        }
         if let Some(tls) = &self.tls {
             if tls.client_ca.is_none() && self.tokens.is_none() {
                 let message = "api.tls: nobody could be told from anybody else; name a client_ca, \
@@ -482,6 +488,7 @@ mod tests {
             ("state_dir = 7\n", "/etc/eswitchd.toml:1:", "string"),
             ("\n[apy]\n", "/etc/eswitchd.toml:2:", "expected one of"),
             ("[api]\ntcp = [\"0.0.0.0:1\"]\n", "/etc/eswitchd.toml:2:", "use 127.0.0.1"),
+            ("[api]\ntcp = [\"127.0.0.1:1\"]\n", "/etc/eswitchd.toml:2:", "a file of tokens"),
             (
                 "[api.tls]\nlisten = [\"0.0.0.0:1\"]\ncertificate = \"c\"\nkey = \"k\"\n",
                 "/etc/eswitchd.toml:1:",

@@ -28,6 +28,7 @@ use crate::{
     DEFAULT_SOCKET,
     batch::{Batch, Wanted},
     client::{Client, ClientError, Server},
+    credentials::{CredentialFiles, Credentials},
     error::{Problem, ResourceKind},
     resources::TornDown,
     server::{FlowFilter, WAIT_MAX},
@@ -52,6 +53,7 @@ Examples:
   eswitchctl snapshot save host1.json
   eswitchctl snapshot restore host1.json
   eswitchctl completion bash > /etc/bash_completion.d/eswitchctl
+  eswitchctl --server https://host1.example:9443 --ca ca.pem --token-file token status
 
 Exit status:
   0  done
@@ -71,16 +73,30 @@ Exit status:
     after_help = EXAMPLES
 )]
 pub struct Arguments {
-    /// Where the daemon listens: a Unix socket's path, or <http://127.0.0.1:PORT>
+    /// Where the daemon listens: a Unix socket's path, <http://127.0.0.1:PORT> or
+    /// <https://HOST:PORT>
     #[arg(
         long,
-        help = "Where the daemon listens: a Unix socket's path, or http://127.0.0.1:PORT",
+        help = "Where the daemon listens: a Unix socket's path, http://127.0.0.1:PORT or \
+                https://HOST:PORT",
         global = true,
         env = "ESWITCHD_API",
         default_value = DEFAULT_SOCKET,
         value_name = "SOCKET"
     )]
     server: Server,
+    /// File with a bearer token; over http:// one is needed
+    #[arg(long, global = true, env = "ESWITCHD_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// File with the CA that the daemon's certificate is by; https:// needs it
+    #[arg(long, global = true, env = "ESWITCHD_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// File with a certificate to show over https://
+    #[arg(long, global = true, env = "ESWITCHD_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// File with its key
+    #[arg(long, global = true, env = "ESWITCHD_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -390,6 +406,7 @@ fn exit_of(error: &ClientError) -> Exit {
         ClientError::Unreachable { .. } | ClientError::Broken(_) | ClientError::Timeout { .. } => {
             Exit::Unreachable
         }
+        ClientError::Credentials(_) => Exit::Usage,
         ClientError::Problem(problem) if is_not_programmed(problem) => Exit::NotProgrammed,
         ClientError::Problem(problem) if problem.status < 500 => Exit::Refused,
         ClientError::Problem(_) | ClientError::Strange { .. } => Exit::Failed,
@@ -407,8 +424,17 @@ pub async fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Exit {
-    let client = Client::new(arguments.server);
-    let done = match arguments.command {
+    let Arguments { server, token_file: token, ca, cert: certificate, key, command } = arguments;
+    let credentials = match Credentials::read(&CredentialFiles { token, ca, certificate, key }) {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            // As below.
+            let _ = writeln!(err, "eswitchctl: {}", printable(&chain(&error)));
+            return Exit::Usage;
+        }
+    };
+    let client = Client::with_credentials(server, credentials);
+    let done = match command {
         Command::Get { kind, id, output, filter } => {
             get::get(&client, kind, id.as_ref(), &filter.into(), output, out)
                 .await

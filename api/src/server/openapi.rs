@@ -14,9 +14,11 @@ use utoipa::{
         ObjectBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder, Ref, RefOr, Required,
         Response, ResponseBuilder, Schema, Type,
         example::{Example, ExampleBuilder},
+        link::{Link, LinkBuilder},
         path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn, PathItemBuilder},
         request_body::RequestBodyBuilder,
         schema::{AdditionalProperties, ArrayBuilder, OneOfBuilder},
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
         tag::TagBuilder,
     },
 };
@@ -90,7 +92,17 @@ fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> OpenApi
                 .fold(PathsBuilder::new(), |built, (path, item)| built.path(path, item.clone()))
                 .build(),
         )
-        .components(Some(ComponentsBuilder::new().schemas_from_iter(schemas()).build()))
+        .components(Some(
+            ComponentsBuilder::new()
+                .schemas_from_iter(schemas())
+                .security_scheme(TOKEN, token())
+                .security_scheme(CERTIFICATE, certificate())
+                .build(),
+        ))
+        .security(Some(
+            [TOKEN, CERTIFICATE]
+                .map(|scheme| SecurityRequirement::new(scheme, std::iter::empty::<String>())),
+        ))
         .tags(Some([
             tag("networks", "L2 segments."),
             tag("ports", "Permissions of VFs to take part in networks."),
@@ -100,6 +112,26 @@ fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> OpenApi
             tag("daemon", "The daemon itself: health, metrics, this document."),
         ]))
         .build()
+}
+
+const TOKEN: &str = "token";
+const CERTIFICATE: &str = "certificate";
+
+/// Who comes over the Unix socket needs neither: the kernel says who that is.
+fn token() -> SecurityScheme {
+    let words = "A token of the daemon's token file. Over the Unix socket none is needed: the \
+                 kernel says who asks.";
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(words));
+    SecurityScheme::Http(bearer.build())
+}
+
+fn certificate() -> SecurityScheme {
+    let words = "Over TLS: a certificate of the daemon's client_ca for a name that has a role.";
+    SecurityScheme::MutualTls {
+        description: Some(words.into()),
+        deprecated: None,
+        extensions: None,
+    }
 }
 
 fn schemas() -> BTreeMap<String, RefOr<Schema>> {
@@ -137,7 +169,22 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
             close(schema);
         }
     }
+    if let Some(payload) = schemas.get_mut(&*TracePayload::name()) {
+        bound_ethertype(payload);
+    }
     schemas
+}
+
+/// utoipa takes no bounds for what a variant holds.
+fn bound_ethertype(payload: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::OneOf(one_of)) = payload else { return };
+    for variant in &mut one_of.items {
+        if let RefOr::T(Schema::Object(variant)) = variant
+            && let Some(RefOr::T(Schema::Object(number))) = variant.properties.get_mut("ethertype")
+        {
+            (number.minimum, number.maximum) = (Some(0x600.into()), Some(0xffff.into()));
+        }
+    }
 }
 
 /// Says of every object in a schema what serde does: that it has no further fields. utoipa does so
@@ -179,23 +226,27 @@ fn resource_name(kind: ResourceKind) -> &'static str {
 }
 
 /// The header that says in which state a resource must be to be changed.
-fn precondition(name: &str, description: &str, example: &str) -> Parameter {
+fn precondition(name: &str, description: &str, example: &str, only: &[&str]) -> Parameter {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    let text = if only.is_empty() { text } else { text.enum_values(Some(only.to_vec())) };
     ParameterBuilder::new()
         .name(name)
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
         .description(Some(description))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
+        .schema(Some(text.build()))
         .example(Some(example.into()))
         .build()
 }
 
 fn if_match() -> Parameter {
-    precondition("If-Match", "Only in one of these revisions (`ETag`), or `*`: in any.", "\"7\"")
+    let description = "Only in one of these revisions (`ETag`), or `*`: in any.";
+    precondition("If-Match", description, "\"7\"", &[])
 }
 
 fn if_none_match() -> Parameter {
-    precondition("If-None-Match", "`*`: only where it is not there yet.", "*")
+    let description = "Only where it is not there yet. Not beside If-Match.";
+    precondition("If-None-Match", description, "*", &["*"])
 }
 
 fn wait() -> Parameter {
@@ -222,7 +273,7 @@ fn wait_timeout() -> Parameter {
         .required(Required::False)
         .description(Some("How long to wait, in seconds. Only with wait."))
         .schema(Some(seconds.build()))
-        .example(Some(WAIT.as_secs().into()))
+        .example(Some(5.into()))
         .build()
 }
 
@@ -298,7 +349,8 @@ pub(super) fn many<Spec: Declared>() -> PathItem {
         }),
         _ => operation,
     };
-    let list = list(resource_name(kind), example::resource::<Spec>());
+    let first = link_to(&format!("get_{kind}"), "$response.body#/items/0/id");
+    let list = list(resource_name(kind), example::resource::<Spec>()).link("first", first).build();
     get(with_problems(operation.response("200", list), reading(vec![])))
 }
 
@@ -317,6 +369,9 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
         };
         let response =
             json_response(description, schema, example::resource::<Spec>()).header("ETag", etag());
+        let response = links_of(kind)
+            .into_iter()
+            .fold(response, |response, (name, link)| response.link(name, link));
         match outcome {
             [] => response.build(),
             words => response.header("Eswitchd-Outcome", one_of(words)).build(),
@@ -394,7 +449,13 @@ pub(super) fn one<Spec: Declared>() -> PathItem {
 pub(super) fn adapters() -> PathItem {
     let operation = operation("adapters", "list_adapters")
         .summary(Some("All adapters, in order of id"))
-        .response("200", list("Adapter", example::adapter()));
+        .response(
+            "200",
+            list("Adapter", example::adapter())
+                .link("first", link_to("get_adapter", "$response.body#/items/0/id"))
+                .link("eswitch", link_to("put_eswitch", "$response.body#/items/0/id"))
+                .build(),
+        );
     get(with_problems(operation, reading(vec![])))
 }
 
@@ -472,7 +533,7 @@ pub(super) fn flows() -> PathItem {
         .parameter(filter("adapter", "Only on this adapter.", ResourceKind::Adapter))
         .parameter(filter("port", "Only because of this port.", ResourceKind::Port))
         .parameter(filter("network", "Only because of this network.", ResourceKind::Network))
-        .response("200", list("Flow", example::flow()));
+        .response("200", list("Flow", example::flow()).build());
     get(with_problems(operation, reading(vec![])))
 }
 
@@ -531,9 +592,18 @@ pub(super) fn trace() -> PathItem {
 /// GET and PUT of the snapshot.
 pub(super) fn snapshot() -> PathItem {
     let saved = component(&Snapshot::name());
+    let restore = LinkBuilder::new()
+        .operation_id("restore_snapshot")
+        .request_body(Some("$response.body"))
+        .build();
     let get = operation("daemon", "save_snapshot")
         .summary(Some("Everything that clients have PUT, in one document"))
-        .response("200", json_response("It.", saved.clone(), example::snapshot()).build());
+        .response(
+            "200",
+            json_response("It.", saved.clone(), example::snapshot())
+                .link("restore", restore)
+                .build(),
+        );
     let put = operation("daemon", "restore_snapshot")
         .summary(Some("Put a snapshot in the place of everything that clients have PUT"))
         .description(Some(
@@ -639,6 +709,10 @@ pub(super) fn events() -> PathItem {
                   data: {\"id\": \"19abf3c2d10-17\", \"at\": \"2026-11-22T15:04:05.123Z\", \
                   \"kind\": \"condition\", \"resource\": \"ports/web-1\", \"reason\": \
                   \"Programmed\", \"message\": \"True (Installed): all flows are installed\"}\n\n";
+    // Without a schema: OpenAPI 3.1 has none for the events of a stream.
+    let content = ContentBuilder::new().example(Some(sample.into())).build();
+    let stream =
+        ResponseBuilder::new().description("The stream.").content(EVENTS_MEDIA_TYPE, content);
     let operation = operation("daemon", "events")
         .summary(Some("What happens, as server-sent events"))
         .description(Some(
@@ -649,7 +723,7 @@ pub(super) fn events() -> PathItem {
         ))
         .parameter(since)
         .parameter(follow)
-        .response("200", text_response("The stream.", EVENTS_MEDIA_TYPE, sample));
+        .response("200", stream);
     get(with_problems(operation, reading(vec![])))
 }
 
@@ -681,6 +755,7 @@ pub(super) fn resume() -> PathItem {
 /// Liveness.
 pub(super) fn healthz() -> PathItem {
     get(operation("daemon", "health")
+        .securities(Some([]))
         .summary(Some("Whether the process answers"))
         .response("200", text_response("It does.", "text/plain; charset=utf-8", "ok\n")))
 }
@@ -689,6 +764,7 @@ pub(super) fn healthz() -> PathItem {
 pub(super) fn readyz() -> PathItem {
     let reasons = vec!["no look at the host has been finished yet".to_owned()];
     let operation = operation("daemon", "readiness")
+        .securities(Some([]))
         .summary(Some("Whether the daemon does its work"))
         .response("200", text_response("It does.", "text/plain; charset=utf-8", "ready\n"));
     get(with_problems(
@@ -757,7 +833,7 @@ fn text_response(description: &str, media_type: &str, example: &str) -> Response
     ResponseBuilder::new().description(description).content(media_type, content).build()
 }
 
-fn list(item: &str, example: Value) -> Response {
+fn list(item: &str, example: Value) -> ResponseBuilder {
     let items = ArrayBuilder::new().items(component(item)).build();
     let schema = ObjectBuilder::new()
         .schema_type(Type::Object)
@@ -765,7 +841,26 @@ fn list(item: &str, example: Value) -> Response {
         .required("items")
         .property("next", component("Id"))
         .build();
-    json_response("The list.", schema, json!({ "items": [example] })).build()
+    json_response("The list.", schema, json!({ "items": [example] }))
+}
+
+/// What can be asked next about a resource that was read or put.
+fn links_of(kind: ResourceKind) -> Vec<(&'static str, Link)> {
+    let to = |operation: String| link_to(&operation, "$request.path.id");
+    let mut links = vec![
+        ("read", to(format!("get_{kind}"))),
+        ("change", to(format!("put_{kind}"))),
+        ("remove", to(format!("delete_{kind}"))),
+    ];
+    if kind == ResourceKind::Port {
+        links.push(("explain", to("explain_port".into())));
+    }
+    links
+}
+
+/// A link to what an operation does with a resource; `id` is where its id stands.
+fn link_to(operation: &str, id: &str) -> Link {
+    LinkBuilder::new().operation_id(operation).parameter("id", id).build()
 }
 
 fn etag() -> utoipa::openapi::Header {
@@ -854,7 +949,13 @@ fn writing(kind: ResourceKind) -> Vec<Problem> {
     let message = "port web-1: not Bound (GuestNotSeen): guest `vm1` has not been seen";
     let missing = vec![message.to_owned()];
     let slow = ApiError::NotProgrammed { what, waited: WAIT, missing };
-    [vec![changed.problem(), slow.problem()], storing()].concat()
+    let contradiction = ApiError::Invalid(InvalidField {
+        field: "timeout".into(),
+        detail: "there is nothing to wait for".into(),
+        remedy: "add wait=programmed".into(),
+    });
+    let problems = [changed, slow, contradiction].iter().map(ApiError::problem).collect();
+    [problems, storing()].concat()
 }
 
 /// What any request that stores something can meet.

@@ -37,6 +37,12 @@ fn parameter(field: &str, detail: impl Into<String>, remedy: impl Into<String>) 
     ApiError::Parameter(InvalidField { field, detail: detail.into(), remedy: remedy.into() })
 }
 
+/// Parameters that are right one by one and cannot be meant together.
+fn contradiction(field: &str, detail: &str, remedy: &str) -> ApiError {
+    let (field, detail, remedy) = (field.to_owned(), detail.to_owned(), remedy.to_owned());
+    ApiError::Invalid(InvalidField { field, detail, remedy })
+}
+
 fn id_parameter(field: &str, text: String) -> Result<Id, ApiError> {
     Id::try_from(text).map_err(|error| {
         let (detail, remedy) = split_remedy(&error.to_string());
@@ -221,12 +227,12 @@ impl<S: Send + Sync> FromRequestParts<S> for ChangeQuery {
         }
         if wait.is_none() && timeout.is_some() {
             let detail = "there is nothing to wait for";
-            return Err(parameter("timeout", detail, "add wait=programmed"));
+            return Err(contradiction("timeout", detail, "add wait=programmed"));
         }
         let dry_run = dry_run.unwrap_or_default();
         if wait.is_some() && dry_run {
             let detail = "a dry run changes nothing that could be waited for";
-            return Err(parameter("wait", detail, "leave wait or dry_run out"));
+            return Err(contradiction("wait", detail, "leave wait or dry_run out"));
         }
         let wait = wait.map(|()| timeout.unwrap_or(WAIT));
         let only_if = Precondition::from_request_parts(parts, state).await?;
@@ -288,36 +294,54 @@ impl<S: Send + Sync> FromRequestParts<S> for Precondition {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let values = |name: HeaderName| {
-            let all = parts.headers.get_all(name).iter();
-            all.flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-                .map(<[u8]>::trim_ascii)
+            let all = parts.headers.get_all(name).iter().map(|value| value.as_bytes());
+            let all: Vec<&[u8]> = all.collect();
+            (!all.is_empty()).then(|| all.join(&b','))
         };
-        let (wanted, unwanted): (Vec<&[u8]>, Vec<&[u8]>) =
-            (values(IF_MATCH).collect(), values(IF_NONE_MATCH).collect());
-        match (&wanted[..], &unwanted[..]) {
-            ([], []) => Ok(Precondition::None),
-            ([b"*"], []) => Ok(Precondition::Exists),
-            ([], [b"*"]) => Ok(Precondition::Absent),
-            (tags, []) => {
-                let revisions: Result<_, _> = tags.iter().map(|tag| revision(tag)).collect();
-                revisions.map(Precondition::Revision)
-            }
-            _ => {
-                let remedy = "use If-Match with ETags, or If-None-Match: *";
+        match (values(IF_MATCH).as_deref(), values(IF_NONE_MATCH).as_deref()) {
+            (None, None) => Ok(Precondition::None),
+            (Some(b"*"), None) => Ok(Precondition::Exists),
+            (None, Some(b"*")) => Ok(Precondition::Absent),
+            (Some(tags), None) => revisions(tags).map(Precondition::Revision).ok_or_else(|| {
+                let detail = format!("`{}` is no list of ETags", String::from_utf8_lossy(tags));
+                let remedy = "send what a GET said in its header ETag, quotes included";
+                parameter("If-Match", detail, remedy)
+            }),
+            (None, Some(_)) => {
+                let remedy = "use If-None-Match: *, or If-Match with ETags";
                 Err(parameter("If-None-Match", "cannot be fulfilled by a change", remedy))
             }
+            (Some(_), Some(_)) => Err(contradiction(
+                "If-None-Match",
+                "what is to be in some revision is there",
+                "leave If-Match or If-None-Match out",
+            )),
         }
     }
 }
 
-/// The revision that an entity tag names.
-fn revision(tag: &[u8]) -> Result<u64, ApiError> {
-    let text = std::str::from_utf8(tag).unwrap_or_default();
-    let quoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"'));
-    quoted.and_then(|number| number.parse().ok()).ok_or_else(|| {
-        let detail = format!("`{}` is no ETag of this API", String::from_utf8_lossy(tag));
-        parameter("If-Match", detail, "send what a GET said in its header ETag, quotes included")
-    })
+/// The revisions that a list of entity tags names (RFC 9110, section 8.8.3). Tags that are not of
+/// this API name none: they never match.
+fn revisions(mut list: &[u8]) -> Option<Vec<u64>> {
+    let mut found = Vec::new();
+    loop {
+        list = list.trim_ascii_start();
+        let (weak, quoted) = match list.strip_prefix(b"W/") {
+            Some(quoted) => (true, quoted),
+            None => (false, list),
+        };
+        let text = quoted.strip_prefix(b"\"")?;
+        let end = text.iter().position(|byte| *byte == b'"')?;
+        let number: Option<u64> =
+            str::from_utf8(&text[..end]).ok().and_then(|text| text.parse().ok());
+        // A weak tag is no match for a strong one (section 13.1.1).
+        found.extend(number.filter(|_| !weak));
+        match text[end + 1..].trim_ascii_start() {
+            [] => return Some(found),
+            [b',', rest @ ..] => list = rest,
+            _ => return None,
+        }
+    }
 }
 
 fn query(parts: &Parts) -> Result<Vec<(String, String)>, ApiError> {
@@ -538,6 +562,24 @@ mod tests {
             assert_eq!(problem.field.as_deref(), Some(field));
             assert_eq!(problem.detail, detail);
             assert_eq!(problem.remedy.as_deref(), Some(remedy));
+        }
+    }
+
+    #[test]
+    fn entity_tags_are_told_from_what_is_none_and_those_of_others_name_no_revision() {
+        for (list, read) in [
+            (r#""7""#, Some(vec![7])),
+            (r#""7", "8" ,"9""#, Some(vec![7, 8, 9])),
+            (r#"W/"7""#, Some(vec![])),
+            (r#""a,b", "7""#, Some(vec![7])),
+            (r#""18446744073709551616""#, Some(vec![])),
+            ("7", None),
+            (r#""7"#, None),
+            (r#""7" "8""#, None),
+            (r#""7","#, None),
+            ("", None),
+        ] {
+            assert_eq!(revisions(list.as_bytes()), read, "{list}");
         }
     }
 

@@ -10,6 +10,8 @@ use std::{
 };
 
 use axum::http::Method;
+use eswitchd_api::client::{Client, ClientError, Server};
+use eswitchd_api::credentials::{CredentialError, CredentialFiles, Credentials};
 use eswitchd_api::server::{
     Access, Audit, Bound, ConnectionLimits, Listeners, PeerMatch, PeerRole, Role, Served, TlsFiles,
     TlsListenSpec, TokenFile, UnixListenSpec, probe_router, router, token_line,
@@ -361,6 +363,50 @@ async fn a_client_is_known_by_a_certificate_of_the_right_authority_that_has_not_
     let mut answer = Vec::new();
     let _ = within(5, stream.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP"));
+}
+
+#[tokio::test]
+async fn the_client_and_eswitchctl_speak_tls_with_a_certificate_or_a_token() {
+    let daemon = Guarded::start(Vec::new()).await;
+    let write = |name: &str, text: &str| {
+        fs::write(daemon.file(name), text).unwrap();
+        Some(daemon.file(name))
+    };
+    let (chain, key) = certificate(&daemon.client_ca, "nova.example", 2100);
+    let ca = write("ca.pem", &daemon.server_ca.pem());
+    let (certificate, key) = (write("nova.pem", &chain), write("nova.key", &key));
+    let token = write("token", &secret(Role::Read));
+    let server = Server::Https { host: "localhost".into(), port: daemon.tls.port() };
+    let ask = async |files: CredentialFiles| {
+        let client = Client::with_credentials(server.clone(), Credentials::read(&files).unwrap());
+        client.networks().await.map_err(|error| match error {
+            ClientError::Problem(problem) => problem.kind,
+            error => format!("{error:?}"),
+        })
+    };
+    let with_ca = CredentialFiles { ca, ..CredentialFiles::default() };
+    let certified = CredentialFiles { certificate, key, ..with_ca.clone() };
+    assert_eq!(ask(certified.clone()).await, Ok(vec![]));
+    assert_eq!(ask(CredentialFiles { token: token.clone(), ..with_ca.clone() }).await, Ok(vec![]));
+    assert_eq!(ask(with_ca.clone()).await.unwrap_err(), "/problems/unauthenticated");
+    // Whom the CA does not know is not the daemon.
+    let stranger = write("stranger.pem", &authority("strangers").pem());
+    let wrong = ask(CredentialFiles { ca: stranger, token, ..with_ca.clone() }).await;
+    assert!(wrong.as_ref().is_err_and(|error| error.contains("InvalidCertificate")), "{wrong:?}");
+    // Half of what is needed is told before anything is sent.
+    let half = CredentialFiles { key: None, ..certified };
+    assert!(matches!(Credentials::read(&half), Err(CredentialError::Half)));
+    assert!(ask(CredentialFiles::default()).await.unwrap_err().contains("NoCa"));
+
+    let url = server.to_string();
+    let file = |name: &str| daemon.file(name).display().to_string();
+    let (ca, token) = (file("ca.pem"), file("token"));
+    let words =
+        ["eswitchctl", "--server", &url, "--ca", &ca, "--token-file", &token, "get", "ports"];
+    let arguments = eswitchd_api::cli::Arguments::read(words).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = eswitchd_api::cli::run(arguments, &mut &b""[..], &mut out, &mut err).await;
+    assert_eq!(exit, eswitchd_api::cli::Exit::Done, "{}", String::from_utf8_lossy(&err));
 }
 
 #[tokio::test]

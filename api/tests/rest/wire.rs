@@ -10,10 +10,11 @@ use std::{
 
 use eswitchd_api::{
     client::{Client, ClientError, Server},
+    credentials::{CredentialFiles, Credentials},
     resources::*,
     server::{
-        Bound, ConnectionLimits, FlowFilter, Listeners, PutOutcome, ServeError, Served,
-        UnixListenSpec, probe_router, router, serve,
+        Access, Bound, ConnectionLimits, FlowFilter, Listeners, PutOutcome, Role, ServeError,
+        Served, TokenFile, UnixListenSpec, probe_router, router, serve, token_line,
     },
     types::Id,
 };
@@ -52,7 +53,13 @@ impl Running {
         let bound = Bound::bind(&listeners).await.unwrap();
         let tcp = bound.tcp_addresses();
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(bound.serve(served(Arc::clone(&double)), limits, async {
+        let tokens = folder.path().join("tokens");
+        std::fs::write(folder.path().join("token"), "secret\n").unwrap();
+        std::fs::write(&tokens, token_line("tests", Role::Admin, "secret")).unwrap();
+        std::fs::set_permissions(&tokens, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let access = Access { tokens: Some(TokenFile::open(tokens).unwrap()), ..Access::default() };
+        let served = Served { access: Arc::new(access), ..served(Arc::clone(&double)) };
+        let task = tokio::spawn(bound.serve(served, limits, async {
             let _ = stopped.await;
         }));
         Self { folder, double, tcp, stop: Some(stop), task }
@@ -68,6 +75,13 @@ impl Running {
 
     pub(crate) fn client(&self) -> Client {
         Client::new(Server::Unix(self.socket()))
+    }
+
+    /// A client over TCP, with the token.
+    fn client_at(&self, address: std::net::SocketAddr) -> Client {
+        let token = Some(self.folder.path().join("token"));
+        let files = CredentialFiles { token, ..CredentialFiles::default() };
+        Client::with_credentials(Server::Http(address), Credentials::read(&files).unwrap())
     }
 
     pub(crate) async fn stop(&mut self) {
@@ -118,9 +132,8 @@ async fn the_client_speaks_every_route_over_every_kind_of_listener() {
         state.not_ready = vec!["no look yet".into()];
     }))
     .await;
-    let servers = daemon.tcp.iter().map(|address| Server::Http(*address));
-    for server in servers.chain([Server::Unix(daemon.socket())]) {
-        let client = Client::new(server);
+    let clients = daemon.tcp.iter().map(|address| daemon.client_at(*address));
+    for client in clients.chain([daemon.client()]) {
         let blue = id("blue");
         let put = client.put_network(&blue, flat()).await.unwrap();
         assert_eq!(put.outcome, PutOutcome::Created);
@@ -275,7 +288,7 @@ async fn idle_connections_do_not_keep_others_out_for_long() {
     }
     let client = daemon.client();
     within(5, client.networks()).await.unwrap();
-    let tcp = Client::new(Server::Http(daemon.tcp[0]));
+    let tcp = daemon.client_at(daemon.tcp[0]);
     within(1, tcp.networks()).await.unwrap();
 }
 
@@ -303,6 +316,22 @@ async fn a_header_that_is_too_large_is_refused() {
     let mut answer = Vec::new();
     let _ = within(5, stream.read_to_end(&mut answer)).await;
     assert!(answer.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
+async fn over_tcp_nobody_is_let_in_without_a_token() {
+    let daemon = Running::usual(Double::with(|_| {})).await;
+    let client = Client::new(Server::Http(daemon.tcp[0]));
+    let Err(ClientError::Problem(problem)) = client.networks().await else { panic!("let in") };
+    assert_eq!((problem.status, &*problem.kind), (401, "/problems/unauthenticated"));
+    // Nor where the daemon has no tokens at all.
+    let open = Listeners { tcp: vec!["127.0.0.1:0".parse().unwrap()], ..Listeners::default() };
+    let bound = Bound::bind(&open).await.unwrap();
+    let address = bound.tcp_addresses()[0];
+    let limits = ConnectionLimits::default();
+    tokio::spawn(bound.serve(served(Double::with(|_| {})), limits, std::future::pending()));
+    let answer = Client::new(Server::Http(address)).networks().await;
+    assert!(matches!(answer, Err(ClientError::Problem(problem)) if problem.status == 401));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -22,9 +22,6 @@ use crate::{
 
 /// VFs that each guest creates.
 const VFS: usize = 2;
-
-/// The API's port on the loopback of the namespace that the demo runs in.
-pub const API_PORT: u16 = 9181;
 
 /// What a demo run showed.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -86,14 +83,12 @@ impl<'a> Demo<'a> {
     /// Something that the demo stands on failed: a guest, the kernel, the daemon's start.
     pub fn run(folder: &Path, say: &'a mut dyn FnMut(&str)) -> Result<(Report, Self)> {
         let began = Instant::now();
-        let configuration = format!(
-            "tcp = [\"127.0.0.1:{API_PORT}\"]\n\n[[adapter]]\nsoftware = \"lab\"\n\
-             uplink = \"uplink0\"\nrepresentors = [\"vm-*\"]\n"
-        );
+        let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"uplink0\"\n\
+                             representors = [\"vm-*\"]\n";
         net::modprobe("dummy")?;
         net::ip("link add uplink0 type dummy")?;
         net::ip("link set uplink0 up")?;
-        let daemon = Daemon::start(folder, &configuration)?;
+        let daemon = Daemon::start(folder, configuration)?;
         let report = Report::default();
         let mut demo = Demo { began, say, report, daemon, tenants: Vec::new() };
         demo.say("eswitchd runs: one software adapter, a guest for every QMP socket it finds");
@@ -106,6 +101,11 @@ impl<'a> Demo<'a> {
         demo.report.seconds = demo.began.elapsed().as_secs_f64();
         demo.report.ok = demo.report.failures.is_empty();
         Ok((demo.report.clone(), demo))
+    }
+
+    /// The API's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.daemon.socket()
     }
 
     fn say(&mut self, what: &str) {

@@ -16,6 +16,7 @@ mod error;
 pub mod guest;
 pub mod native;
 pub mod net;
+pub mod python;
 pub mod qmp_double;
 pub mod recording;
 pub mod setup;

@@ -1,8 +1,9 @@
 //! `cargo lab demo`: the main job on real input, in the lab VM.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io,
     net::{Shutdown, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     process::ExitCode,
     thread,
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use lab::{
     At, Error, Result,
-    demo::{self, Demo, Report},
+    demo::{Demo, Report},
     setup,
     vm::{self, Job},
 };
@@ -118,8 +119,7 @@ fn stay(demo: Demo<'_>) -> Result<()> {
     vm::to_stdout(lines.as_bytes());
     for machine in listener.incoming() {
         let machine = machine.at("taking a connection")?;
-        // The API listens on the loopback only; the VM's forwarding ends at its other address.
-        match TcpStream::connect(("127.0.0.1", demo::API_PORT)) {
+        match UnixStream::connect(demo.socket()) {
             Ok(api) => join(machine, api).at("forwarding a connection")?,
             Err(_) => break,
         }
@@ -132,18 +132,17 @@ fn stay(demo: Demo<'_>) -> Result<()> {
 }
 
 /// Copies both ways, each on a thread of its own.
-fn join(one: TcpStream, other: TcpStream) -> io::Result<()> {
-    for (mut from, mut to) in [(one.try_clone()?, other.try_clone()?), (other, one)] {
-        thread::spawn(move || {
-            let mut chunk = [0; 16 * 1024];
-            while let Ok(length @ 1..) = from.read(&mut chunk) {
-                if to.write_all(&chunk[..length]).is_err() {
-                    break;
-                }
-            }
-            // The peer may have closed before.
-            let _ = to.shutdown(Shutdown::Write);
-        });
-    }
+fn join(machine: TcpStream, api: UnixStream) -> io::Result<()> {
+    let (mut asks, mut takes) = (machine.try_clone()?, api.try_clone()?);
+    let (mut answers, mut reads) = (api, machine);
+    // A peer may have closed before its end is shut down.
+    thread::spawn(move || {
+        let _ = io::copy(&mut asks, &mut takes);
+        let _ = takes.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        let _ = io::copy(&mut answers, &mut reads);
+        let _ = reads.shutdown(Shutdown::Write);
+    });
     Ok(())
 }

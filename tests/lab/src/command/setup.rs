@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lab::{Result, setup};
+use lab::{Result, python, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -15,6 +15,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
     let lab = setup::ready(arguments.force)?;
+    python::schemathesis()?;
     eprintln!(
         "the lab is ready in {} ({:.1} s)",
         lab.cache.folder().display(),

@@ -10,7 +10,7 @@ use lab::cargo::{self, Executable};
 use lab::setup::{self, Lab};
 use lab::totals::{Reader, Totals};
 use lab::vm::{self, Job};
-use lab::{At, Error, Result, native};
+use lab::{At, Error, Result, native, python};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -30,9 +30,9 @@ pub(crate) struct Arguments {
 /// The suite that runs guests.
 const GUESTS: &str = "eswitchd-e2e-tests";
 
-/// Suites that only watch guests: these run on the machine itself, whatever its kernel. In the VM
-/// each guest would be an emulation in an emulation.
-const WATCHERS: [&str; 4] = ["commands", "libvirt", "observe", "taps"];
+/// Suites that need nothing of the kernel: these run on the machine itself, whatever its kernel. In
+/// the VM each guest that they watch would be an emulation in an emulation, and there is no Python.
+const WATCHERS: [&str; 5] = ["commands", "libvirt", "observe", "specification", "taps"];
 
 /// For all suites in the VM; a suite that hangs must not keep a build machine for ever.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -217,6 +217,7 @@ fn natively(
         .env("ESWITCHD_LAB", "1")
         .env("LAB_GUEST_DIR", &lab.guest)
         .env("LAB_QEMU", &lab.qemu)
+        .env("LAB_SCHEMATHESIS", python::schemathesis()?)
         .env("ESWITCHD_BIN", path("eswitchd").unwrap_or_default())
         .env("ESWITCHCTL_BIN", path("eswitchctl").unwrap_or_default());
     if arguments.long {
