@@ -5,13 +5,17 @@
 
 mod apply;
 mod describe;
+mod doctor;
 mod dry_run;
+mod eswitch;
 mod events;
 mod explain;
 mod get;
+mod screen;
 mod snapshot;
 mod status;
 mod table;
+mod top;
 mod trace;
 mod yaml;
 
@@ -30,8 +34,8 @@ use crate::{
     client::{Client, ClientError, Server},
     credentials::{CredentialFiles, Credentials},
     error::{Problem, ResourceKind},
-    resources::TornDown,
-    server::{FlowFilter, WAIT_MAX},
+    resources::{EswitchMode, EswitchSpec, TornDown},
+    server::{EswitchHow, FlowFilter, WAIT_MAX},
     types::Id,
 };
 use table::printable;
@@ -49,6 +53,8 @@ Examples:
   eswitchctl events -f
   eswitchctl describe port web-1
   eswitchctl explain port web-1
+  eswitchctl top
+  eswitchctl doctor
   eswitchctl trace --from port/web-1 --dst-mac 02:aa:bb:cc:00:02 --ip 192.0.2.1,192.0.2.2
   eswitchctl snapshot save host1.json
   eswitchctl snapshot restore host1.json
@@ -61,7 +67,8 @@ Exit status:
   2  wrong arguments, or a file that is not what it should be
   3  no daemon answers
   4  the daemon failed
-  5  status: the daemon is not ready, or something is degraded; explain: a link is broken
+  5  status: the daemon is not ready, or something is degraded; explain: a link is broken;
+     doctor: something is wrong
   6  --wait: it is stored, and was not in the kernel in time";
 
 /// A command line of eswitchctl.
@@ -184,6 +191,50 @@ enum Command {
     },
     /// Show on one screen what there is, and what is degraded and why
     Status,
+    /// Show what ports receive, send and lose at the moment
+    #[command(
+        after_help = "On a terminal a screen; keys: n, r, s, d order by name, received, sent, \
+                            dropped; q quits. Elsewhere a table for each interval.\n\nExample:
+  eswitchctl top
+  eswitchctl top --interval 10 --count 1"
+    )]
+    Top {
+        /// Seconds between two readings
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval: u64,
+        /// End after so many intervals
+        #[arg(long)]
+        count: Option<u32>,
+    },
+    /// Check this host and the daemon, and say what to fix
+    #[command(after_help = "Kernel, modules, the daemon's rights, NICs, IOMMU, other agents that \
+                            program switches; readiness, adapters, filters of others, QMP sockets. \
+                            Nothing is changed. Ask as root: else not everything can be seen.")]
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change an adapter's mode and number of VFs, or say what that would mean
+    #[command(after_help = "Only where the configuration has manage_eswitch. Examples:
+  eswitchctl eswitch pci-0000:03:00.0 --mode switchdev --vfs 8 --dry-run
+  eswitchctl eswitch pci-0000:03:00.0 --vfs 16")]
+    Eswitch {
+        /// The adapter's id
+        adapter: Id,
+        /// The mode
+        #[arg(long, required_unless_present = "vfs")]
+        mode: Option<Mode>,
+        /// How many VFs there are to be
+        #[arg(long, value_name = "COUNT")]
+        vfs: Option<u16>,
+        /// Change nothing: say what it would mean
+        #[arg(long)]
+        dry_run: bool,
+        /// Even while VFs are in use: every VF is removed and made anew under whoever uses it
+        #[arg(long)]
+        force: bool,
+    },
     /// Show how far a port has come: asked, seen, planned, installed, in hardware, hit
     #[command(after_help = "The first link that is broken is marked, with its reason.\n\nExample:
   eswitchctl explain port web-1")]
@@ -315,6 +366,24 @@ impl From<DeclaredKind> for ResourceKind {
     }
 }
 
+/// Modes that an eswitch can be set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Per-VF settings on the PF
+    Legacy,
+    /// A representor for each VF, and flows
+    Switchdev,
+}
+
+impl From<Mode> for EswitchMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Legacy => Self::Legacy,
+            Mode::Switchdev => Self::Switchdev,
+        }
+    }
+}
+
 /// Kinds of resources that can be explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Explained {
@@ -362,7 +431,7 @@ pub enum Exit {
     Unreachable = 3,
     /// The daemon failed.
     Failed = 4,
-    /// `status`: something is degraded; `explain`: a link is broken.
+    /// `status`: something is degraded; `explain`: a link is broken; `doctor`: something is wrong.
     Degraded = 5,
     /// `--wait`: it is stored, and was not in the kernel in time.
     NotProgrammed = 6,
@@ -467,6 +536,15 @@ pub async fn run(
         Command::Describe { kind, id } => describe::describe(&client, kind, &id, out).await,
         Command::BugReport { file } => describe::bug_report(&client, &file, out).await,
         Command::Status => status::status(&client, out).await,
+        Command::Top { interval, count } => {
+            let how = top::How { interval: Duration::from_secs(interval), count };
+            top::top(&client, how, out).await
+        }
+        Command::Doctor { json } => doctor::doctor(&client, json, out).await,
+        Command::Eswitch { adapter, mode, vfs, dry_run, force } => {
+            let spec = EswitchSpec { mode: mode.map(EswitchMode::from), num_vfs: vfs };
+            eswitch::eswitch(&client, &adapter, spec, EswitchHow { dry_run, force }, out).await
+        }
         Command::Events { follow, since, json } => {
             let since = since.map(|id| id.to_string());
             events::events(&client, events::Wish { since, follow, json }, out, err).await

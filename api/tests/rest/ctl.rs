@@ -774,3 +774,70 @@ async fn a_teardown_says_what_went_and_what_would_not() {
     assert_eq!(ran.exit, Exit::Failed);
     assert_eq!(ran.err, "eswitchctl: not taken away: tap0: chain 0 prio 1: busy\n");
 }
+
+// ---------------------------------------------------------------- top, doctor, eswitch
+
+#[tokio::test]
+async fn top_shows_what_ports_do_in_a_second() {
+    let double = Double::with(|state| {
+        state.metrics = "eswitchd_port_received_bytes_total{port=\"web-1\"} 7\n".into();
+    });
+    let daemon = Running::usual(double).await;
+    let ran = ctl(&daemon, "top --interval 1 --count 1", "").await;
+    let head = "PORT   RECEIVED bit/s  frames/s  SENT bit/s  frames/s  DROPPED/s  MOSTLY FOR\n";
+    assert_eq!((ran.exit, &*ran.err), (Exit::Done, ""));
+    assert_eq!(ran.out.lines().next().map(str::trim), head.lines().next());
+    assert!(ran.out.lines().nth(1).unwrap().starts_with("web-1  0"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn doctor_names_what_is_wrong_with_the_daemon_and_what_to_do() {
+    let findings = async |double: Arc<Double>| -> Vec<Value> {
+        let daemon = Running::usual(double).await;
+        let ran = ctl(&daemon, "doctor --json", "").await;
+        let all: Vec<Value> = serde_json::from_str(&ran.out).unwrap();
+        let wrong = all.iter().any(|finding| finding["verdict"] == "wrong");
+        assert_eq!(ran.exit, if wrong { Exit::Degraded } else { Exit::Done });
+        // This host, as it may be, is what other tests are about.
+        let of_daemon = |finding: &Value| {
+            let what = finding["what"].as_str().unwrap().to_owned();
+            ["daemon", "adapter", "guest"].iter().any(|start| what.starts_with(start))
+        };
+        all.into_iter().filter(of_daemon).collect()
+    };
+    let empty = findings(Double::with(|_| {})).await;
+    assert_eq!(empty[0]["verdict"], "ok");
+    assert_eq!((&empty[1]["what"], &empty[1]["verdict"]), (&"adapters".into(), &"wrong".into()));
+    let said = findings(Double::with(|state| {
+        host(state);
+        state.not_ready = vec!["no look yet".into()];
+        state.adapters[0].foreign_filters = 3;
+    }))
+    .await;
+    let text = serde_json::to_string(&said).unwrap();
+    assert_eq!((&said[0]["verdict"], &said[0]["says"]), (&"wrong".into(), &"no look yet".into()));
+    assert!(text.contains("3 filters of others are on its hooks"), "{text}");
+    for finding in said {
+        assert_eq!(finding["verdict"] != "ok", finding["fix"].is_string(), "{finding}");
+    }
+    // Without a daemon the host is checked nevertheless.
+    let mut daemon = Running::usual(Double::with(|_| {})).await;
+    daemon.stop().await;
+    let ran = ctl(&daemon, "doctor", "").await;
+    assert_eq!(ran.exit, Exit::Degraded);
+    assert!(ran.out.contains("WRONG daemon         cannot reach eswitchd at"), "{}", ran.out);
+    assert!(ran.out.contains("to do: start it"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn an_eswitch_is_tried_and_changed_by_a_command() {
+    let daemon = Running::usual(Double::with(host)).await;
+    let id = daemon.double.change(|state| state.adapters[0].id.clone());
+    let tried = ctl(&daemon, &format!("eswitch {id} --vfs 9 --dry-run"), "").await;
+    assert_eq!(tried.exit, Exit::Done, "{tried:?}");
+    assert!(tried.out.starts_with(&format!("adapters/{id}: ")), "{tried:?}");
+    assert!(tried.out.ends_with("nothing was changed\n"), "{tried:?}");
+    let forced = ctl(&daemon, &format!("eswitch {id} --vfs 9 --force"), "").await;
+    assert!(forced.out.contains("begun; `eswitchctl describe adapter"), "{forced:?}");
+    assert!(Arguments::read(["eswitchctl", "eswitch", "a"]).is_err(), "nothing is asked for");
+}
