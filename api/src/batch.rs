@@ -3,7 +3,7 @@
 //! In: the text of a batch. Out: a checked [`Batch`], or the field that is wrong. What a change does
 //! is the daemon's business.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::{
     error::{ApiError, InvalidField, ResourceKind, ResourceRef},
     resources::{ConditionStatus, GuestSpec, NetworkSpec, PortSpec},
-    server::{declared::Declared, request},
+    server::{Precondition, declared::Declared, request},
     types::Id,
 };
 
@@ -61,6 +61,11 @@ pub struct Batch {
     /// What is deleted; what is not there is no error.
     #[serde(skip_serializing_if = "Deletions::is_empty")]
     pub delete: Deletions,
+    /// The revisions (`ETag`) that resources of this batch must have for it to be made, by
+    /// `ports/web-1`; 0: it must not be there. Not looked at where there is nothing to change.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(example = json!({"ports/web-1": 42}))]
+    pub only_if: BTreeMap<String, u64>,
 }
 
 /// A spec with the name of its resource.
@@ -128,7 +133,41 @@ impl Batch {
         }
         each_once("networks", &self.networks, &self.delete.networks)?;
         each_once("ports", &self.ports, &self.delete.ports)?;
-        each_once("guests", &self.guests, &self.delete.guests)
+        each_once("guests", &self.guests, &self.delete.guests)?;
+        let subjects: BTreeSet<String> =
+            self.subjects().map(|resource| resource.to_string()).collect();
+        match self.only_if.keys().find(|name| !subjects.contains(*name)) {
+            None => Ok(()),
+            Some(name) => Err(InvalidField {
+                field: format!("only_if.{name}"),
+                detail: "is no resource of this batch".into(),
+                remedy: "write what the batch puts or deletes, as in ports/web-1".into(),
+            }),
+        }
+    }
+
+    /// What it is about.
+    fn subjects(&self) -> impl Iterator<Item = ResourceRef> {
+        let of = |kind| move |id: &Id| ResourceRef { kind, id: id.clone() };
+        let networks = self.networks.iter().map(|put| &put.id).chain(&self.delete.networks);
+        let ports = self.ports.iter().map(|put| &put.id).chain(&self.delete.ports);
+        let guests = self.guests.iter().map(|put| &put.id).chain(&self.delete.guests);
+        networks
+            .map(of(ResourceKind::Network))
+            .chain(ports.map(of(ResourceKind::Port)))
+            .chain(guests.map(of(ResourceKind::Guest)))
+    }
+
+    /// In which state its resources must be.
+    pub fn precondition(&self) -> Precondition {
+        if self.only_if.is_empty() {
+            return Precondition::None;
+        }
+        let expected = |resource: ResourceRef| {
+            let revision = *self.only_if.get(&resource.to_string())?;
+            Some((resource, revision))
+        };
+        Precondition::Each(self.subjects().filter_map(expected).collect())
     }
 
     /// Its changes, one by one.
@@ -331,6 +370,7 @@ mod tests {
             (json!({"networks": [flat], "delete": {"networks": ["a"]}}), "delete.networks[0]"),
             (json!({"delete": {"ports": ["a/b"]}}), "delete.ports[0]"),
             (json!({"switches": []}), "switches"),
+            (json!({"networks": [flat], "only_if": {"networks/b": 7}}), "only_if.networks/b"),
         ] {
             let problem = Batch::read(batch.to_string().as_bytes()).unwrap_err().problem();
             assert_eq!(problem.field.as_deref(), Some(field), "{problem:?}");

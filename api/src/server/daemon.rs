@@ -94,6 +94,8 @@ pub enum Precondition {
     Revision(Vec<u64>),
     /// It is not there: `If-None-Match: *`.
     Absent,
+    /// Of a batch: each of these is there in this revision, or with 0 is not there.
+    Each(Vec<(ResourceRef, u64)>),
 }
 
 impl Precondition {
@@ -112,6 +114,10 @@ impl Precondition {
             Self::Exists => revision.is_some(),
             Self::Revision(wanted) => revision.is_some_and(|has| wanted.contains(&has)),
             Self::Absent => revision.is_none(),
+            Self::Each(expected) => expected
+                .iter()
+                .filter(|(resource, _)| resource.kind == kind && resource.id == *id)
+                .all(|(_, expected)| revision.unwrap_or(0) == *expected),
         };
         if holds {
             return Ok(());
@@ -136,12 +142,13 @@ pub trait Daemon: Send + Sync + 'static {
     /// All networks.
     fn networks(&self) -> impl Future<Output = Result<Vec<Network>, ApiError>> + Send;
 
-    /// Removes a network; [`ApiError::Conflict`] while ports are attached to it.
+    /// Removes a network; [`ApiError::Conflict`] while ports are attached to it. Like all deletions
+    /// answered with the daemon's revision that came of it.
     fn delete_network(
         &self,
         id: &Id,
         how: ChangeHow,
-    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+    ) -> impl Future<Output = Result<u64, ApiError>> + Send;
 
     /// Creates or changes a port.
     fn put_port(
@@ -162,7 +169,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: &Id,
         how: ChangeHow,
-    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+    ) -> impl Future<Output = Result<u64, ApiError>> + Send;
 
     /// Creates or changes a guest.
     fn put_guest(
@@ -183,7 +190,7 @@ pub trait Daemon: Send + Sync + 'static {
         &self,
         id: &Id,
         how: ChangeHow,
-    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+    ) -> impl Future<Output = Result<u64, ApiError>> + Send;
 
     /// All adapters.
     fn adapters(&self) -> impl Future<Output = Result<Vec<Adapter>, ApiError>> + Send;
@@ -211,12 +218,11 @@ pub trait Daemon: Send + Sync + 'static {
     /// How far a port has come.
     fn explain(&self, port: &Id) -> impl Future<Output = Result<Explanation, ApiError>> + Send;
 
-    /// Makes all changes in one transaction, or on an error none; with `wait` answered like a change
-    /// that waits ([`ChangeHow::wait`]).
+    /// Makes all changes in one transaction, or on an error none.
     fn apply(
         &self,
         changes: Vec<Wanted>,
-        wait: Option<Duration>,
+        how: ChangeHow,
     ) -> impl Future<Output = Result<Applied, ApiError>> + Send;
 
     /// What changes would come to. Makes none.

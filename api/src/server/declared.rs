@@ -55,7 +55,7 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
         daemon: &D,
         id: &Id,
         how: ChangeHow,
-    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+    ) -> impl Future<Output = Result<u64, ApiError>> + Send;
 }
 
 /// Which ports are asked for: those that match every field that is there.
@@ -127,7 +127,7 @@ macro_rules! declared {
                 daemon: &D,
                 id: &Id,
                 how: ChangeHow,
-            ) -> Result<(), ApiError> {
+            ) -> Result<u64, ApiError> {
                 daemon.$delete(id, how).await
             }
         }

@@ -644,8 +644,7 @@ pub(super) fn batch() -> PathItem {
         .summary(Some("Many changes in one transaction"))
         .description(Some(
             "All of them, or on an error none. Specs are put, and what `delete` names goes; what is \
-             not there is no error. A network may be deleted together with its last ports. Has no \
-             preconditions.",
+             not there is no error. A network may be deleted together with its last ports.",
         ))
         .parameter(wait())
         .parameter(wait_timeout())
@@ -672,11 +671,13 @@ pub(super) fn batch() -> PathItem {
             )
             .build(),
         );
+    let resource = ResourceRef { kind: ResourceKind::Port, id: example_id("web-1") };
+    let changed = ApiError::Precondition { resource, revision: Some(43) };
     let what = "a batch of 3 changes".to_owned();
     let missing = vec!["adapter pci-0000:03:00.0: flows of 2 netdevs are on their way".to_owned()];
     let slow = ApiError::NotProgrammed { what, waited: WAIT, missing };
     let problems = [
-        reading(vec![still_needed(ResourceKind::Network), slow.problem()]),
+        reading(vec![still_needed(ResourceKind::Network), slow.problem(), changed.problem()]),
         storing(),
         body_problems(),
     ];

@@ -409,7 +409,10 @@ impl<D: Daemon> FromRequest<App<D>> for SnapshotBody {
 }
 
 /// The changes of a batch, valid by themselves.
-pub(super) struct BatchBody(pub(super) Vec<Wanted>);
+pub(super) struct BatchBody {
+    pub(super) changes: Vec<Wanted>,
+    pub(super) only_if: Precondition,
+}
 
 impl<D: Daemon> FromRequest<App<D>> for BatchBody {
     type Rejection = ApiError;
@@ -417,7 +420,9 @@ impl<D: Daemon> FromRequest<App<D>> for BatchBody {
     async fn from_request(request: Request, app: &App<D>) -> Result<Self, ApiError> {
         is_json(request.headers())?;
         let bytes = whole_body(request.into_body(), &app.limits, app.limits.snapshot_bytes).await?;
-        Batch::read(&bytes).map(|batch| BatchBody(batch.changes()))
+        let batch = Batch::read(&bytes)?;
+        let only_if = batch.precondition();
+        Ok(BatchBody { changes: batch.changes(), only_if })
     }
 }
 

@@ -15,7 +15,7 @@ use axum::{
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
+    App, ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
     declared::Declared,
     openapi, reply,
     request::{
@@ -142,8 +142,10 @@ async fn delete<Spec: Declared, D: Daemon>(
         Spec::get(&*app.daemon, &id).await?;
         return imagine(&app, vec![Spec::wanted(id, None)], how.only_if).await;
     }
-    Spec::delete(&*app.daemon, &id, how).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    let revision = Spec::delete(&*app.daemon, &id, how).await?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    response.extensions_mut().insert(reply::Revision(revision));
+    Ok(response)
 }
 
 /// What changes would come to.
@@ -159,19 +161,19 @@ async fn imagine<D: Daemon>(
 async fn apply<D: Daemon>(
     State(app): State<App<D>>,
     ChangeQuery { how, dry_run }: ChangeQuery,
-    BatchBody(changes): BatchBody,
+    BatchBody { changes, only_if }: BatchBody,
 ) -> Result<Response, ApiError> {
     if how.only_if != Precondition::None {
         return Err(ApiError::Parameter(InvalidField {
             field: "If-Match".into(),
             detail: "a batch has no revision".into(),
-            remedy: "leave it out, or PUT the resources one by one".into(),
+            remedy: "name the revision of each resource in the batch's only_if".into(),
         }));
     }
     if dry_run {
-        return imagine(&app, changes, how.only_if).await;
+        return imagine(&app, changes, only_if).await;
     }
-    let applied = app.daemon.apply(changes, how.wait).await?;
+    let applied = app.daemon.apply(changes, ChangeHow { only_if, wait: how.wait }).await?;
     let revision = reply::Revision(applied.revision);
     let mut response = Json(applied).into_response();
     response.extensions_mut().insert(revision);

@@ -301,7 +301,7 @@ async fn each_change_leaves_a_record_of_who_what_and_which_revision() {
             what: "DELETE /v1/networks/blue".into(),
             status: 204,
             outcome: None,
-            revision: None,
+            revision: Some(2),
         },
     ];
     assert_eq!(audits, expected);

@@ -731,7 +731,7 @@ async fn a_snapshot_goes_to_a_file_and_back() {
     assert_eq!(ran.out, "unchanged, revision 3: 1 networks, 1 ports, 1 guests\n");
     ctl(&daemon, "delete port web", "").await;
     let ran = ctl(&daemon, "snapshot restore -", &text).await;
-    assert_eq!(ran.out, "updated, revision 3: 1 networks, 1 ports, 1 guests\n");
+    assert_eq!(ran.out, "updated, revision 4: 1 networks, 1 ports, 1 guests\n");
     assert_eq!(double.change(|state| state.ports.len()), 1);
 
     let ran = ctl(&daemon, "snapshot restore -", &text.replace("\"flat\"", "\"round\"")).await;

@@ -148,14 +148,17 @@ impl Double {
         table: impl Fn(&mut State) -> &mut Table<Spec, Status>,
         id: &Id,
         how: ChangeHow,
-    ) -> Result<(), ApiError> {
+    ) -> Result<u64, ApiError> {
         self.trouble().await?;
-        self.change(|state| {
+        let revision = self.change(|state| {
             how.only_if.check(kind, id, table(state).get(id).map(|found| found.revision))?;
             let gone = table(state).remove(id);
-            gone.map(|_| ()).ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })
+            gone.ok_or_else(|| ApiError::NotFound { kind, id: id.clone() })?;
+            state.revision += 1;
+            Ok::<_, ApiError>(state.revision)
         })?;
-        self.waited(&how, kind, id)
+        self.waited(&how, kind, id)?;
+        Ok(revision)
     }
 }
 
@@ -207,7 +210,7 @@ impl Daemon for Double {
         self.list(networks).await
     }
 
-    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         let blockers: Vec<_> = self.change(|state| {
             let attached = |port: &&Port| port.spec.attachments.iter().any(|at| at.network == *id);
             let reference =
@@ -239,7 +242,7 @@ impl Daemon for Double {
         self.list(ports).await
     }
 
-    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         self.delete(ResourceKind::Port, ports, id, how).await
     }
 
@@ -260,7 +263,7 @@ impl Daemon for Double {
         self.list(guests).await
     }
 
-    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         self.delete(ResourceKind::Guest, guests, id, how).await
     }
 
@@ -379,13 +382,13 @@ impl Daemon for Double {
     async fn apply(
         &self,
         changes: Vec<Wanted>,
-        wait: Option<Duration>,
+        ChangeHow { only_if, wait }: ChangeHow,
     ) -> Result<Applied, ApiError> {
         self.trouble().await?;
         let mut changed = Vec::new();
         for change in changes {
             let resource = change.resource().to_string();
-            let how = ChangeHow { wait, ..ChangeHow::default() };
+            let how = ChangeHow { only_if: only_if.clone(), wait };
             let done = match change {
                 Wanted::Network(id, Some(spec)) => self.put_network(id, spec, how).await?.outcome,
                 Wanted::Port(id, Some(spec)) => self.put_port(id, spec, how).await?.outcome,
@@ -397,7 +400,7 @@ impl Daemon for Double {
                         Wanted::Guest(id, _) => self.delete_guest(&id, how).await,
                     };
                     let outcome = match deleted {
-                        Ok(()) => ChangeOutcome::Deleted,
+                        Ok(_) => ChangeOutcome::Deleted,
                         Err(ApiError::NotFound { .. }) => ChangeOutcome::Absent,
                         Err(error) => return Err(error),
                     };

@@ -696,3 +696,62 @@ async fn a_precondition_that_cannot_be_is_refused() {
         assert_eq!(answer.problem().kind, "/problems/precondition-failed", "{tag}");
     }
 }
+
+#[tokio::test]
+async fn a_batch_is_made_only_where_its_resources_have_the_revisions_that_it_names() {
+    let api = api();
+    let flat = |id: &str| json!({"id": id, "spec": {"kind": "flat"}});
+    let isolated = json!({"id": "a", "spec": {"kind": "isolated"}});
+    let apply = async |batch: Value| {
+        ask(&api, Method::POST, "/v1/apply", batch.to_string()).await.status.as_u16()
+    };
+    let new = json!({"networks": [flat("a")], "only_if": {"networks/a": 0}});
+    assert_eq!(apply(new).await, 200);
+    let late = json!({"networks": [isolated], "only_if": {"networks/a": 7}});
+    assert_eq!(apply(late).await, 412);
+    // A repetition has nothing to change, and succeeds.
+    let again = json!({"networks": [flat("a")], "only_if": {"networks/a": 0}});
+    assert_eq!(apply(again).await, 200);
+    let gone = json!({"delete": {"networks": ["a"]}, "only_if": {"networks/a": 7}});
+    assert_eq!(apply(gone).await, 412);
+    let right = json!({"networks": [isolated], "only_if": {"networks/a": 1}});
+    assert_eq!(apply(right).await, 200);
+    let stray = json!({"networks": [flat("b")], "only_if": {"ports/b": 1}});
+    assert_eq!(apply(stray).await, 422);
+}
+
+/// Each writer reads, adds its own address, and writes what it has read and no other has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_at_the_same_time_lose_no_update_with_if_match() {
+    const WRITERS: u8 = 16;
+    let api = api();
+    let path = "/v1/networks/shared";
+    put(&api, path, &json!({"spec": {"kind": "flat"}})).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 1..=WRITERS {
+        let api = api.clone();
+        writers.spawn(async move {
+            let mut refused = 0;
+            loop {
+                let read = get(&api, path).await;
+                let mut spec = read.json()["spec"].clone();
+                tokio::task::yield_now().await;
+                let macs = &mut spec["reserved_macs"];
+                let mut list = macs.as_array().cloned().unwrap_or_default();
+                list.push(json!(format!("02:00:00:00:00:{writer:02x}")));
+                *macs = list.into();
+                let only = ("if-match", read.header("etag"));
+                let body = json!({ "spec": spec });
+                match only_if(&api, Method::PUT, path, only, &body).await.status.as_u16() {
+                    200 => return refused,
+                    412 => refused += 1,
+                    status => panic!("{status}"),
+                }
+            }
+        });
+    }
+    let refused: u32 = writers.join_all().await.into_iter().sum();
+    let spec = get(&api, path).await.json()["spec"].clone();
+    assert_eq!(spec["reserved_macs"].as_array().unwrap().len(), usize::from(WRITERS));
+    println!("{WRITERS} writers, {refused} refused and tried again");
+}

@@ -115,8 +115,17 @@ pub(crate) struct Write {
     pub(crate) only_if: Precondition,
     /// Who waits until it is programmed.
     pub(crate) waiter: Option<Waiter>,
-    /// What became of each.
-    pub(crate) answer: oneshot::Sender<Result<Vec<Effect>, ApiError>>,
+    /// What became of it.
+    pub(crate) answer: oneshot::Sender<Result<Written, ApiError>>,
+}
+
+/// What became of changes that are durable.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Of each.
+    pub(crate) effects: Vec<Effect>,
+    /// The daemon's revision behind the last.
+    pub(crate) revision: u64,
 }
 
 /// Where the owner's news comes from.
@@ -256,7 +265,7 @@ struct Committed {
     changes: Vec<Change>,
     result: Result<Vec<Effect>, StoreError>,
     waiter: Option<Waiter>,
-    answer: oneshot::Sender<Result<Vec<Effect>, ApiError>>,
+    answer: oneshot::Sender<Result<Written, ApiError>>,
 }
 
 /// The one owner of the daemon's state.
@@ -1060,7 +1069,7 @@ impl Owner {
                     }
                     self.stale.all = true;
                     self.tell_guest_watch();
-                    Ok(effects)
+                    Ok(Written { effects, revision: self.intent.revision })
                 }
                 Err(error) => {
                     error!(%error, "store");

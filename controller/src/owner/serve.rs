@@ -25,7 +25,7 @@ use api::{
 use tc_flows::{Dump, Ifindex};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::{Call, Owner, Write, trace, waiting::Waiter};
+use super::{Call, Owner, Write, Written, trace, waiting::Waiter};
 use crate::{
     intent::{Change, Effect},
     metrics::Metrics,
@@ -98,8 +98,8 @@ impl DaemonHandle {
     }
 
     async fn write(&self, change: Change, only_if: Precondition) -> Result<Effect, ApiError> {
-        let effects = self.write_for(vec![change], only_if, None).await?;
-        effects.first().copied().ok_or_else(stopping)
+        let written = self.write_for(vec![change], only_if, None).await?;
+        written.effects.first().copied().ok_or_else(stopping)
     }
 
     async fn write_for(
@@ -107,7 +107,7 @@ impl DaemonHandle {
         changes: Vec<Change>,
         only_if: Precondition,
         waiter: Option<Waiter>,
-    ) -> Result<Vec<Effect>, ApiError> {
+    ) -> Result<Written, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.calls
             .send(Call::Write(Box::new(Write { changes, only_if, waiter, answer })))
@@ -122,36 +122,36 @@ impl DaemonHandle {
         changes: Vec<Change>,
         how: ChangeHow,
         what: String,
-    ) -> Result<Vec<Effect>, ApiError> {
+    ) -> Result<Written, ApiError> {
         let Some(limit) = how.wait else { return self.write_for(changes, how.only_if, None).await };
         let ticket = self.tickets.fetch_add(1, Ordering::Relaxed);
         let (programmed, is_programmed) = oneshot::channel();
         let waiter = Waiter { ticket, programmed };
-        let effects = self.write_for(changes, how.only_if, Some(waiter)).await?;
-        if effects.iter().all(|effect| *effect == Effect::Absent) {
-            return Ok(effects);
+        let written = self.write_for(changes, how.only_if, Some(waiter)).await?;
+        if written.effects.iter().all(|effect| *effect == Effect::Absent) {
+            return Ok(written);
         }
         match tokio::time::timeout(limit, is_programmed).await {
-            Ok(Ok(())) => Ok(effects),
+            Ok(Ok(())) => Ok(written),
             Ok(Err(_)) => Err(stopping()),
             Err(_) => match self.read(move |owner| owner.give_up(ticket)).await? {
-                missing if missing.is_empty() => Ok(effects),
+                missing if missing.is_empty() => Ok(written),
                 missing => Err(ApiError::NotProgrammed { what, waited: limit, missing }),
             },
         }
     }
 
-    /// The same for one resource.
+    /// The same for one resource; what became of it, and the daemon's revision then.
     async fn change_one(
         &self,
         change: Change,
         how: ChangeHow,
         kind: ResourceKind,
         id: &Id,
-    ) -> Result<Effect, ApiError> {
+    ) -> Result<(Effect, u64), ApiError> {
         let what = ResourceRef { kind, id: id.clone() }.to_string();
-        let effects = self.change(vec![change], how, what).await?;
-        effects.first().copied().ok_or_else(stopping)
+        let Written { effects, revision } = self.change(vec![change], how, what).await?;
+        effects.first().map(|effect| (*effect, revision)).ok_or_else(stopping)
     }
 
     async fn put<T: Send + 'static>(
@@ -162,7 +162,8 @@ impl DaemonHandle {
         id: Id,
         find: impl FnOnce(&mut Owner, &Id) -> Option<T> + Send + 'static,
     ) -> Result<Put<T>, ApiError> {
-        let outcome = match self.change_one(change, how, kind, &id).await? {
+        let (effect, _) = self.change_one(change, how, kind, &id).await?;
+        let outcome = match effect {
             Effect::Created => PutOutcome::Created,
             Effect::Updated => PutOutcome::Updated,
             Effect::Unchanged | Effect::Deleted | Effect::Absent => PutOutcome::Unchanged,
@@ -176,10 +177,10 @@ impl DaemonHandle {
         how: ChangeHow,
         kind: ResourceKind,
         id: &Id,
-    ) -> Result<(), ApiError> {
+    ) -> Result<u64, ApiError> {
         match self.change_one(change, how, kind, id).await? {
-            Effect::Absent => Err(ApiError::NotFound { kind, id: id.clone() }),
-            _ => Ok(()),
+            (Effect::Absent, _) => Err(ApiError::NotFound { kind, id: id.clone() }),
+            (_, revision) => Ok(revision),
         }
     }
 }
@@ -255,7 +256,7 @@ impl Daemon for DaemonHandle {
         .await
     }
 
-    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_network(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         self.delete(Change::Network(id.clone(), None), how, ResourceKind::Network, id).await
     }
 
@@ -277,7 +278,7 @@ impl Daemon for DaemonHandle {
         self.read(Owner::ports).await
     }
 
-    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_port(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         self.delete(Change::Port(id.clone(), None), how, ResourceKind::Port, id).await
     }
 
@@ -299,7 +300,7 @@ impl Daemon for DaemonHandle {
         self.read(Owner::guests).await
     }
 
-    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<(), ApiError> {
+    async fn delete_guest(&self, id: &Id, how: ChangeHow) -> Result<u64, ApiError> {
         self.delete(Change::Guest(id.clone(), None), how, ResourceKind::Guest, id).await
     }
 
@@ -353,21 +354,15 @@ impl Daemon for DaemonHandle {
         self.read(move |owner| owner.explanation(explained, dump.as_ref())).await
     }
 
-    async fn apply(
-        &self,
-        changes: Vec<Wanted>,
-        wait: Option<Duration>,
-    ) -> Result<Applied, ApiError> {
+    async fn apply(&self, changes: Vec<Wanted>, how: ChangeHow) -> Result<Applied, ApiError> {
         let resources: Vec<ResourceRef> = changes.iter().map(Wanted::resource).collect();
         let changes: Vec<Change> = changes.into_iter().map(Change::from).collect();
-        let how = ChangeHow { only_if: Precondition::None, wait };
         let what = format!("a batch of {} changes", changes.len());
-        let effects = self.change(changes, how, what).await?;
+        let Written { effects, revision } = self.change(changes, how, what).await?;
         let changed = resources.iter().zip(effects).map(|(resource, effect)| Changed {
             resource: resource.to_string(),
             outcome: effect.into(),
         });
-        let revision = self.read(|owner| owner.intent.revision).await?;
         Ok(Applied { revision, changes: changed.collect() })
     }
 
