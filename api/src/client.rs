@@ -32,7 +32,7 @@ use crate::{
     DEFAULT_SOCKET,
     batch::{Applied, Batch, DryRun},
     credentials::{CredentialError, Credentials},
-    error::Problem,
+    error::{Problem, ResourceKind},
     events::Event,
     explain::Explanation,
     resources::{
@@ -183,6 +183,7 @@ pub struct Client {
     credentials: Credentials,
     idle: Arc<Mutex<Vec<SendRequest<Full<Bytes>>>>>,
     wait: Option<Duration>,
+    labels: Vec<String>,
 }
 
 /// What a stream of events tells.
@@ -263,13 +264,26 @@ impl Client {
 
     /// A client that shows `credentials`.
     pub fn with_credentials(server: Server, credentials: Credentials) -> Self {
-        Self { server, credentials, idle: Arc::default(), wait: None }
+        Self { server, credentials, idle: Arc::default(), wait: None, labels: Vec::new() }
     }
 
     /// The same client; its changes are answered when they are in the kernel, or after `limit` (whole
     /// seconds, at most [`WAIT_MAX`]) with the problem `not-programmed`.
     pub fn waiting(&self, limit: Duration) -> Self {
         Self { wait: Some(limit.min(WAIT_MAX)), ..self.clone() }
+    }
+
+    /// The same client; its lists of networks, ports and guests have only what has all of these
+    /// labels, each `NAME` or `NAME=VALUE`.
+    pub fn labelled(&self, labels: Vec<String>) -> Self {
+        Self { labels, ..self.clone() }
+    }
+
+    /// The path of a list of what clients declare.
+    fn declared(&self, kind: ResourceKind) -> String {
+        let labels: Vec<String> =
+            self.labels.iter().map(|label| format!("label={}", percent_encoded(label))).collect();
+        format!("/v1/{}?{}", kind.plural(), labels.join("&"))
     }
 
     /// The path of a resource that is to be changed.
@@ -303,7 +317,7 @@ impl Client {
 
     /// All networks.
     pub async fn networks(&self) -> Result<Vec<Network>, ClientError> {
-        self.list("/v1/networks").await
+        self.list(&self.declared(ResourceKind::Network)).await
     }
 
     /// Removes a network.
@@ -323,7 +337,7 @@ impl Client {
 
     /// All ports.
     pub async fn ports(&self) -> Result<Vec<Port>, ClientError> {
-        self.list("/v1/ports").await
+        self.list(&self.declared(ResourceKind::Port)).await
     }
 
     /// Removes a port.
@@ -343,7 +357,7 @@ impl Client {
 
     /// All guests.
     pub async fn guests(&self) -> Result<Vec<Guest>, ClientError> {
-        self.list("/v1/guests").await
+        self.list(&self.declared(ResourceKind::Guest)).await
     }
 
     /// Forgets what was PUT for a guest.
@@ -623,6 +637,17 @@ impl Client {
             .body(Full::new(body.unwrap_or_default()))
             .map_err(|error| ClientError::Broken(error.into()))
     }
+}
+
+/// A text as the value of a query parameter (RFC 3986, section 2.3).
+fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes()
+        .map(|byte| match plain(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        })
+        .collect()
 }
 
 async fn handshake(

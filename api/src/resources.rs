@@ -80,6 +80,9 @@ pub struct NetworkSpec {
     /// Where a frame to an unknown unicast address goes.
     #[serde(default)]
     pub unknown_unicast: UnknownUnicast,
+    /// Names and values to find it by (`?label=`). The daemon makes nothing of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// How a network looks on the wire.
@@ -201,6 +204,9 @@ pub struct PortSpec {
     /// `down` passes nothing and keeps the port.
     #[serde(default)]
     pub admin_state: AdminState,
+    /// Names and values to find it by (`?label=`). The daemon makes nothing of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The VF that a port is for.
@@ -413,6 +419,9 @@ pub struct GuestSpec {
     /// of what QEMU's command line claims.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backings: BTreeMap<String, Backing>,
+    /// Names and values to find it by (`?label=`). The daemon makes nothing of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What a guest's device stands on.

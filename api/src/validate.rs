@@ -50,6 +50,37 @@ fn invalid(
     Err(InvalidField { field: field.into(), detail: detail.into(), remedy: remedy.into() })
 }
 
+/// Labels of a resource at most.
+pub const LABELS_MAX: usize = 32;
+
+/// Bytes of a label's name, and of its value, at most.
+pub const LABEL_LEN_MAX: usize = 128;
+
+fn labels(labels: &BTreeMap<String, String>) -> Result<(), InvalidField> {
+    at_most("spec.labels", labels.len(), LABELS_MAX)?;
+    match labels.iter().find(|(name, value)| !is_label_name(name) || !is_label_value(value)) {
+        None => Ok(()),
+        Some((name, _)) => invalid(
+            "spec.labels",
+            format!("`{}` or its value is none that a label can have", shortened(name)),
+            format!(
+                "use 1 to {LABEL_LEN_MAX} letters, digits or . _ : - / for names, and at most \
+                 {LABEL_LEN_MAX} bytes without control characters for values"
+            ),
+        ),
+    }
+}
+
+/// Whether a label can be called so.
+pub(crate) fn is_label_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-/".contains(&byte);
+    (1..=LABEL_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+fn is_label_value(value: &str) -> bool {
+    value.len() <= LABEL_LEN_MAX && !value.contains(char::is_control)
+}
+
 fn at_most(field: &str, count: usize, max: usize) -> Result<(), InvalidField> {
     match count <= max {
         true => Ok(()),
@@ -60,6 +91,7 @@ fn at_most(field: &str, count: usize, max: usize) -> Result<(), InvalidField> {
 impl NetworkSpec {
     /// Checks everything about this spec that needs no knowledge of other resources.
     pub fn validate(&self) -> Result<(), InvalidField> {
+        labels(&self.labels)?;
         at_most("spec.reserved_macs", self.reserved_macs.len(), RESERVED_MACS_MAX)?;
         stations("spec.reserved_macs", &self.reserved_macs)
     }
@@ -68,6 +100,7 @@ impl NetworkSpec {
 impl PortSpec {
     /// Checks everything about this spec that needs no knowledge of other resources.
     pub fn validate(&self) -> Result<(), InvalidField> {
+        labels(&self.labels)?;
         match &self.function {
             PortFunction::GuestVf { device, .. } => {
                 device_id("spec.function.guest_vf.device", device)?;
@@ -114,6 +147,7 @@ impl EswitchSpec {
 impl GuestSpec {
     /// Checks everything about this spec that needs no knowledge of other resources.
     pub fn validate(&self) -> Result<(), InvalidField> {
+        labels(&self.labels)?;
         if let Some(path) = &self.qmp {
             socket_path("spec.qmp", path)?;
         }
@@ -361,6 +395,19 @@ mod tests {
         refused(network(spec(macs(65))), "spec.reserved_macs", "at most 64");
         let group = vec!["02:00:00:00:00:01".to_owned(), "ff:ff:ff:ff:ff:ff".to_owned()];
         refused(network(spec(group)), "spec.reserved_macs[1]", "even");
+    }
+
+    #[test]
+    fn labels_are_few_and_short_and_plain() {
+        let of = |labels: Value| network(json!({"kind": "flat", "labels": labels}));
+        assert_eq!(of(json!({"example.com/role": "größe 3", "a": ""})), Ok(()));
+        let many: BTreeMap<String, &str> = (0..33).map(|n| (format!("l{n}"), "")).collect();
+        refused(of(json!(many)), "spec.labels", "at most 32");
+        for (name, value) in [("", "a"), ("a b", "a"), ("a", "\n"), ("a", &"x".repeat(129))] {
+            refused(of(json!({name: value})), "spec.labels", "1 to 128");
+            refused(port(json!({"labels": {name: value}})), "spec.labels", "1 to 128");
+            refused(guest(json!({"labels": {name: value}})), "spec.labels", "1 to 128");
+        }
     }
 
     #[test]

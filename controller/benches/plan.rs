@@ -66,6 +66,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
             adapter: None,
             reserved_macs: Vec::new(),
             unknown_unicast: UnknownUnicast::Uplink,
+            labels: Default::default(),
         };
         intent.apply(Change::Network(id(&format!("net{n}")), Some(spec)));
     }
@@ -88,6 +89,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
             promiscuous: Default::default(),
             qos: None,
             admin_state: Default::default(),
+            labels: Default::default(),
         };
         intent.apply(Change::Port(id(&format!("port{n}")), Some(spec)));
     }

@@ -92,7 +92,13 @@ mod tests {
 
     fn network(kind: NetworkKind) -> Option<NetworkSpec> {
         let unknown_unicast = Default::default();
-        Some(NetworkSpec { kind, adapter: None, reserved_macs: Vec::new(), unknown_unicast })
+        Some(NetworkSpec {
+            kind,
+            adapter: None,
+            reserved_macs: Vec::new(),
+            unknown_unicast,
+            labels: Default::default(),
+        })
     }
 
     /// Two networks and a port that holds an address.

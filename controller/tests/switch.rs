@@ -105,7 +105,13 @@ fn kinds() -> impl Strategy<Value = NetworkKind> {
 }
 
 fn network(kind: NetworkKind, unknown_unicast: UnknownUnicast) -> NetworkSpec {
-    NetworkSpec { kind, adapter: None, reserved_macs: Vec::new(), unknown_unicast }
+    NetworkSpec {
+        kind,
+        adapter: None,
+        reserved_macs: Vec::new(),
+        unknown_unicast,
+        labels: Default::default(),
+    }
 }
 
 fn networks() -> impl Strategy<Value = NetworkSpec> {
@@ -198,6 +204,7 @@ fn port(
             flood_limit: number.is_multiple_of(2).then_some(100),
         }),
         admin_state: if up { AdminState::Up } else { AdminState::Down },
+        labels: Default::default(),
     };
     Change::Port(id(format!("port{number}")), Some(spec))
 }

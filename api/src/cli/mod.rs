@@ -46,6 +46,7 @@ Examples:
   eswitchctl get ports -o wide
   eswitchctl get network blue -o json
   eswitchctl get flows --port web-1 -o wide
+  eswitchctl get ports --label tier=web
   eswitchctl apply -f networks.json --wait
   echo '{\"kind\": \"network\", \"id\": \"blue\", \"spec\": {\"kind\": {\"vlan\": {\"vid\": 100}}}}' |
       eswitchctl apply -f -
@@ -415,6 +416,9 @@ struct Filter {
     /// Flows: only because of this network
     #[arg(long, value_name = "ID")]
     network: Option<Id>,
+    /// Networks, ports, guests: only with this label; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
 }
 
 /// How a run ended.
@@ -504,7 +508,8 @@ pub async fn run(
     };
     let client = Client::with_credentials(server, credentials);
     let done = match command {
-        Command::Get { kind, id, output, filter } => {
+        Command::Get { kind, id, output, mut filter } => {
+            let client = client.labelled(std::mem::take(&mut filter.label));
             get::get(&client, kind, id.as_ref(), &filter.into(), output, out)
                 .await
                 .map(|()| Exit::Done)
@@ -583,6 +588,11 @@ impl Arguments {
         if let Command::Get { kind, id, filter, .. } = &read.command {
             let wrong = |text| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
             match kind {
+                _ if !filter.label.is_empty()
+                    && (id.is_some() || matches!(kind, Kind::Flows | Kind::Adapters)) =>
+                {
+                    return wrong("--label is for lists of networks, ports and guests");
+                }
                 Kind::Flows if id.is_some() => {
                     return wrong("flows have no id: use --adapter, --port or --network");
                 }

@@ -3,7 +3,7 @@
 //! In: a kind of spec. Out: the [`Daemon`]'s methods for it, so that each handler stands once for
 //! networks, ports and guests.
 
-use std::future::Future;
+use std::{collections::BTreeMap, future::Future};
 
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
@@ -30,7 +30,7 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     fn validate(&self) -> Result<(), InvalidField>;
 
     /// Whether a resource belongs to what is asked for.
-    fn fits(resource: &Resource<Self, Self::Status>, filter: &PortFilter) -> bool;
+    fn fits(resource: &Resource<Self, Self::Status>, filter: &ListFilter) -> bool;
 
     /// The change that gives a resource this spec, or deletes it.
     fn wanted(id: Id, spec: Option<Self>) -> Wanted;
@@ -58,19 +58,28 @@ pub(crate) trait Declared: Serialize + DeserializeOwned + ToSchema + Send + 'sta
     ) -> impl Future<Output = Result<u64, ApiError>> + Send;
 }
 
-/// Which ports are asked for: those that match every field that is there.
+/// Which resources are asked for: those that match every field that is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct PortFilter {
-    /// Attached to this network.
+pub(crate) struct ListFilter {
+    /// With each of these labels, and where a value is named, with that value.
+    pub(crate) labels: Vec<(String, Option<String>)>,
+    /// Ports: attached to this network.
     pub(crate) network: Option<Id>,
-    /// Of this guest.
+    /// Ports: of this guest.
     pub(crate) guest: Option<Id>,
-    /// Bound to this adapter.
+    /// Ports: bound to this adapter.
     pub(crate) adapter: Option<Id>,
 }
 
-impl PortFilter {
-    fn takes(&self, port: &Port) -> bool {
+impl ListFilter {
+    fn takes_labels(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.labels.iter().all(|(name, wanted)| {
+            let value = labels.get(name);
+            value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value))
+        })
+    }
+
+    fn takes_port(&self, port: &Port) -> bool {
         let guest = match &port.spec.function {
             PortFunction::GuestVf { guest, .. } => Some(guest),
             PortFunction::Vf { .. } | PortFunction::Netdev { .. } => None,
@@ -93,8 +102,8 @@ macro_rules! declared {
                 $spec::validate(self)
             }
 
-            fn fits(resource: &Resource<$spec, $status>, filter: &PortFilter) -> bool {
-                $fits(filter, resource)
+            fn fits(resource: &Resource<$spec, $status>, filter: &ListFilter) -> bool {
+                filter.takes_labels(&resource.spec.labels) && $fits(filter, resource)
             }
 
             fn wanted(id: Id, spec: Option<Self>) -> Wanted {
@@ -144,5 +153,5 @@ declared!(
     networks,
     delete_network
 );
-declared!(PortSpec, PortStatus, Port, PortFilter::takes, put_port, port, ports, delete_port);
+declared!(PortSpec, PortStatus, Port, ListFilter::takes_port, put_port, port, ports, delete_port);
 declared!(GuestSpec, GuestStatus, Guest, |_, _| true, put_guest, guest, guests, delete_guest);

@@ -300,6 +300,20 @@ fn page_limit() -> Parameter {
         .build()
 }
 
+fn label() -> Parameter {
+    let label = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[A-Za-z0-9._:/-]{1,128}(=[^\\x00-\\x1f]*)?$"));
+    ParameterBuilder::new()
+        .name("label")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some("Only those with this label, NAME or NAME=VALUE; may be repeated."))
+        .schema(Some(ArrayBuilder::new().items(label.build()).build()))
+        .example(Some(json!(["tier=web"])))
+        .build()
+}
+
 fn dry_run() -> Parameter {
     ParameterBuilder::new()
         .name("dry_run")
@@ -336,7 +350,8 @@ pub(super) fn many<Spec: Declared>() -> PathItem {
             resource_name(kind)
         )))
         .parameter(page_limit())
-        .parameter(id_query("after", "Only those behind this id: `next` of the page before.", "a"));
+        .parameter(id_query("after", "Only those behind this id: `next` of the page before.", "a"))
+        .parameter(label());
     let operation = match kind {
         ResourceKind::Port => [
             ("network", "Only those attached to this network.", ResourceKind::Network),

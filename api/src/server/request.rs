@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App, ChangeHow, Daemon, EswitchHow, FlowFilter, Limits, Precondition,
-    declared::{Declared, PortFilter},
+    declared::{Declared, ListFilter},
     stream::EventQuery,
 };
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     snapshot::Snapshot,
     trace::TraceRequest,
     types::Id,
+    validate::is_label_name,
 };
 
 fn parameter(field: &str, detail: impl Into<String>, remedy: impl Into<String>) -> ApiError {
@@ -109,7 +110,7 @@ pub(super) struct ListQuery {
     pub(super) limit: Option<usize>,
     /// Only those behind this id.
     pub(super) after: Option<Id>,
-    pub(super) filter: PortFilter,
+    pub(super) filter: ListFilter,
 }
 
 /// Items of one page at most.
@@ -118,11 +119,11 @@ pub(super) const LIMIT_MAX: usize = 10_000;
 impl ListQuery {
     /// Whether this can be asked of resources of this kind: only ports are filtered.
     pub(super) fn is_for(&self, kind: ResourceKind) -> Result<(), ApiError> {
-        let PortFilter { network, guest, adapter } = &self.filter;
+        let ListFilter { network, guest, adapter, labels: _ } = &self.filter;
         let filters = [("network", network), ("guest", guest), ("adapter", adapter)];
         match filters.into_iter().find(|(_, id)| id.is_some()) {
             Some((name, _)) if kind != ResourceKind::Port => {
-                let remedy = "use limit and after; ports can be filtered";
+                let remedy = "use limit, after and label; ports can be filtered by more";
                 Err(parameter(name, "no such query parameter here", remedy))
             }
             _ => Ok(()),
@@ -150,12 +151,17 @@ impl<S: Send + Sync> FromRequestParts<S> for ListQuery {
                         }
                     }
                 }
+                // Each of them counts.
+                "label" => {
+                    asked.filter.labels.push(label(&value)?);
+                    continue;
+                }
                 "after" => &mut asked.after,
                 "network" => &mut asked.filter.network,
                 "guest" => &mut asked.filter.guest,
                 "adapter" => &mut asked.filter.adapter,
                 _ => {
-                    let remedy = "use limit and after, and for ports network, guest, adapter";
+                    let remedy = "use limit, after, label, and for ports network, guest, adapter";
                     return Err(parameter(&key, "no such query parameter", remedy));
                 }
             };
@@ -267,6 +273,18 @@ impl<S: Send + Sync> FromRequestParts<S> for EventQuery {
             Some(id) => Since::Event(id),
         };
         Ok(EventQuery { since, follow: follow.unwrap_or(true) })
+    }
+}
+
+/// A label that is asked for, `NAME` or `NAME=VALUE`.
+fn label(text: &str) -> Result<(String, Option<String>), ApiError> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    match is_label_name(name) {
+        true => Ok((name.to_owned(), value)),
+        false => Err(parameter("label", "is no label", "write NAME or NAME=VALUE")),
     }
 }
 
@@ -529,7 +547,7 @@ mod tests {
                 of_network(r#"{"spec": {"kind": "flat", "colour": 1}}"#),
                 "spec.colour",
                 "unknown field `colour`",
-                "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`",
+                "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`, `labels`",
             ),
             (of_network(r#"{"spec": {}}"#), "spec.kind", "missing field `kind`", "add it"),
             (of_network("{}"), "spec", "missing field `spec`", "add it"),

@@ -841,3 +841,21 @@ async fn an_eswitch_is_tried_and_changed_by_a_command() {
     assert!(forced.out.contains("begun; `eswitchctl describe adapter"), "{forced:?}");
     assert!(Arguments::read(["eswitchctl", "eswitch", "a"]).is_err(), "nothing is asked for");
 }
+
+#[tokio::test]
+async fn resources_are_shown_by_their_labels() {
+    let daemon = Running::usual(Double::with(|_| {})).await;
+    let document = |id: &str, tier: &str| {
+        let spec = json!({"kind": "flat", "labels": {"tier": tier}});
+        json!({"kind": "network", "id": id, "spec": spec}).to_string()
+    };
+    let both = document("blue", "größe 3") + &document("red", "db");
+    assert_eq!(ctl(&daemon, "apply -f -", &both).await.exit, Exit::Done);
+    let shown = ctl(&daemon, "get networks --label tier=db", "").await;
+    assert!(shown.out.contains("red") && !shown.out.contains("blue"), "{shown:?}");
+    let client = daemon.client().labelled(vec!["tier=größe 3".into()]);
+    let ids: Vec<String> =
+        client.networks().await.unwrap().iter().map(|it| it.id.to_string()).collect();
+    assert_eq!(ids, ["blue"]);
+    assert!(Arguments::read(["eswitchctl", "get", "flows", "-l", "a"]).is_err());
+}

@@ -755,3 +755,32 @@ async fn writers_at_the_same_time_lose_no_update_with_if_match() {
     assert_eq!(spec["reserved_macs"].as_array().unwrap().len(), usize::from(WRITERS));
     println!("{WRITERS} writers, {refused} refused and tried again");
 }
+
+#[tokio::test]
+async fn what_has_a_label_is_found_by_it() {
+    let api = api();
+    for (path, labels) in [
+        ("/v1/networks/a", json!({"tier": "web", "example.com/owner": "größe 3"})),
+        ("/v1/networks/b", json!({"tier": "db"})),
+        ("/v1/networks/c", json!({})),
+    ] {
+        let answer = put(&api, path, &json!({"spec": {"kind": "flat", "labels": labels}})).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    for (query, expected) in [
+        ("label=tier", vec!["a", "b"]),
+        ("label=tier%3Ddb", vec!["b"]),
+        ("label=tier=web&label=example.com/owner=gr%C3%B6%C3%9Fe%203", vec!["a"]),
+        ("label=tier=", vec![]),
+        ("label=tier&limit=1", vec!["a"]),
+    ] {
+        let list = get(&api, &format!("/v1/networks?{query}")).await.json();
+        let items = list["items"].as_array().unwrap().iter();
+        let ids: Vec<&str> = items.map(|item| item["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, expected, "{query}");
+    }
+    for query in ["label=", "label=a%20b", "label==x"] {
+        let problem = get(&api, &format!("/v1/ports?{query}")).await.problem();
+        assert_eq!((problem.status, problem.field.as_deref()), (400, Some("label")), "{query}");
+    }
+}

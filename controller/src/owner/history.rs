@@ -464,6 +464,7 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
             flood_limit: (sketch.permits % 16 == 1).then_some(1000),
         }),
         admin_state: if sketch.down { AdminState::Down } else { AdminState::Up },
+        labels: BTreeMap::new(),
     }
 }
 
@@ -480,6 +481,7 @@ fn network_spec((kind, unknown, elsewhere, reserves): NetworkSketch) -> NetworkS
         adapter: elsewhere.then(|| id(NIC)),
         reserved_macs: if reserves { vec![mac(1), mac(2)] } else { Vec::new() },
         unknown_unicast: if unknown { UnknownUnicast::Uplink } else { UnknownUnicast::Drop },
+        labels: BTreeMap::new(),
     }
 }
 

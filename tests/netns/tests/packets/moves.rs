@@ -121,6 +121,7 @@ impl Shape {
             promiscuous: Default::default(),
             qos: None,
             admin_state,
+            labels: Default::default(),
         }
     }
 }
@@ -304,7 +305,13 @@ fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_n
     for number in 0..NETWORKS {
         let unknown_unicast = UnknownUnicast::Uplink;
         let (kind, reserved_macs) = (kind(number), Vec::new());
-        let spec = NetworkSpec { kind, adapter: None, reserved_macs, unknown_unicast };
+        let spec = NetworkSpec {
+            kind,
+            adapter: None,
+            reserved_macs,
+            unknown_unicast,
+            labels: Default::default(),
+        };
         intent.apply(Change::Network(id(format!("net{number}")), Some(spec)));
     }
     let mut history = History::new();

@@ -90,7 +90,13 @@ fn some_network(random: &mut Random, number: u32, breadth: Breadth) -> NetworkSp
         Breadth::All if random.chance(3) => UnknownUnicast::Drop,
         _ => UnknownUnicast::Uplink,
     };
-    NetworkSpec { kind, adapter: None, reserved_macs: Vec::new(), unknown_unicast }
+    NetworkSpec {
+        kind,
+        adapter: None,
+        reserved_macs: Vec::new(),
+        unknown_unicast,
+        labels: Default::default(),
+    }
 }
 
 fn some_attachments(random: &mut Random, networks: u32, breadth: Breadth) -> Vec<Attachment> {
@@ -187,6 +193,7 @@ fn some_port(
         promiscuous: random.pick(&[Promiscuous::Deny, Promiscuous::Deny, Promiscuous::Allow]),
         qos: None,
         admin_state: AdminState::Up,
+        labels: Default::default(),
     };
     if random.chance(12) {
         spec.admin_state = AdminState::Down;
