@@ -214,6 +214,9 @@ pub struct AdapterConfig {
     pub manage_eswitch: bool,
     /// The most VFs that they may ask for.
     pub max_vfs: Option<u16>,
+    /// Flows that the NIC's hardware has room for, as its vendor says: for the alert before it is
+    /// full. Nothing is refused because of it.
+    pub hardware_flows: Option<u64>,
     /// Whether the daemon makes vDPA devices for ports, and removes those that it made.
     #[serde(default)]
     pub vdpa: VdpaUse,
@@ -389,6 +392,9 @@ impl AdapterConfig {
                 "a software adapter has no eswitch to manage: remove `manage_eswitch`".into()
             );
         }
+        if self.hardware_flows.is_some() && self.software.is_some() {
+            return Err("a software adapter has no hardware: remove `hardware_flows`".into());
+        }
         if self.max_vfs.is_some() && !self.manage_eswitch {
             return Err(
                 "`max_vfs` bounds what clients may ask for, and they may ask for nothing: \
@@ -522,6 +528,11 @@ mod tests {
                 "[[adapter]]\nhandle = \"a/b\"\nmax_vfs = 4\n",
                 "/etc/eswitchd.toml:1:",
                 "manage_eswitch = true",
+            ),
+            (
+                "[[adapter]]\nsoftware = \"x\"\nrepresentors = [\"t\"]\nhardware_flows = 9\n",
+                "/etc/eswitchd.toml:1:",
+                "remove `hardware_flows`",
             ),
             (
                 "[[adapter]]\nsoftware = \"x\"\nrepresentors = [\"t\"]\nmanage_eswitch = true\n",

@@ -8,8 +8,8 @@ use std::{future::Future, sync::Arc, time::SystemTime};
 use api::{
     events::{Feed, News, NewsKind},
     server::{
-        self, Access, Audit, Listeners, Served, TlsFiles, TlsListenSpec, TokenFile, TokenFileError,
-        UnixListenSpec,
+        self, Access, Answered, Audit, Listeners, Served, TlsFiles, TlsListenSpec, TokenFile,
+        TokenFileError, UnixListenSpec,
     },
 };
 use tc_flows::{NetlinkKernel, Owner as FlowOwner};
@@ -102,8 +102,8 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let policies = adapters.iter().map(|(id, a)| (id.clone(), a.uplink_use)).collect();
     let eswitches = adapters.iter().filter_map(|(id, a)| {
         let device = a.handle.as_ref()?.parse().ok()?;
-        let (manage, max_vfs) = (a.manage_eswitch, a.max_vfs);
-        Some((id.clone(), EswitchPolicy { device, manage, max_vfs }))
+        let (manage, max_vfs, hardware_flows) = (a.manage_eswitch, a.max_vfs, a.hardware_flows);
+        Some((id.clone(), EswitchPolicy { device, manage, max_vfs, hardware_flows }))
     });
     let eswitches = eswitches.collect();
 
@@ -128,11 +128,12 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
             cancel.clone(),
         )?,
     };
+    let certificate = config.api.tls.as_ref().map(|tls| tls.certificate.clone());
     let policies = Policies { adapters: policies, eswitches };
-    let access = Arc::new(access(&config, Arc::clone(&feed))?);
+    let access = Arc::new(access(&config, Arc::clone(&feed), Arc::clone(&metrics))?);
     let owner = Owner::new(remembered, Box::new(store), policies, outlets, Arc::clone(&metrics));
     let inbox = Inbox { host, guests, flows, flow_news };
-    let handle = DaemonHandle::new(calls, metrics, Arc::clone(&feed));
+    let handle = DaemonHandle::new(calls, Arc::clone(&metrics), Arc::clone(&feed), certificate);
 
     let working = owner.run(inbox, called, cancel.clone());
     let stopping = cancel.clone().cancelled_owned();
@@ -166,7 +167,7 @@ fn allow_many_descriptors() {
 }
 
 /// Who may do what over the API, and where a record of it goes.
-fn access(config: &Config, feed: Arc<Feed>) -> Result<Access, DaemonError> {
+fn access(config: &Config, feed: Arc<Feed>, metrics: Arc<Metrics>) -> Result<Access, DaemonError> {
     let wrong = |message: String| DaemonError::Access(message);
     let tokens = config.api.tokens.clone().map(TokenFile::open).transpose()?;
     let audit = move |audit: &Audit| {
@@ -180,11 +181,19 @@ fn access(config: &Config, feed: Arc<Feed>) -> Result<Access, DaemonError> {
         let kind = NewsKind::Audit;
         feed.tell(now, News { kind, resource, reason, message, revision: *revision });
     };
+    let seen = move |answered: Answered<'_>| {
+        let Answered { method, route, status } = answered;
+        // A method that nobody knows could be any text.
+        let known = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"];
+        let method = known.iter().find(|known| **known == method.as_str()).unwrap_or(&"other");
+        metrics.answered(method, route.unwrap_or("none"), status);
+    };
     Ok(Access {
         peers: config.api.peers().map_err(wrong)?,
         clients: config.api.clients().map_err(wrong)?,
         tokens,
         audit: Some(Arc::new(audit)),
+        seen: Some(Arc::new(seen)),
     })
 }
 

@@ -10,7 +10,9 @@ const COMMITTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md
 const BEFORE: &str = "\
 # Metrics
 
-`GET /metrics` answers in Prometheus' text format. No label has a value that a guest can choose. \
+`GET /metrics` answers in Prometheus' text format, or as protobuf messages where the header \
+`Accept` prefers them, as Prometheus' does that scrapes native histograms. No label has a value \
+that a guest can choose. \
 Counters of ports and flows are read from the kernel when somebody asks; who asks within a second \
 of the last reading shares it, and where the kernel takes longer than eight seconds the answer has \
 what was read last. What ports received and sent is from the guest's side.

@@ -17,6 +17,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
+    extract::MatchedPath,
     http::{HeaderMap, Method, Request, Response, header::AUTHORIZATION},
     response::IntoResponse,
 };
@@ -93,6 +94,8 @@ pub struct Access {
     pub tokens: Option<TokenFile>,
     /// Told of each change.
     pub audit: Option<Recorder>,
+    /// Told of each request that was answered.
+    pub seen: Option<Observer>,
 }
 
 impl fmt::Debug for Access {
@@ -126,6 +129,20 @@ pub enum PeerMatch {
 
 /// Takes the record of each change.
 pub type Recorder = Arc<dyn Fn(&Audit) + Send + Sync>;
+
+/// Takes note of each request that was answered.
+pub type Observer = Arc<dyn Fn(Answered<'_>) + Send + Sync>;
+
+/// A request that was answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered<'a> {
+    /// Its method.
+    pub method: &'a Method,
+    /// The route, `/v1/ports/{id}`; none where it had no right to ask, or for nothing that is there.
+    pub route: Option<&'a str>,
+    /// The status of the answer.
+    pub status: u16,
+}
 
 /// A record of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,6 +191,21 @@ struct Caller {
 impl Access {
     /// Answers a request by `router`, where its caller may.
     pub(super) async fn answer(
+        &self,
+        peer: &Peer,
+        router: Router,
+        request: Request<Body>,
+    ) -> Response<Body> {
+        let method = request.method().clone();
+        let response = self.answer_caller(peer, router, request).await;
+        if let Some(seen) = &self.seen {
+            let route = response.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+            seen(Answered { method: &method, route, status: response.status().as_u16() });
+        }
+        response
+    }
+
+    async fn answer_caller(
         &self,
         peer: &Peer,
         router: Router,

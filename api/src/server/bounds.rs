@@ -6,7 +6,7 @@ use std::{any::Any, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{
         HeaderValue,
         header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
@@ -69,11 +69,15 @@ pub(super) fn in_time<S: Clone + Send + Sync + 'static>(
 }
 
 /// Answers 500 where a handler panics, and marks every answer as neither to be cached (a status is
-/// old at once) nor to be taken for something else than it says.
+/// old at once) nor to be taken for something else than it says; and with its route, for who counts.
 pub(super) fn answering_panics<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     routes.layer(CatchPanicLayer::custom(panicked)).layer(from_fn(
         |request: Request, next: Next| async move {
+            let route = request.extensions().get::<MatchedPath>().cloned();
             let mut response = next.run(request).await;
+            if let Some(route) = route {
+                response.extensions_mut().insert(route);
+            }
             let headers = response.headers_mut();
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

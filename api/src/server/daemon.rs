@@ -6,6 +6,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use super::MetricsFormat;
 use crate::{
     batch::{Applied, DryRun, Wanted},
     error::{ApiError, NotReady, ResourceKind, ResourceRef},
@@ -254,6 +255,9 @@ pub trait Daemon: Send + Sync + 'static {
     /// Whether the daemon has converged once and does its work.
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
-    /// All metrics in Prometheus' text format, version 0.0.4.
-    fn metrics(&self) -> impl Future<Output = Result<String, ApiError>> + Send;
+    /// All metrics in one of Prometheus' formats.
+    fn metrics(
+        &self,
+        format: MetricsFormat,
+    ) -> impl Future<Output = Result<Vec<u8>, ApiError>> + Send;
 }

@@ -13,6 +13,7 @@ mod openapi;
 pub(crate) mod reply;
 pub(crate) mod request;
 mod route;
+mod scrape;
 mod stream;
 mod tls;
 mod tokens;
@@ -22,12 +23,16 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, body::Bytes, http::Uri};
 use tokio::sync::Semaphore;
 
-pub use access::{Access, Audit, PeerMatch, PeerRole, Recorder, Role, TokenFile, TokenFileError};
+pub use access::{
+    Access, Answered, Audit, Observer, PeerMatch, PeerRole, Recorder, Role, TokenFile,
+    TokenFileError,
+};
 pub use daemon::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome};
 pub use listen::{
     Bound, ConnectionLimits, Listeners, ServeError, Served, TlsListenSpec, UnixListenSpec, serve,
 };
 pub use request::WAIT_MAX;
+pub use scrape::MetricsFormat;
 pub use tls::{TlsError, TlsFiles};
 pub use tokens::{InvalidTokens, token_line};
 

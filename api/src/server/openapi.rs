@@ -28,7 +28,7 @@ use super::{
     declared::Declared,
     example,
     request::{LIMIT_MAX, WAIT, WAIT_MAX},
-    route::METRICS_MEDIA_TYPE,
+    scrape::METRICS_MEDIA_TYPE,
     stream::EVENTS_MEDIA_TYPE,
 };
 use crate::{
@@ -795,7 +795,7 @@ pub(super) fn metrics() -> PathItem {
                   # TYPE eswitchd_guests_connected gauge\n\
                   eswitchd_guests_connected 2\n";
     let operation = operation("daemon", "metrics")
-        .summary(Some("Metrics in Prometheus' text format"))
+        .summary(Some("Metrics in Prometheus' text format, or as protobuf where Accept prefers it"))
         .response("200", text_response("All metrics.", METRICS_MEDIA_TYPE, sample));
     get(with_problems(operation, vec![timeout(), internal()]))
 }

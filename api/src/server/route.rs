@@ -8,14 +8,14 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::State,
-    http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
+    http::{HeaderMap, Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{self, MethodRouter, get, post},
 };
 use utoipa::openapi::PathItem;
 
 use super::{
-    App, ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, bounds,
+    App, ChangeHow, Daemon, EswitchHow, FlowFilter, MetricsFormat, Precondition, bounds,
     declared::Declared,
     openapi, reply,
     request::{
@@ -34,9 +34,6 @@ use crate::{
     snapshot::Snapshot,
     trace::Trace,
 };
-
-/// The media type of Prometheus' text format.
-pub(super) const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Snapshots that may be under way at a time: each may be large.
 const SNAPSHOTS: usize = 2;
@@ -273,9 +270,13 @@ async fn ready<D: Daemon>(State(app): State<App<D>>) -> Result<&'static str, Api
     app.daemon.ready().await.map(|()| "ready\n").map_err(ApiError::NotReady)
 }
 
-async fn metrics<D: Daemon>(State(app): State<App<D>>) -> Result<Response, ApiError> {
-    let text = app.daemon.metrics().await?;
-    Ok(([(CONTENT_TYPE, METRICS_MEDIA_TYPE)], text).into_response())
+async fn metrics<D: Daemon>(
+    State(app): State<App<D>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let format = MetricsFormat::accepted(&headers);
+    let metrics = app.daemon.metrics(format).await?;
+    Ok(([(CONTENT_TYPE, format.media_type())], metrics).into_response())
 }
 
 async fn document<D: Daemon>(State(app): State<App<D>>) -> Response {

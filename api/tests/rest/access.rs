@@ -13,8 +13,8 @@ use axum::http::Method;
 use eswitchd_api::client::{Client, ClientError, Server};
 use eswitchd_api::credentials::{CredentialError, CredentialFiles, Credentials};
 use eswitchd_api::server::{
-    Access, Audit, Bound, ConnectionLimits, Listeners, PeerMatch, PeerRole, Role, Served, TlsFiles,
-    TlsListenSpec, TokenFile, UnixListenSpec, probe_router, router, token_line,
+    Access, Answered, Audit, Bound, ConnectionLimits, Listeners, PeerMatch, PeerRole, Role, Served,
+    TlsFiles, TlsListenSpec, TokenFile, UnixListenSpec, probe_router, router, token_line,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -66,6 +66,7 @@ struct Guarded {
     tls: std::net::SocketAddr,
     probes: std::net::SocketAddr,
     audits: Arc<Mutex<Vec<Audit>>>,
+    answered: Arc<Mutex<Vec<String>>>,
     server_ca: Issuer,
     client_ca: Issuer,
     _stop: oneshot::Sender<()>,
@@ -102,6 +103,8 @@ impl Guarded {
             [bound.tcp_addresses()[0], bound.tls_addresses()[0], bound.probe_addresses()[0]];
         let audits = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&audits);
+        let answered = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&answered);
         let name = |name: &str| name.to_owned().try_into().unwrap();
         let access = Access {
             peers,
@@ -111,6 +114,11 @@ impl Guarded {
             ],
             tokens: Some(TokenFile::open(at("tokens")).unwrap()),
             audit: Some(Arc::new(move |audit: &Audit| noted.lock().unwrap().push(audit.clone()))),
+            seen: Some(Arc::new(move |answered: Answered<'_>| {
+                let Answered { method, route, status } = answered;
+                let line = format!("{method} {} {status}", route.unwrap_or("none"));
+                lines.lock().unwrap().push(line);
+            })),
         };
         let double = Double::with(|_| {});
         let probes_of = probe_router(Arc::clone(&double));
@@ -123,7 +131,7 @@ impl Guarded {
         tokio::spawn(bound.serve(served, limits, async {
             let _ = stopped.await;
         }));
-        Guarded { folder, tcp, tls, probes, audits, server_ca, client_ca, _stop: stop }
+        Guarded { folder, tcp, tls, probes, audits, answered, server_ca, client_ca, _stop: stop }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -462,6 +470,17 @@ async fn the_unix_socket_goes_to_its_group_and_each_peer_has_its_role() {
         let found = fs::metadata(&path).unwrap();
         assert_eq!((found.gid(), found.mode() & 0o777), (4_000_000, 0o660));
     }
+}
+
+#[tokio::test]
+async fn each_answered_request_is_told_by_its_route_whether_its_caller_may_or_not() {
+    let daemon = Guarded::start(Vec::new()).await;
+    let token = secret(Role::Read);
+    daemon.over_tcp("GET", "/v1/ports/nobody", Some(&token)).await;
+    daemon.over_tcp("GET", "/v1/nothing", Some(&token)).await;
+    daemon.over_tcp("DELETE", "/v1/ports/nobody", Some(&token)).await;
+    let answered = daemon.answered.lock().unwrap().clone();
+    assert_eq!(answered, ["GET /v1/ports/{id} 404", "GET none 404", "DELETE none 403"]);
 }
 
 #[tokio::test]

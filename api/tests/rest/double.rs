@@ -15,7 +15,9 @@ use eswitchd_api::{
     events::Feed,
     explain::{Explanation, Link, LinkName, LinkState},
     resources::*,
-    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    server::{
+        ChangeHow, Daemon, EswitchHow, FlowFilter, MetricsFormat, Precondition, Put, PutOutcome,
+    },
     snapshot::{Restored, Saved, Snapshot},
     trace::{Trace, TraceDelivery, TraceFrom, TraceRequest, TraceRule, TraceStep},
     types::Id,
@@ -484,8 +486,11 @@ impl Daemon for Double {
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
     }
 
-    async fn metrics(&self) -> Result<String, ApiError> {
+    async fn metrics(&self, format: MetricsFormat) -> Result<Vec<u8>, ApiError> {
         self.trouble().await?;
-        Ok(self.change(|state| state.metrics.clone()))
+        match format {
+            MetricsFormat::Text => Ok(self.change(|state| state.metrics.clone().into_bytes())),
+            MetricsFormat::Protobuf => Ok(b"protobuf".to_vec()),
+        }
     }
 }

@@ -212,6 +212,17 @@ async fn metrics_are_prometheus_text() {
 }
 
 #[tokio::test]
+async fn metrics_are_protobuf_for_who_would_rather_have_that() {
+    let api = router(Double::with(|_| {}));
+    let media_type = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; \
+                      encoding=delimited";
+    let request = Request::get("/metrics").header("accept", media_type).body(Body::empty());
+    let answer = send(&api, request.unwrap()).await;
+    assert_eq!(answer.header("content-type"), media_type);
+    assert_eq!(answer.body, b"protobuf");
+}
+
+#[tokio::test]
 async fn no_answer_is_cached_or_guessed_at() {
     for path in ["/v1/networks", "/v1/networks/none", "/nowhere", "/healthz"] {
         let answer = get(&api(), path).await;

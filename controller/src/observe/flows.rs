@@ -26,6 +26,8 @@ pub(crate) struct FlowNews {
     /// Any hook may be concerned: notifications were lost, or actions were changed that rules
     /// share.
     pub(crate) everywhere: bool,
+    /// How often notifications were lost.
+    pub(crate) overruns: u64,
 }
 
 impl FlowNews {
@@ -36,6 +38,7 @@ impl FlowNews {
     fn note(&mut self, notice: &Notice) {
         let Notice::Changed { change, by } = notice else {
             self.everywhere = true;
+            self.overruns += 1;
             return;
         };
         let by = match by {

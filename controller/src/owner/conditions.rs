@@ -7,8 +7,16 @@ use api::resources::{Condition, ConditionStatus};
 /// When each condition of each resource changed last.
 #[derive(Debug, Default)]
 pub(super) struct ConditionLog {
-    seen: BTreeMap<(String, &'static str), (ConditionStatus, SystemTime)>,
+    seen: BTreeMap<(String, &'static str), Seen>,
     transitions: Vec<Transition>,
+}
+
+/// A condition as it was stamped last.
+#[derive(Debug, Clone)]
+struct Seen {
+    status: ConditionStatus,
+    reason: String,
+    since: SystemTime,
 }
 
 /// A condition that has another status than before, or is new.
@@ -53,11 +61,14 @@ impl ConditionLog {
             .into_iter()
             .map(|statement| {
                 let key = (resource.to_owned(), statement.about);
-                let before = self.seen.get(&key).copied();
-                let entry = match before {
-                    Some(entry) if entry.0 == statement.status => entry,
+                let since = match self.seen.get_mut(&key) {
+                    Some(seen) if seen.status == statement.status => {
+                        seen.reason.clone_from(&statement.reason);
+                        seen.since
+                    }
                     _ => {
-                        self.seen.insert(key, (statement.status, now));
+                        let (status, reason) = (statement.status, statement.reason.clone());
+                        self.seen.insert(key, Seen { status, reason, since: now });
                         self.transitions.push(Transition {
                             resource: resource.to_owned(),
                             about: statement.about,
@@ -65,7 +76,7 @@ impl ConditionLog {
                             reason: statement.reason.clone(),
                             message: statement.message.clone(),
                         });
-                        (statement.status, now)
+                        now
                     }
                 };
                 Condition {
@@ -73,7 +84,7 @@ impl ConditionLog {
                     status: statement.status,
                     reason: statement.reason,
                     message: statement.message,
-                    last_transition: humantime::format_rfc3339_millis(entry.1).to_string(),
+                    last_transition: humantime::format_rfc3339_millis(since).to_string(),
                 }
             })
             .collect()
@@ -82,6 +93,18 @@ impl ConditionLog {
     /// What has changed since this was asked last.
     pub(super) fn take_transitions(&mut self) -> Vec<Transition> {
         std::mem::take(&mut self.transitions)
+    }
+
+    /// Each condition of the resources of a kind (`ports/`): the resource's id, what it is about,
+    /// its status and its reason, as they were stamped last.
+    pub(super) fn of_kind<'s>(
+        &'s self,
+        kind: &'s str,
+    ) -> impl Iterator<Item = (&'s str, &'static str, ConditionStatus, &'s str)> {
+        let from = (kind.to_owned(), "");
+        self.seen.range(from..).map_while(move |((resource, about), seen)| {
+            Some((resource.strip_prefix(kind)?, *about, seen.status, &*seen.reason))
+        })
     }
 
     /// Forgets resources that are no more.

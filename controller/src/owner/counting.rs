@@ -15,10 +15,10 @@ use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkK
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::{Finished, Owner};
+use super::{Finished, Owner, measuring::number};
 use crate::{
     daemon::FLOW_OWNER,
-    metrics::{DROP_REASONS, HIT_BY},
+    metrics::{DROP_REASONS, HIT_BY, Row},
     observe::host::{Traffic, traffic},
     plan::{
         self, Program,
@@ -28,6 +28,9 @@ use crate::{
 
 /// How old a reading may be that answers.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// Of what there are ceilings, as the label says it.
+const CEILINGS: [&str; 3] = ["actions", "chain", "prio"];
 
 /// A rule's chain, prio and handle: its place at a hook.
 type Place = (u32, u16, Handle);
@@ -89,6 +92,10 @@ pub(super) struct Counting {
     seen: BTreeMap<Hook, HashMap<Place, Count>>,
     /// What each port's frames were dropped for.
     dropped: BTreeMap<Id, BTreeMap<&'static str, Counters>>,
+    /// Where each port's frames met their first flow, in the order of [`HIT_BY`].
+    first: BTreeMap<Id, [u64; 2]>,
+    /// The most that a rule of each adapter has, in the order of [`CEILINGS`].
+    highest: BTreeMap<Id, [u32; 3]>,
 }
 
 impl Owner {
@@ -102,6 +109,7 @@ impl Owner {
         if std::mem::replace(&mut self.counting.under_way, true) {
             return;
         }
+        self.counting.highest.clear();
         let programs = self.planner.plan().programs.iter();
         let hooks = programs.filter_map(|(id, program)| match program {
             Program::Flows(program) => Some((id, program)),
@@ -160,19 +168,43 @@ impl Owner {
         for (by, hits) in HIT_BY.into_iter().zip(hits) {
             self.metrics.flow_hits.with_label_values(&[id.as_str(), by]).inc_by(hits);
         }
-        let Some(port) = self.port_at(hook).filter(|_| !fresh.is_empty()) else { return };
-        let admitted = self.planner.plan().ports.get(&port).is_some_and(|p| !p.macs.is_empty());
-        let dropped = self.counting.dropped.entry(port).or_default();
+        let port = self.port_at(hook);
+        let plan = port.as_ref().and_then(|port| self.planner.plan().ports.get(port));
+        let admitted = plan.is_some_and(|port| !port.macs.is_empty());
+        let highest = self.counting.highest.entry(id.clone()).or_default();
+        let mut first = [0; 2];
+        let mut drops: Vec<(&str, Counters)> = Vec::new();
         for held in state.flows.installed_at(hook) {
             let rule = &held.rule;
             let place = (rule.chain().get(), rule.prio().get(), held.handle);
+            let actions = u32::try_from(rule.actions().len()).unwrap_or(u32::MAX);
+            for (highest, now) in highest.iter_mut().zip([actions, place.0, place.1.into()]) {
+                *highest = now.max(*highest);
+            }
             let Some(count) = fresh.get(&place) else { continue };
             let Some((_, why)) = program.rules.get_noted(rule.id()) else { continue };
+            // A policer hands what it lets pass to the rules behind it.
+            if place.0 == 0 && !matches!(why.purpose, Purpose::Rate | Purpose::Storm) {
+                first[0] += count.software.packets;
+                first[1] += count.hardware.packets;
+            }
             let Some(reason) = reason(why, rule.actions(), admitted) else { continue };
             let more = match rule.actions() {
                 [Action::Police(_), ..] => Counters { packets: count.drops.into(), bytes: 0 },
                 _ => count.all(),
             };
+            drops.push((reason, more));
+        }
+        for (by, frames) in HIT_BY.into_iter().zip(first) {
+            self.metrics.adapter_frames.with_label_values(&[id.as_str(), by]).inc_by(frames);
+        }
+        let Some(port) = port else { return };
+        let sums = self.counting.first.entry(port.clone()).or_default();
+        for (sum, more) in sums.iter_mut().zip(first) {
+            *sum += more;
+        }
+        let dropped = self.counting.dropped.entry(port).or_default();
+        for (reason, more) in drops {
             let sum = dropped.entry(reason).or_default();
             sum.packets += more.packets;
             sum.bytes += more.bytes;
@@ -185,35 +217,46 @@ impl Owner {
         counting.under_way = false;
         counting.read = Some(Instant::now());
         counting.dropped.retain(|port, _| intent.ports.contains_key(port));
-        for all in [
-            &metrics.port_received_bytes,
-            &metrics.port_received_packets,
-            &metrics.port_sent_bytes,
-            &metrics.port_sent_packets,
-            &metrics.port_dropped_bytes,
-            &metrics.port_dropped_packets,
-        ] {
-            all.reset();
-        }
+        counting.first.retain(|port, _| intent.ports.contains_key(port));
+        let [mut received_bytes, mut received_packets, mut sent_bytes, mut sent_packets] =
+            [const { Vec::<Row>::new() }; 4];
+        let [mut dropped_bytes, mut dropped_packets, mut frames] = [const { Vec::<Row>::new() }; 3];
         for (id, plan) in &planner.plan().ports {
             let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
             let Some(netdev) = netdev else { continue };
-            let label = [id.as_str()];
+            let label = || vec![id.to_string()];
             // What a representor receives its VF has sent.
             if let Some(Traffic { received: sent, sent: received }) = traffic.get(&netdev.ifindex) {
-                metrics.port_received_bytes.with_label_values(&label).inc_by(received.bytes);
-                metrics.port_received_packets.with_label_values(&label).inc_by(received.packets);
-                metrics.port_sent_bytes.with_label_values(&label).inc_by(sent.bytes);
-                metrics.port_sent_packets.with_label_values(&label).inc_by(sent.packets);
+                received_bytes.push((label(), number(received.bytes)));
+                received_packets.push((label(), number(received.packets)));
+                sent_bytes.push((label(), number(sent.bytes)));
+                sent_packets.push((label(), number(sent.packets)));
+            }
+            let first = counting.first.get(id).copied().unwrap_or_default();
+            for (by, count) in HIT_BY.into_iter().zip(first) {
+                frames.push((vec![id.to_string(), by.to_owned()], number(count)));
             }
             let dropped = counting.dropped.get(id);
             for reason in DROP_REASONS {
                 let count = dropped.and_then(|all| all.get(reason)).copied().unwrap_or_default();
-                let label = [id.as_str(), reason];
-                metrics.port_dropped_bytes.with_label_values(&label).inc_by(count.bytes);
-                metrics.port_dropped_packets.with_label_values(&label).inc_by(count.packets);
+                let label = || vec![id.to_string(), reason.to_owned()];
+                dropped_bytes.push((label(), number(count.bytes)));
+                dropped_packets.push((label(), number(count.packets)));
             }
         }
+        let highest = counting.highest.iter().flat_map(|(id, highest)| {
+            let row =
+                |(of, most): (&str, &u32)| (vec![id.to_string(), of.to_owned()], f64::from(*most));
+            CEILINGS.into_iter().zip(highest).map(row)
+        });
+        metrics.adapter_highest.replace(highest.collect());
+        metrics.port_received_bytes.replace(received_bytes);
+        metrics.port_received_packets.replace(received_packets);
+        metrics.port_sent_bytes.replace(sent_bytes);
+        metrics.port_sent_packets.replace(sent_packets);
+        metrics.port_dropped_bytes.replace(dropped_bytes);
+        metrics.port_dropped_packets.replace(dropped_packets);
+        metrics.port_frames.replace(frames);
         for waiter in counting.waiting.drain(..) {
             waiter.send(()).ok();
         }

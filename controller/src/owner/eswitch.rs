@@ -20,7 +20,7 @@ use tc_flows::Ifindex;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use super::{Finished, Owner, Write, conditions::Statement};
+use super::{Finished, Owner, Write, conditions::Statement, measuring};
 use crate::{
     eswitch::{
         KernelRefusal,
@@ -47,6 +47,8 @@ pub(crate) struct EswitchPolicy {
     pub(crate) manage: bool,
     /// The most VFs that it may have.
     pub(crate) max_vfs: Option<u16>,
+    /// The flows that its hardware has room for, where that is known.
+    pub(crate) hardware_flows: Option<u64>,
 }
 
 /// What the configuration says of each NIC's eswitch.
@@ -286,7 +288,7 @@ impl Owner {
     /// The steps of an order are taken, or one was refused.
     pub(super) fn reshaped(&mut self, id: &Id, result: Result<(), KernelRefusal>) {
         self.outlets.host.look_again();
-        self.metrics.tally("eswitch", result.is_ok());
+        self.metrics.tally("eswitch", measuring::answer(&result));
         let Some(begun) = self.orders.begun.get_mut(id) else { return };
         begun.running = false;
         begun.ended = Some(Instant::now());

@@ -15,6 +15,7 @@ mod flows;
 #[cfg(test)]
 mod history;
 mod ledger;
+mod measuring;
 mod news;
 mod probe;
 mod rates;
@@ -39,6 +40,7 @@ use api::{
     server::Precondition,
     types::Id,
 };
+use nix::errno::Errno;
 use tc_flows::{Hook, Ifindex, Op, TerseRule};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,7 @@ use self::{
     counting::Counting,
     eswitch::{EswitchPolicies, Orders},
     flows::{AdapterFlows, Drift},
+    measuring::{Plugs, answer, answer_of},
     probe::Probe,
     rates::RateWrites,
     settings::VfWrites,
@@ -63,7 +66,7 @@ use crate::{
     capability::Capabilities,
     eswitch::{EswitchHandle, KernelRefusal, VfSetting, vdpa::Vdpa},
     intent::{Change, Claims, Effect, Intent, OrderStage},
-    metrics::Metrics,
+    metrics::{Answer, Metrics},
     observe::{
         flows::FlowNews,
         guest::{GuestMessage, GuestUpdate, GuestWatch},
@@ -220,6 +223,8 @@ struct AdapterState {
     /// What the kernel refused of it.
     vdpa_refused: BTreeMap<String, KernelRefusal>,
     vdpa_under_way: BTreeSet<String>,
+    /// Flows in hardware when it refused one for want of room last.
+    full_at: Option<u64>,
 }
 
 /// How far a representor is on its way into use.
@@ -305,6 +310,10 @@ pub(crate) struct Owner {
     finished_to: mpsc::UnboundedSender<Finished>,
     finished: mpsc::UnboundedReceiver<Finished>,
     counting: Counting,
+    /// VFs that guests have enabled and whose flows are not acknowledged yet.
+    plugs: Plugs,
+    /// Since when something has been on its way without a break.
+    unconverged: Option<Instant>,
     metrics: Arc<Metrics>,
 }
 
@@ -364,6 +373,8 @@ impl Owner {
             finished_to,
             finished,
             counting: Counting::default(),
+            plugs: Plugs::default(),
+            unconverged: None,
             metrics,
         };
         owner.tell_guest_watch();
@@ -397,6 +408,7 @@ impl Owner {
                 }
             }
             self.stirred |= ticks == before;
+            self.measure_queues(&inbox, &calls);
             for _ in 0..DRAIN {
                 if let Ok(message) = inbox.guests.try_recv() {
                     self.guest_news(message);
@@ -420,6 +432,9 @@ impl Owner {
     fn host_news(&mut self, mut message: HostMessage) {
         for (id, view) in &mut message.adapters {
             let before = self.world.adapters.get(id);
+            if before.is_none() {
+                self.metrics.begin_adapter(id.as_str());
+            }
             let state = self.adapters.entry(id.clone()).or_default();
             view.capabilities = state.probe.capabilities_of(view);
             state.settings.seen(before, view);
@@ -438,6 +453,7 @@ impl Owner {
     }
 
     fn flow_news(&mut self, news: &FlowNews) {
+        self.metrics.netlink_overruns.inc_by(news.overruns);
         for state in self.adapters.values_mut() {
             if news.everywhere {
                 state.flows.suspect_all();
@@ -453,6 +469,7 @@ impl Owner {
             GuestMessage::Forgotten(id) => {
                 self.unheard.remove(&id);
                 self.overruns.remove(&id);
+                self.stop_counting_guest(&id);
                 self.forget_guest(&id);
             }
             GuestMessage::Update(update) => self.guest_update(*update),
@@ -468,12 +485,17 @@ impl Owner {
 
     fn guest_update(&mut self, update: GuestUpdate) {
         let GuestUpdate { guest, view, cause, counts, overruns } = update;
+        if !self.world.guests.contains_key(&guest) {
+            self.metrics.begin_guest(guest.as_str());
+        }
         for (budget, count) in overruns {
-            self.metrics.guest_overruns.with_label_values(&[budget]).inc_by(count);
+            let label = [guest.as_str(), budget];
+            self.metrics.guest_overruns.with_label_values(&label).inc_by(count);
             *self.overruns.entry(guest.clone()).or_default() += count;
         }
         for (kind, count) in counts {
-            self.metrics.guest_events.with_label_values(&[kind]).inc_by(count);
+            let label = [guest.as_str(), kind];
+            self.metrics.guest_events.with_label_values(&label).inc_by(count);
         }
         // Until it has answered once, a guest of the last run is what it was then.
         if view.connection == Connection::Connecting && self.unheard.contains(&guest) {
@@ -499,6 +521,7 @@ impl Owner {
             if let Some(message) = news::of_guest(before, &view) {
                 self.tell(NewsKind::Guest, format!("guests/{guest}"), "Changed", message);
             }
+            self.plugs.note(&guest, before, &view, cause.event_read);
             self.world.guests.insert(guest.clone(), view);
             self.dirty.guests.insert(guest.clone());
             self.stale.guests.insert(guest.clone());
@@ -526,7 +549,8 @@ impl Owner {
         if !self.may_act() {
             return;
         }
-        if !self.dirty.is_empty() {
+        let began = (!self.dirty.is_empty()).then(Instant::now);
+        if began.is_some() {
             self.read_ahead();
             self.replan();
         }
@@ -555,6 +579,10 @@ impl Owner {
         }
         self.probe_adapters();
         self.planner = planner;
+        self.unconverged = busy.then(|| self.unconverged.unwrap_or_else(Instant::now));
+        if let Some(began) = began {
+            self.metrics.reconcile.observe(began.elapsed().as_secs_f64());
+        }
         if !busy && !self.converged_once {
             self.converged_once = true;
             info!(after = ?self.born.elapsed(), "converged");
@@ -597,6 +625,7 @@ impl Owner {
         let dirty = std::mem::take(&mut self.dirty);
         let changes = self.planner.update(&self.world, &self.intent, &self.policies, &dirty);
         self.tell_of_refused_addresses(&changes);
+        self.count_refusals(&changes);
         let plan = self.planner.plan();
         for (id, state) in &mut self.adapters {
             match (plan.programs.get(id), changes.flows.get(id)) {
@@ -741,13 +770,19 @@ impl Owner {
             timing.programmed += 1;
             timing.last = Some(took);
         }
+        self.measure_plugs(done.finished);
+        let Some(state) = self.adapters.get_mut(&done.adapter) else { return };
         for (op, outcome) in &done.outcomes {
             let operation = match op {
                 Op::Add { .. } => "flow_add",
                 Op::Replace { .. } => "flow_replace",
                 Op::Delete { .. } => "flow_delete",
             };
-            self.metrics.tally(operation, outcome.is_done());
+            let answer = answer_of(outcome);
+            self.metrics.tally(operation, answer);
+            if answer == Answer::Refused(Errno::ENOSPC as i32) {
+                state.full_at = Some(state.flows.ledger().all().in_hw);
+            }
         }
         for refusal in &tally.refused {
             warn!(adapter = %id, refusal, "the kernel refused a flow");
@@ -834,7 +869,7 @@ impl Owner {
             Finished::VdpaChanged(id, change, result) => {
                 let Some(state) = self.adapters.get_mut(&id) else { return };
                 state.vdpa_under_way.remove(change.name());
-                self.metrics.tally("vdpa", result.is_ok());
+                self.metrics.tally("vdpa", answer(&result));
                 match result {
                     Ok(()) => {
                         info!(adapter = %id, ?change, "vDPA device");
@@ -866,7 +901,7 @@ impl Owner {
         // A representor that could not be made ready is used all the same, and says what it lacks.
         *readiness = reached;
         state.flows.reconsider();
-        self.metrics.tally("representor", result.is_ok());
+        self.metrics.tally("representor", answer(&result));
         if let Err(refusal) = result {
             warn!(adapter = %id, netdev = netdev.name, %refusal, "representor");
             self.metrics.errors.with_label_values(&["representor"]).inc();
@@ -981,8 +1016,11 @@ impl Owner {
             let Some(mut store) = self.store.store.take() else { return };
             let mut intent = Box::new(self.intent.clone());
             let returned = self.store.returned_to.clone();
+            let metrics = Arc::clone(&self.metrics);
             tokio::task::spawn_blocking(move || {
+                let began = Instant::now();
                 let result = store.commit(&mut intent, &changes);
+                metrics.committed(began.elapsed());
                 let commit = Some(Committed { intent, changes, result, waiter, answer });
                 returned.send(StoreDone { store, commit }).ok();
             });

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use api::types::Id;
 use tracing::info;
 
-use super::{Finished, Owner};
+use super::{Finished, Owner, measuring};
 use crate::{
     eswitch::{KernelRefusal, devlink::RateChange},
     plan::rate::RateProgram,
@@ -103,7 +103,7 @@ impl Owner {
         result: Result<(), KernelRefusal>,
     ) {
         self.outlets.host.look_again();
-        self.metrics.tally("rate", result.is_ok());
+        self.metrics.tally("rate", measuring::answer(&result));
         let vfs = self.adapters.get_mut(id).map(|state| &mut state.rates.vfs);
         let Some(write) = vfs.and_then(|vfs| vfs.get_mut(&vf)) else { return };
         write.writing = false;

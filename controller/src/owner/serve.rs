@@ -1,6 +1,7 @@
 //! The API's side of the owner: every request becomes one call to it, a teardown several.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +18,9 @@ use api::{
         Adapter, EswitchChange, EswitchSpec, Flow, Guest, GuestSpec, Network, NetworkSpec, Port,
         PortSpec, TornDown,
     },
-    server::{ChangeHow, Daemon, EswitchHow, FlowFilter, Precondition, Put, PutOutcome},
+    server::{
+        ChangeHow, Daemon, EswitchHow, FlowFilter, MetricsFormat, Precondition, Put, PutOutcome,
+    },
     snapshot::{Restored, Snapshot},
     trace::{Trace, TraceRequest},
     types::Id,
@@ -28,7 +31,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use super::{Call, Owner, Write, Written, trace, waiting::Waiter};
 use crate::{
     intent::{Change, Effect},
-    metrics::Metrics,
+    metrics::{Metrics, certificate},
     snapshot,
     teardown::{self, Teardown},
 };
@@ -49,6 +52,8 @@ pub(crate) struct DaemonHandle {
     calls: mpsc::Sender<Call>,
     metrics: Arc<Metrics>,
     feed: Arc<Feed>,
+    /// The certificate of TLS listeners.
+    certificate: Option<PathBuf>,
     /// Numbers for those who wait.
     tickets: Arc<AtomicU64>,
     /// Held while flows are taken away or brought back.
@@ -61,11 +66,17 @@ pub(crate) struct DaemonHandle {
 
 impl DaemonHandle {
     /// A handle that calls over `calls`, the other end of which [`Owner::run`] reads.
-    pub(crate) fn new(calls: mpsc::Sender<Call>, metrics: Arc<Metrics>, feed: Arc<Feed>) -> Self {
+    pub(crate) fn new(
+        calls: mpsc::Sender<Call>,
+        metrics: Arc<Metrics>,
+        feed: Arc<Feed>,
+        certificate: Option<PathBuf>,
+    ) -> Self {
         DaemonHandle {
             calls,
             metrics,
             feed,
+            certificate,
             tickets: Arc::default(),
             tearing_down: Arc::default(),
             dry_running: Arc::default(),
@@ -423,7 +434,7 @@ impl Daemon for DaemonHandle {
         }
     }
 
-    async fn metrics(&self) -> Result<String, ApiError> {
+    async fn metrics(&self, format: MetricsFormat) -> Result<Vec<u8>, ApiError> {
         let (counted, fresh) = oneshot::channel();
         self.read(|owner| {
             owner.update_gauges();
@@ -432,6 +443,13 @@ impl Daemon for DaemonHandle {
         .await?;
         // What has not come by then is as it was.
         tokio::time::timeout(COUNTING, fresh).await.ok();
-        self.metrics.text().map_err(|error| ApiError::Internal(Box::new(error)))
+        let ends = self.certificate.as_deref().and_then(certificate::end_of);
+        let ends = ends.map(|ends| (Vec::new(), ends.as_secs_f64()));
+        self.metrics.certificate_ends.replace(ends.into_iter().collect());
+        match format {
+            MetricsFormat::Text => self.metrics.text().map(String::into_bytes),
+            MetricsFormat::Protobuf => self.metrics.protobuf(),
+        }
+        .map_err(|error| ApiError::Internal(Box::new(error)))
     }
 }

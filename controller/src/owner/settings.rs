@@ -14,7 +14,7 @@ use api::{resources::VfSettings, types::Id};
 use nix::errno::Errno;
 use tracing::{debug, info, warn};
 
-use super::{Finished, Owner, drift::Repairs};
+use super::{Finished, Owner, drift::Repairs, measuring};
 use crate::{
     apply::settings::{self, Refused},
     eswitch::{KernelRefusal, VfSetting},
@@ -238,7 +238,7 @@ impl Owner {
         let Some(write) = vfs.and_then(|vfs| vfs.get_mut(&index)) else { return };
         write.stage = Stage::Idle;
         for (setting, result) in results {
-            self.metrics.tally("vf_setting", result.is_ok());
+            self.metrics.tally("vf_setting", measuring::answer(&result));
             match result {
                 Ok(()) => {
                     write.refused.remove(&setting);

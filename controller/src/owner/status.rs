@@ -402,7 +402,7 @@ impl Owner {
         }
     }
 
-    fn port_of_function(&self, guest: &Id, device: &str) -> Option<Id> {
+    pub(super) fn port_of_function(&self, guest: &Id, device: &str) -> Option<Id> {
         self.intent
             .ports
             .iter()
@@ -468,7 +468,7 @@ impl Owner {
         vfs.chain(representors).collect()
     }
 
-    fn adapter_counts(&self, id: &Id) -> FlowCounts {
+    pub(super) fn adapter_counts(&self, id: &Id) -> FlowCounts {
         self.adapters.get(id).map(|state| *state.flows.ledger().all()).unwrap_or_default()
     }
 
@@ -613,37 +613,6 @@ impl Owner {
         self.conditions.retain(|resource| known.contains(resource));
     }
 
-    pub(super) fn update_gauges(&self) {
-        let metrics = &self.metrics;
-        let guests = self.world.guests.values();
-        let connected = guests.clone().filter(|g| g.connection == Connection::Connected).count();
-        let functions = guests.clone().flat_map(|guest| guest.functions.values());
-        metrics.guests.set(gauge(guests.count()));
-        metrics.guests_connected.set(gauge(connected));
-        metrics.guest_functions_enabled.set(gauge(functions.filter(|f| f.enabled).count()));
-        metrics
-            .refused_macs
-            .set(gauge(self.planner.plan().ports.values().map(|p| p.refused.len()).sum()));
-        metrics.ready.set(i64::from(self.not_ready().is_empty()));
-        metrics.flows.reset();
-        metrics.foreign_filters.reset();
-        for id in self.world.adapters.keys() {
-            let FlowCounts { in_hw, not_in_hw, refused, pending } = self.adapter_counts(id);
-            for (state, value) in [
-                ("in_hw", in_hw),
-                ("not_in_hw", not_in_hw),
-                ("refused", refused),
-                ("pending", pending),
-            ] {
-                let gauge = metrics.flows.with_label_values(&[id.as_str(), state]);
-                gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-            }
-            let foreign = self.adapters.get(id).map_or(0, |s| s.flows.foreign_filters());
-            let gauge = metrics.foreign_filters.with_label_values(&[id.as_str()]);
-            gauge.set(i64::try_from(foreign).unwrap_or(i64::MAX));
-        }
-    }
-
     fn stamp(&mut self, kind: &str, id: &Id, statements: Vec<Statement>) -> Vec<Condition> {
         self.conditions.stamp(&format!("{kind}/{id}"), SystemTime::now(), statements)
     }
@@ -685,10 +654,6 @@ fn eswitch_settings(view: &EswitchView) -> EswitchSettings {
         encap: view.encap,
         rates: leaves.chain(nodes).collect(),
     }
-}
-
-fn gauge(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// The name of the uplink or representor with this index.

@@ -47,7 +47,10 @@ fn series(daemon: &Daemon) -> BTreeMap<String, u64> {
     let metrics = daemon.request("GET", "/metrics", None).expect("metrics").body;
     let lines = metrics.as_str().expect("text").lines();
     lines
-        .filter(|line| line.starts_with("eswitchd_port_"))
+        .filter(|line| {
+            let of = |what| line.starts_with(&format!("eswitchd_port_{what}"));
+            of("received") || of("sent") || of("dropped")
+        })
         .filter_map(|line| {
             let (name, value) = line.rsplit_once(' ')?;
             Some((name.to_owned(), value.parse().ok()?))

@@ -135,6 +135,7 @@ fn nic(handle: &str) -> AdapterConfig {
         vdpa_management: None,
         manage_eswitch: false,
         max_vfs: None,
+        hardware_flows: None,
     }
 }
 
@@ -149,6 +150,7 @@ fn software(uplink: &str, patterns: &[&str]) -> AdapterConfig {
         vdpa_management: None,
         manage_eswitch: false,
         max_vfs: None,
+        hardware_flows: None,
     }
 }
 

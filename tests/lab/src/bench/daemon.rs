@@ -23,6 +23,7 @@ const ADOPT: &str = "daemon/adopt/100k";
 const FIRST_INSTALL: &str = "daemon/first_install/100k";
 const IDLE_CPU: &str = "daemon/idle_cpu/100k";
 const MEMORY: &str = "daemon/memory/100k";
+const SCRAPE: &str = "metrics/scrape/100k";
 const MAC_CHANGE: [(&str, usize, usize); 5] = [
     ("daemon/mac_change/10", 10, 0),
     ("daemon/mac_change/100", 100, 0),
@@ -33,7 +34,7 @@ const MAC_CHANGE: [(&str, usize, usize); 5] = [
 
 /// Names of all benchmarks here.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY]
+    [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY, SCRAPE]
         .into_iter()
         .chain(MAC_CHANGE.iter().map(|(name, ..)| *name))
 }
@@ -73,7 +74,7 @@ pub fn run(
     say: &mut dyn FnMut(&str),
     tell: &mut dyn FnMut(Line),
 ) -> Result<()> {
-    if [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY].into_iter().any(wants) {
+    if [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY, SCRAPE].into_iter().any(wants) {
         many(runs, say, tell)?;
     }
     for (name, ports, networks) in MAC_CHANGE.into_iter().filter(|(name, ..)| wants(name)) {
@@ -235,6 +236,7 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
         empty / 1e6
     );
     tell(Line::of(MEMORY, "bytes/flow", &[Run { ours, theirs: Vec::new() }], note));
+    tell(scrape(&daemon, &hooks, &mut floor, runs, &what)?);
     thread::sleep(FIRST_AUDIT);
     let before = processor_times(&daemon)?;
     thread::sleep(IDLE);
@@ -250,6 +252,33 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
     let note = format!("{what}; {} s, after the first audit", IDLE.as_secs());
     tell(Line::of(IDLE_CPU, "% of a core", &[Run { ours, theirs: Vec::new() }], note));
     Ok(())
+}
+
+/// A scrape that reads the kernel's counters, beside a terse dump of all hooks.
+fn scrape(
+    daemon: &Daemon,
+    hooks: &[Hook],
+    floor: &mut impl Kernel,
+    runs: usize,
+    what: &str,
+) -> Result<Line> {
+    let (mut scrapes, mut bytes) = (Vec::new(), 0);
+    for _ in 0..runs {
+        // A reading answers for a second.
+        thread::sleep(Duration::from_millis(1100));
+        let began = Instant::now();
+        let answer = daemon.request("GET", "/metrics", None)?;
+        let ours = 1e3 * began.elapsed().as_secs_f64();
+        bytes = answer.body.as_str().map_or(0, str::len);
+        let began = Instant::now();
+        for hook in hooks {
+            floor.dump_terse(*hook).map_err(refused)?;
+        }
+        let theirs = 1e3 * began.elapsed().as_secs_f64();
+        scrapes.push(Run { ours, theirs: vec![("terse dump", theirs)] });
+    }
+    let note = format!("{what}; {} kB of text, the kernel's counters among it", bytes / 1000);
+    Ok(Line::of(SCRAPE, "ms", &scrapes, note))
 }
 
 /// A guest's new address in a network of so many ports, beside so many other networks.
