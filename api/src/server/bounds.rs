@@ -82,7 +82,9 @@ pub(super) fn answering_panics<S: Clone + Send + Sync + 'static>(routes: Router<
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
             let nothing = "default-src 'none'; frame-ancestors 'none'";
-            headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(nothing));
+            // The live page has a policy of its own.
+            let policy = headers.entry(CONTENT_SECURITY_POLICY);
+            policy.or_insert_with(|| HeaderValue::from_static(nothing));
             headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             response
         },

@@ -17,10 +17,11 @@ mod scrape;
 mod stream;
 mod tls;
 mod tokens;
+mod ui;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, body::Bytes, http::Uri};
+use axum::{Router, body::Bytes, http::Uri, routing::get};
 use tokio::sync::Semaphore;
 
 pub use access::{
@@ -108,6 +109,7 @@ pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
         };
         router.route(route.path, methods)
     });
+    let routes = routes.route("/ui", get(ui::page).fallback(route::no_method));
     let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
     let streams = bounds::slots(limits.streams);
     let app = App { daemon, limits, document: document.into(), streams };

@@ -283,6 +283,6 @@ async fn document<D: Daemon>(State(app): State<App<D>>) -> Response {
     ([(CONTENT_TYPE, "application/json")], app.document).into_response()
 }
 
-async fn no_method(method: Method, uri: Uri) -> ApiError {
+pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
 }

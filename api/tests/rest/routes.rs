@@ -204,6 +204,23 @@ async fn liveness_does_not_depend_on_readiness() {
 }
 
 #[tokio::test]
+async fn the_live_page_may_run_its_own_script_and_style_and_ask_only_this_server() {
+    let api = router(Double::with(|_| {}));
+    let answer = get(&api, "/ui").await;
+    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
+    let policy = answer.header("content-security-policy").to_owned();
+    let hashes = policy.matches("-src 'sha256-").count();
+    assert!(policy.starts_with("default-src 'none'; connect-src 'self'; "), "{policy}");
+    assert_eq!(hashes, 2, "{policy}");
+    assert!(!policy.contains("unsafe"), "{policy}");
+    assert!(answer.body.starts_with(b"<!doctype html>"));
+    assert_eq!(send(&api, Request::post("/ui").body(Body::empty()).unwrap()).await.status, 405);
+    let other = get(&api, "/healthz").await;
+    let nothing = "default-src 'none'; frame-ancestors 'none'";
+    assert_eq!(other.header("content-security-policy"), nothing);
+}
+
+#[tokio::test]
 async fn metrics_are_prometheus_text() {
     let api = router(Double::with(|state| state.metrics = "up 1\n".into()));
     let answer = get(&api, "/metrics").await;
