@@ -303,7 +303,7 @@ fn page_limit() -> Parameter {
 fn label() -> Parameter {
     let label = ObjectBuilder::new()
         .schema_type(Type::String)
-        .pattern(Some("^[A-Za-z0-9._:/-]{1,128}(=[^\\x00-\\x1f]*)?$"));
+        .pattern(Some("^[A-Za-z0-9._:/-]{1,128}(=[^\\x00-\\x1f\\x7f-\\x9f]*)?$"));
     ParameterBuilder::new()
         .name("label")
         .parameter_in(ParameterIn::Query)

@@ -282,7 +282,7 @@ fn label(text: &str) -> Result<(String, Option<String>), ApiError> {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
     };
-    match is_label_name(name) {
+    match is_label_name(name) && !text.contains(char::is_control) {
         true => Ok((name.to_owned(), value)),
         false => Err(parameter("label", "is no label", "write NAME or NAME=VALUE")),
     }

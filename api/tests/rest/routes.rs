@@ -807,7 +807,7 @@ async fn what_has_a_label_is_found_by_it() {
         let ids: Vec<&str> = items.map(|item| item["id"].as_str().unwrap()).collect();
         assert_eq!(ids, expected, "{query}");
     }
-    for query in ["label=", "label=a%20b", "label==x"] {
+    for query in ["label=", "label=a%20b", "label==x", "label=a=%01"] {
         let problem = get(&api, &format!("/v1/ports?{query}")).await.problem();
         assert_eq!((problem.status, problem.field.as_deref()), (400, Some("label")), "{query}");
     }
