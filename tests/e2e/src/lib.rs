@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+pub mod prometheus;
 pub mod vdpa;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};

@@ -29,6 +29,7 @@ pub const PACKAGES: &[&str] = &[
     "libvirt-daemon-driver-qemu", // its QEMU driver
     "openvswitch-switch",         // what benchmarks of the switch are measured against
     "procps",                     // ps, pgrep
+    "prometheus",                 // what scrapes the daemon, and promtool
     "qemu-system-x86",            // the VM itself, and the guests in it
     "strace",                     // ends the daemon at a system call
     "tcpdump",                    // captures with VLAN tags put back

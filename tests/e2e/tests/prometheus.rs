@@ -1,0 +1,435 @@
+//! A real Prometheus scrapes eswitchd while a guest comes, asks for what it may not have, and goes:
+//! each query of each dashboard and each rule has data of the shape that is expected of it, and each
+//! alert fires when its fault is caused and clears afterwards.
+//!
+//! Prometheus asks for protobuf; that the text is well, promtool says. A netdevsim whose port is
+//! linked with another's carries frames to the hook of the uplink, where no hardware takes them.
+
+#![expect(clippy::expect_used, reason = "what fails here fails the test")]
+#![expect(clippy::print_stdout, reason = "what was asked, and what came, is to be read")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    os::fd::AsRawFd,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use eswitchd_e2e_tests::{
+    create_vfs,
+    prometheus::{Prometheus, WINDOW, committed},
+};
+use lab::{
+    daemon::Daemon,
+    guest::{Backing, Guest},
+    net::{self, Netdevsim, Netns},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+/// For an alert to fire, or to clear: longer than a fight lasts.
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// A certificate and its key, valid for so many days more.
+fn certificate(folder: &Path, days: u64) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).expect("a name");
+    let end = Duration::from_secs(since_1970() + days * 86400);
+    parameters.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+    let certificate = parameters.self_signed(&key).expect("a certificate");
+    for (name, text) in [("key.pem", key.serialize_pem()), ("cert.pem", certificate.pem())] {
+        let fresh = folder.join("fresh");
+        fs::write(&fresh, text).expect("written");
+        fs::rename(&fresh, folder.join(name)).expect("in place");
+    }
+}
+
+/// Everything that runs.
+struct Host {
+    daemon: Daemon,
+    prometheus: Prometheus,
+    sim: Netdevsim,
+    /// The netdev whose frames come in at the uplink.
+    wire: String,
+    began: Instant,
+}
+
+impl Host {
+    fn say(&self, what: &str) {
+        println!("{:6.1} s: {what}", self.began.elapsed().as_secs_f64());
+    }
+
+    /// Waits until an alert fires, and goes on causing it meanwhile.
+    fn fires(&self, alert: &str, mut cause: impl FnMut()) {
+        let fired = net::wait_for(alert, LIMIT, || {
+            cause();
+            self.prometheus.firing().contains(alert).then_some(())
+        });
+        assert!(fired.is_ok(), "{alert} never fires\n{}", self.daemon.log());
+        self.say(&format!("{alert} fires"));
+    }
+
+    fn clears(&self, alert: &str) {
+        let cleared = net::wait_for(alert, LIMIT, || {
+            (!self.prometheus.firing().contains(alert)).then_some(())
+        });
+        assert!(cleared.is_ok(), "{alert} never clears\n{}", self.daemon.log());
+        self.say(&format!("{alert} clears"));
+    }
+}
+
+/// Ports on the VFs of the netdevsim, of one network.
+fn hardware_ports(daemon: &Daemon, sim: &Netdevsim, numbers: std::ops::Range<u8>) {
+    for number in numbers {
+        let spec = json!({
+            "function": {"vf": {"adapter": id_of(sim), "index": number}},
+            "attachments": [{"network": "red"}],
+            "macs": [format!("02:00:00:00:01:{number:02x}")],
+            "qos": {"tx_max": 100_000_000},
+        });
+        daemon.put(&format!("/v1/ports/hw{number}"), spec).expect("a port");
+    }
+}
+
+fn id_of(sim: &Netdevsim) -> String {
+    sim.handle().replace('/', "-")
+}
+
+/// Links the ports of two netdevsims with each other.
+fn link(one: &Netdevsim, other: &Netdevsim) {
+    let netns = fs::File::open("/proc/thread-self/ns/net").expect("a namespace");
+    let index = |sim: &Netdevsim| {
+        let name = sim.uplink().expect("an uplink");
+        fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).expect("an index")
+    };
+    let end = |sim: &Netdevsim| format!("{}:{}", netns.as_raw_fd(), index(sim).trim());
+    let ends = format!("{} {}", end(one), end(other));
+    fs::write("/sys/bus/netdevsim/link_device", ends).expect("linked");
+}
+
+fn promtool(arguments: &[&str], input: &str) -> String {
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool");
+    child.stdin.take().expect("its input").write_all(input.as_bytes()).expect("read");
+    let output = child.wait_with_output().expect("its end");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(output.status.success(), "promtool {arguments:?}: {said}");
+    said
+}
+
+fn since_1970() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs()
+}
+
+/// What stands behind `before` in a text, as far as letters and underscores go.
+fn names_behind<'t>(text: &'t str, before: &str) -> Vec<&'t str> {
+    let name = |rest: &'t str| {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        &rest[..end.unwrap_or(rest.len())]
+    };
+    text.split(before).skip(1).map(name).collect()
+}
+
+/// The queries of a dashboard: panel or annotation, expression, labels that its legend names.
+fn queries(page: &str) -> Vec<(String, String, BTreeSet<String>)> {
+    let page: Value = serde_json::from_str(committed(page)).expect("JSON");
+    let mut queries = Vec::new();
+    let mut note = |title: &Value, expr: &Value, legend: &Value| {
+        let expr = expr.as_str().expect("an expression").to_owned();
+        let labels = names_behind(legend.as_str().unwrap_or_default(), "{{");
+        let labels = labels.into_iter().map(str::to_owned).collect();
+        queries.push((title.as_str().unwrap_or_default().to_owned(), expr, labels));
+    };
+    for panel in page["panels"].as_array().expect("panels") {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            note(&panel["title"], &target["expr"], &target["legendFormat"]);
+        }
+    }
+    for mark in page["annotations"]["list"].as_array().expect("annotations") {
+        note(&mark["name"], &mark["expr"], &mark["textFormat"]);
+    }
+    queries
+}
+
+/// An expression with its variables in place.
+fn filled(expr: &str, port: &str) -> String {
+    expr.replace("$__rate_interval", WINDOW)
+        .replace("=\"$instance\"", "=\"host-1\"")
+        .replace("$instance", ".*")
+        .replace("$adapter", ".*")
+        .replace("$guest", ".*")
+        .replace("$port", port)
+}
+
+/// An expression without the limit that it ends in: where the limit is kept there is no data.
+fn without_limit(expr: &str) -> &str {
+    let ends = [" > ", " < ", " == "].into_iter().filter_map(|sign| expr.rsplit_once(sign));
+    let is_limit = |text: &str| text.chars().all(|c| c.is_ascii_digit() || " .*".contains(c));
+    ends.filter(|(_, limit)| is_limit(limit)).map(|(expr, _)| expr).next().unwrap_or(expr)
+}
+
+/// Asks everything that dashboards and rules ask, prints what came, and gives what had no data or
+/// another shape than expected.
+fn lacking(prometheus: &Prometheus, from: u64) -> Vec<String> {
+    let mut all: Vec<(&str, String, String, BTreeSet<String>)> = Vec::new();
+    for page in ["fleet", "host", "port", "guests"] {
+        let of_page = queries(page).into_iter();
+        all.extend(of_page.map(|(title, expr, labels)| (page, title, expr, labels)));
+    }
+    let mut name = String::new();
+    for line in committed("alerts.yml").lines().map(str::trim) {
+        if let Some(rule) = line.strip_prefix("- alert: ").or(line.strip_prefix("- record: ")) {
+            name = rule.to_owned();
+        } else if let Some(expr) = line.strip_prefix("expr: ") {
+            let minutes = ["[2m]", "[5m]", "[10m]", "[15m]"];
+            let window = format!("[{WINDOW}]");
+            let expr = minutes.iter().fold(expr.to_owned(), |expr, m| expr.replace(m, &window));
+            all.push(("rule", name.clone(), without_limit(&expr).to_owned(), BTreeSet::new()));
+        }
+    }
+    let now = since_1970();
+    let mut lacking = Vec::new();
+    println!("{:8} {:40} series", "where", "what");
+    for (page, title, expr, labels) in all {
+        // Ports of both kinds are looked at.
+        let asked = ["a", "hw0"].map(|port| filled(&expr, port));
+        let asked: BTreeSet<String> = asked.into_iter().collect();
+        let series: Vec<Value> =
+            asked.iter().flat_map(|expr| prometheus.query_since(expr, from, now)).collect();
+        println!("{page:8} {title:40} {}", series.len());
+        if series.is_empty() {
+            lacking.push(format!("{page} {title}: no data: {expr}"));
+        }
+        for one in &series {
+            let metric = one["metric"].as_object().expect("labels");
+            let missing = labels.iter().find(|label| !metric.contains_key(*label));
+            let value = one["values"][0][1].as_str().map(str::parse::<f64>);
+            if missing.is_some() || !matches!(value, Some(Ok(_))) {
+                lacking.push(format!("{page} {title}: {missing:?} {value:?}: {one}"));
+            }
+        }
+    }
+    lacking
+}
+
+#[test]
+fn the_rules_are_as_promtool_wants_them_and_each_alert_fires_and_is_silent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["alerts.yml", "alerts.test.yml", "prometheus.yml"] {
+        fs::write(folder.path().join(name), committed(name)).expect("written");
+    }
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    print!("{}", promtool(&["check", "rules", &at("alerts.yml")], ""));
+    print!("{}", promtool(&["check", "config", &at("prometheus.yml")], ""));
+    print!("{}", promtool(&["test", "rules", &at("alerts.test.yml")], ""));
+    let tests = committed("alerts.test.yml");
+    for alert in names_behind(committed("alerts.yml"), "- alert: ") {
+        let fires = format!("ALERTS{{alertname=\"{alert}\", alertstate=\"firing\"");
+        assert!(tests.matches(&fires).count() >= 2, "{alert} is not made to fire");
+        assert!(tests.contains(&format!("alertname: {alert}, exp_alerts: []")), "{alert}: silent");
+    }
+}
+
+#[test]
+fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() {
+    let _netns = Netns::enter().expect("a namespace");
+    net::ip("link set lo up").expect("loopback");
+    net::ip("tuntap add dev vm-a mode tap").expect("a tap");
+    net::modprobe("netdevsim").expect("netdevsim");
+    let (sim, peer) = [(); 2].map(|()| Netdevsim::create(1).expect("a netdevsim")).into();
+    sim.set_vfs(4).expect("VFs");
+    sim.switchdev().expect("switchdev");
+    link(&sim, &peer);
+    let (uplink, wire) = (sim.uplink().expect("an uplink"), peer.uplink().expect("a port"));
+    for netdev in [&uplink, &wire] {
+        net::ip(&format!("link set {netdev} up")).expect("up");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = folder.path().join("state");
+    fs::create_dir(&state).expect("a folder");
+    let place = state.to_str().expect("text");
+    net::command("mount", ["-t", "tmpfs", "-o", "size=6m", "tmpfs", place]).expect("a small disk");
+    certificate(folder.path(), 3);
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let configuration = format!(
+        "tcp = [\"127.0.0.1:9180\"]\n\n[api.tls]\nlisten = [\"127.0.0.1:9443\"]\n\
+         certificate = \"{}\"\nkey = \"{}\"\nclient_ca = \"{}\"\n\n\
+         [[adapter]]\nhandle = \"{}\"\nhardware_flows = 1000\n\n\
+         [[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"vm-*\"]\n",
+        at("cert.pem"),
+        at("key.pem"),
+        at("cert.pem"),
+        sim.handle(),
+    );
+    let mut daemon = Daemon::start(folder.path(), &configuration).expect("eswitchd");
+    for network in ["blue", "red"] {
+        daemon.put(&format!("/v1/networks/{network}"), json!({"kind": "flat"})).expect("one");
+    }
+    hardware_ports(&daemon, &sim, 0..2);
+    for port in ["hw0", "hw1"] {
+        let path = format!("/v1/ports/{port}");
+        daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
+    }
+    // The netdevsim is said to have room for a little more than that.
+    let adapter = daemon.get(&format!("/v1/adapters/{}", id_of(&sim))).expect("the adapter");
+    let room = adapter["flows"]["in_hw"].as_u64().expect("flows") * 100 / 85;
+    daemon.end(Signal::SIGTERM).expect("ended");
+    let room = configuration.replace("flows = 1000", &format!("flows = {room}"));
+    let daemon = Daemon::start(folder.path(), &room).expect("eswitchd");
+    let (from, began) = (since_1970(), Instant::now());
+    let prometheus = Prometheus::start(&folder.path().join("prometheus"));
+    let mut host = Host { daemon, prometheus, sim, wire, began };
+    host.say("Prometheus scrapes");
+
+    // ---------------------------------------------------------------- life
+    let spec = json!({
+        "function": {"guest_vf": {"guest": "a", "device": "vf0"}},
+        "attachments": [{"network": "blue"}],
+        "guest_macs": {"max": 1, "allow": ["02:aa"]},
+        "qos": {"flood_limit": 100},
+    });
+    host.daemon.put("/v1/ports/a", spec).expect("a port");
+    let socket = host.daemon.qmp_dir().join("a.sock");
+    let guest = Guest::named("a").vf(0, Backing::Tap("vm-a".into())).qmp_socket(&socket);
+    let guest = guest.start().expect("a guest");
+    create_vfs(&guest, 1);
+    guest.run("ip link set eth1 address 02:aa:00:00:00:01; ip link set eth1 up").expect("a VF");
+    host.daemon.wait_for_condition("/v1/ports/a", "Programmed", "True").expect("programmed");
+    host.say("the guest is on the network");
+    let metrics = host.daemon.get("/metrics").expect("metrics");
+    let metrics = metrics.as_str().expect("text");
+    print!("{}", promtool(&["check", "metrics"], metrics));
+    let plugged = metrics.lines().any(|line| line == "eswitchd_plug_to_programmed_seconds_count 1");
+    assert!(plugged, "{metrics}");
+
+    // ---------------------------------------------------------------- faults
+    let representor = host.sim.representor(0).expect("a representor");
+    host.fires("EswitchdDriftFight", || {
+        net::tc(&format!("filter del dev {representor} ingress chain 0")).ok();
+        thread::sleep(Duration::from_millis(300));
+    });
+
+    let mut last = 0x10_u8;
+    host.fires("EswitchdRequestsRefused", || {
+        // Beside the address that it has: nothing is taken away.
+        let more: Vec<String> = (0..4)
+            .map(|_| {
+                last += 1;
+                format!(
+                    "ip link add link eth1 name m{last} address 02:bb:00:00:00:{last:02x} type \
+                     macvlan; ip link set m{last} up"
+                )
+            })
+            .collect();
+        guest.run(&more.join("; ")).expect("more addresses");
+    });
+
+    host.fires("EswitchdOffloadLost", || {
+        let frame = net::frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", &[], 0x88b5, &[0; 46]);
+        for _ in 0..50 {
+            net::send_frame(&host.wire, &frame).expect("sent");
+        }
+    });
+
+    assert!(!host.prometheus.firing().contains("EswitchdTableNearlyFull"), "room is left");
+    hardware_ports(&host.daemon, &host.sim, 2..4);
+    host.fires("EswitchdTableNearlyFull", || {});
+    for number in 2..4 {
+        host.daemon.delete(&format!("/v1/ports/hw{number}")).expect("gone");
+    }
+    host.clears("EswitchdTableNearlyFull");
+
+    host.fires("EswitchdCertificateExpiring", || {});
+    certificate(folder.path(), 365);
+    host.clears("EswitchdCertificateExpiring");
+
+    let disturbed = host.sim.representor(1).expect("a representor");
+    let filters = net::tc_json(&format!("filter show dev {disturbed} ingress")).expect("filters");
+    let filters = filters.as_array().expect("a list").iter();
+    let prios: BTreeSet<u64> = filters.filter_map(|filter| filter["pref"].as_u64()).collect();
+    let answer = host.daemon.request("POST", "/v1/teardown", None).expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    host.fires("EswitchdNotReady", || {});
+    host.fires("EswitchdPortNotProgrammed", || {});
+    // Of another protocol in the place of a flow: the kernel refuses the flow.
+    net::tc(&format!("qdisc add dev {disturbed} clsact")).ok();
+    for prio in prios {
+        net::tc(&format!(
+            "filter add dev {disturbed} ingress prio {prio} protocol 0x88b6 flower action pass"
+        ))
+        .expect("in the way");
+    }
+    host.daemon.request("POST", "/v1/resume", None).expect("an answer");
+    host.clears("EswitchdNotReady");
+    host.fires("EswitchdFlowsRefused", || {});
+    host.fires("EswitchdErrors", || {});
+    net::tc(&format!("qdisc del dev {disturbed} clsact")).expect("out of the way");
+    host.clears("EswitchdFlowsRefused");
+    host.clears("EswitchdPortNotProgrammed");
+    host.clears("EswitchdErrors");
+
+    let filler = state.join("filler");
+    let mut file = fs::File::create(&filler).expect("a filler");
+    let mut size = 6 << 20;
+    while size > 0 {
+        match file.write(&vec![1; size]) {
+            Ok(written) if written > 0 => {}
+            _ => size /= 2,
+        }
+    }
+    let mut number = 0_usize;
+    host.fires("EswitchdStoreErrors", || {
+        for _ in 0..20 {
+            number += 1;
+            let macs: Vec<String> = (0..64)
+                .map(|mac| format!("02:cc:00:{:02x}:{:02x}:{mac:02x}", number >> 8, number & 0xff))
+                .collect();
+            let spec = json!({
+                "function": {"vf": {"adapter": "soft-none", "index": 0}},
+                "attachments": [{"network": "blue"}],
+                "macs": macs,
+            });
+            let path = format!("/v1/ports/z{number}");
+            let body = json!({ "spec": spec });
+            let answer = host.daemon.request("PUT", &path, Some(&body)).expect("an answer");
+            if answer.status == 507 {
+                break;
+            }
+        }
+    });
+    fs::remove_file(&filler).expect("room again");
+    host.clears("EswitchdStoreErrors");
+
+    guest.kill().expect("killed");
+    host.fires("EswitchdGuestDisconnected", || {});
+    fs::remove_file(&socket).expect("the platform clears up");
+    host.clears("EswitchdGuestDisconnected");
+
+    host.daemon.end(Signal::SIGTERM).expect("ended");
+    host.fires("EswitchdDown", || {});
+    host.daemon.restart().expect("started");
+    host.clears("EswitchdDown");
+
+    let target = "[\"127.0.0.1:9180\"]";
+    host.prometheus.configure(|text| text.replace(target, "[]"));
+    host.fires("EswitchdAbsent", || {});
+    host.prometheus.configure(|text| text.replace("targets: []", &format!("targets: {target}")));
+    host.clears("EswitchdAbsent");
+    for alert in ["EswitchdOffloadLost", "EswitchdRequestsRefused", "EswitchdDriftFight"] {
+        host.clears(alert);
+    }
+
+    // ---------------------------------------------------------------- what was to be seen of it
+    assert_eq!(lacking(&host.prometheus, from), Vec::<String>::new());
+    host.say("every query had data");
+}
