@@ -128,11 +128,28 @@ pub(super) struct Fate {
     to_host: Option<Tags>,
 }
 
+impl Fate {
+    /// Whether what becomes of the class is nothing but what becomes of it in one of these: every
+    /// copy that both make is made, none is made that neither makes or more often than either does,
+    /// and the host gets it as in one of the two.
+    pub(super) fn is_between(&self, old: &Fate, new: &Fate) -> bool {
+        let times = |fate: &Fate, copy| fate.copies.iter().filter(|other| *other == copy).count();
+        let mut all = self.copies.iter().chain(&old.copies).chain(&new.copies);
+        let copies = all.all(|copy| {
+            let (before, after) = (times(old, copy), times(new, copy));
+            (before.min(after)..=before.max(after)).contains(&times(self, copy))
+        });
+        copies
+            && (self.to_host == old.to_host || self.to_host == new.to_host)
+            && (self.unknown == old.unknown || self.unknown == new.unknown)
+    }
+}
+
 /// A walk of a class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passage {
-    /// `None` where it depends on which of two rules of one prio the kernel asks first.
-    pub(super) fate: Option<Fate>,
+    /// Several where it depends on which of two rules of one prio the kernel asks first.
+    pub(super) fates: Vec<Fate>,
     /// Whether it met a rule that changes.
     pub(super) met_change: bool,
 }
@@ -418,7 +435,7 @@ impl<'p, 'r> Space<'p, 'r> {
         made: &impl Fn(usize) -> bool,
     ) -> Result<Passage, Undecided> {
         let fate = Fate { copies: Vec::new(), unknown: Vec::new(), to_host: None };
-        let mut passage = Passage { fate: Some(fate), met_change: false };
+        let mut passage = Passage { fates: vec![fate], met_change: false };
         self.pass(class, made, Place::default(), &mut passage)?;
         self.settle(class, &mut passage)?;
         Ok(passage)
@@ -426,13 +443,14 @@ impl<'p, 'r> Space<'p, 'r> {
 
     /// Writes what became of a class so that equal fates are equal values.
     fn settle(&mut self, class: &Class, passage: &mut Passage) -> Result<(), Undecided> {
-        let Some(fate) = &mut passage.fate else { return Ok(()) };
-        let copies = fate.copies.iter_mut().map(|(_, tags)| tags);
-        let unknown = &mut fate.unknown;
-        for tags in copies.chain(unknown).chain(&mut fate.to_host) {
-            self.shorten(class, tags)?;
+        for fate in &mut passage.fates {
+            let copies = fate.copies.iter_mut().map(|(_, tags)| tags);
+            let unknown = &mut fate.unknown;
+            for tags in copies.chain(unknown).chain(&mut fate.to_host) {
+                self.shorten(class, tags)?;
+            }
+            fate.copies.sort();
         }
-        fate.copies.sort();
         Ok(())
     }
 
@@ -446,7 +464,7 @@ impl<'p, 'r> Space<'p, 'r> {
         loop {
             let mut takers = self.takers(class, made, &place)?;
             let Some(taker) = takers.pop() else {
-                if let Some(fate) = &mut passage.fate {
+                if let [fate] = &mut passage.fates[..] {
                     fate.to_host = Some(place.tags);
                 }
                 return Ok(());
@@ -469,10 +487,13 @@ impl<'p, 'r> Space<'p, 'r> {
                     self.pass(class, made, next, &mut branch)?;
                 }
                 self.settle(class, &mut branch)?;
-                fates.push(branch.fate);
+                for fate in branch.fates {
+                    if !fates.contains(&fate) {
+                        fates.push(fate);
+                    }
+                }
             }
-            let agreed = fates.windows(2).all(|pair| pair[0] == pair[1]);
-            passage.fate = fates.pop().flatten().filter(|_| agreed);
+            passage.fates = fates;
             return Ok(());
         }
     }
@@ -521,7 +542,7 @@ impl<'p, 'r> Space<'p, 'r> {
         passage: &mut Passage,
     ) -> Result<Option<Place>, Undecided> {
         let entry = self.program.entries[taker];
-        let (Some(rule), Some(fate)) = (entry.version(made(taker)), &mut passage.fate) else {
+        let (Some(rule), [fate]) = (entry.version(made(taker)), &mut passage.fates[..]) else {
             return Ok(None);
         };
         let mut next = 0;

@@ -1,9 +1,8 @@
 //! What has to change: from what is installed and what is wanted to an ordered list of single
 //! changes.
 //!
-//! In come two maps by identity, out go operations in an order in which no frame that both treat
-//! alike is treated otherwise on the way, and by name what no order can spare. Pure: no kernel
-//! here.
+//! In come two maps by identity, out go operations in an order in which no frame is treated on the
+//! way as neither would, and by name what no order can spare. Pure: no kernel here.
 //!
 //! | room | what it does |
 //! |---|---|
@@ -97,7 +96,7 @@ pub struct Plan {
 }
 
 /// Changes of one hook for which there is neither an order nor a way around: while they are made,
-/// frames that old and new rules treat alike may be dropped, or delivered otherwise.
+/// frames may be dropped, or delivered as neither the old nor the new rules would.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// The hook.
@@ -151,11 +150,12 @@ const BUDGET: usize = 1 << 23;
 
 /// The changes that make `installed` into `wanted`: none where nothing differs.
 ///
-/// **The promise.** Take a frame that the rules of a hook treat alike before and after: the same
-/// copies with the same tags leave through the same interfaces, and it reaches the host or not.
-/// After each change it is treated so. So nothing that both deliver is lost, sent elsewhere or
-/// sent twice, and nothing that both drop gets through. This is about what [`crate::walk`] says of
-/// the rules of a hook as if all were executed in one place ([`crate::Offload`] aside), and it
+/// **The promise.** What becomes of a frame, copies with their tags and interfaces and whether it
+/// reaches the host, is after each change between what becomes of it before all of them and after:
+/// every copy that both make is made, and none is made that neither makes, or more often than
+/// either does. So a frame that both treat alike is treated so all the way, and none is at a wrong
+/// place at any moment. This is about what [`crate::walk`] says of the rules of a hook as if all
+/// were executed in one place ([`crate::Offload`] aside), and it
 /// holds where each change takes effect and the rules that cannot be read are gone: what those did
 /// to frames is not known, and they go first, because they may have the keys of a rule that comes.
 /// Where a rule of `installed` is not in fact there, or something else is, nothing is promised.

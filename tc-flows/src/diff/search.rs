@@ -1,9 +1,9 @@
 //! An order of a few changes, found by trying.
 //!
-//! In comes a block of changes with what was made before it; out goes an order under which every
-//! frame whose fate the old and the new rules agree on meets that fate all the way, or none. Frames
-//! are looked at as classes, so the answer is exact as long as the budget lasts; after that there
-//! is none.
+//! In comes a block of changes with what was made before it; out goes an order under which the fate
+//! of every frame is all the way between those that the old and the new rules have for it, or none.
+//! Frames are looked at as classes, so the answer is exact as long as the budget lasts; after that
+//! there is none.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -43,8 +43,8 @@ struct Search<'p, 'r, 'm> {
 enum Treatment {
     /// All of them as the old or the new rules do.
     Faithful,
-    /// All that both treat alike, alike.
-    Kept,
+    /// All of them with no copy but those of the old or the new rules, and all that both make.
+    Between,
     /// Not even that.
     Broken,
 }
@@ -102,10 +102,11 @@ impl Search<'_, '_, '_> {
             let both = old.and_then(|old| Ok((old, self.space.passage(&class, &|_| true)?)));
             match both {
                 Ok((old, new)) => {
-                    if let (true, Some(old), Some(new)) =
-                        (old.met_change || new.met_change, old.fate, new.fate)
+                    let met_change = old.met_change || new.met_change;
+                    if let ([old], [new]) = (&old.fates[..], &new.fates[..])
+                        && met_change
                     {
-                        self.judged.push(Judged { class, old, new });
+                        self.judged.push(Judged { class, old: old.clone(), new: new.clone() });
                     }
                 }
                 Err(Undecided::Split(cube)) => {
@@ -126,7 +127,7 @@ impl Search<'_, '_, '_> {
         if self.dead_ends.contains(&self.done) {
             return Ok(false);
         }
-        let mut kept = Vec::new();
+        let mut between = Vec::new();
         for place in 0..self.block.len() {
             if self.done[place] || !self.needs[place].iter().all(|need| self.done[*need]) {
                 continue;
@@ -137,11 +138,11 @@ impl Search<'_, '_, '_> {
                         return Ok(true);
                     }
                 }
-                Treatment::Kept => kept.push(place),
+                Treatment::Between => between.push(place),
                 Treatment::Broken => {}
             }
         }
-        for place in kept {
+        for place in between {
             if self.step(place)? {
                 return Ok(true);
             }
@@ -186,14 +187,12 @@ impl Search<'_, '_, '_> {
             let judged = &self.judged[at];
             match self.space.passage(&judged.class, &|entry| made[entry]) {
                 Ok(passage) => {
-                    let alike = judged.old == judged.new;
-                    let faithful =
-                        passage.fate.is_some_and(|fate| fate == judged.old || fate == judged.new);
-                    if !faithful && alike {
+                    let Judged { old, new, .. } = judged;
+                    if !passage.fates.iter().all(|fate| fate.is_between(old, new)) {
                         return Ok(Treatment::Broken);
                     }
-                    if !faithful {
-                        worst = Treatment::Kept;
+                    if !passage.fates.iter().all(|fate| fate == old || fate == new) {
+                        worst = Treatment::Between;
                     }
                     at += 1;
                 }

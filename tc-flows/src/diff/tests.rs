@@ -348,7 +348,14 @@ fn one_more_receiver_among_many_costs_one_change_for_each_rule_that_differs() {
         ];
         set(senders.chain(known).chain(rest))
     };
-    let plan = diff(&installed(&switch(2000, 20, 40)), &switch(2001, 21, 41));
-    assert_eq!(plan.gaps, []);
-    assert_eq!(plan.ops.len(), 3);
+    let changes = |old: &RuleSet, new: &RuleSet| {
+        let plan = diff(&installed(old), new);
+        assert_eq!(plan.gaps, []);
+        plan.ops.len()
+    };
+    let before = switch(2000, 20, 40);
+    assert_eq!(changes(&before, &switch(2001, 20, 41)), 2);
+    // One that goes from the second rule to the first would get a frame twice or not at all: the
+    // second rule's copy is led to first.
+    assert_eq!(changes(&before, &switch(2001, 21, 41)), 3 + 3);
 }
