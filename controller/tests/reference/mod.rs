@@ -181,9 +181,6 @@ impl<'a> Reference<'a> {
         let mut fate = Fate::default();
         let link_local = frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10;
         let allows = |what| self.intent.ports[port].spec.allow.contains(&what);
-        if link_local && !(allows(Allowance::LinkLocalGroups) && frame.tags.is_empty()) {
-            return fate;
-        }
         let stripped = Frame { tags: Vec::new(), ..frame.clone() };
         let tag = match frame.tags.as_slice() {
             [] => None,
@@ -194,7 +191,11 @@ impl<'a> Reference<'a> {
         };
         let found = self.segments.iter().find(|segment| segment.attached.contains(&(port, tag)));
         let Some(segment) = found else { return fate };
-        if !self.owns(port, frame.src) || !(link_local || self.may_send(port, frame)) {
+        if link_local && !(allows(Allowance::LinkLocalGroups) && tag.is_none()) {
+            return fate;
+        }
+        let unchecked = link_local && frame.tags.is_empty();
+        if !self.owns(port, frame.src) || !(unchecked || self.may_send(port, frame)) {
             return fate;
         }
         let from = |what| match (what, frame.body) {

@@ -12,7 +12,7 @@ use tc_flows::{
 };
 
 use super::{
-    FloodRoom, Purpose, Reasoned, UNKNOWN_FLOOD, Why,
+    CHAINS_PER_NETWORK, FloodRoom, Purpose, Reasoned, UNKNOWN_FLOOD, Why,
     segment::{Allowed, Member, Part, Receiver, Segment, Tag},
     source::{DHCP_SERVER, DHCPV6_SERVER, ROUTER_ADVERTISEMENT},
 };
@@ -21,9 +21,8 @@ use crate::{config::UplinkUse, world::NetdevView};
 /// Prios of a representor's chain 0. All are even: a trap stands one before its rule.
 mod entry {
     pub(super) const RATE: u16 = 2;
-    /// What a port may send to link-local groups.
-    pub(super) const LINK_LOCAL_ALLOWED: u16 = 4;
-    pub(super) const LINK_LOCAL: u16 = 6;
+    /// What a port whose payloads are checked may send to link-local groups.
+    pub(super) const LINK_LOCAL: u16 = 4;
     pub(super) const DOUBLE_TAG: u16 = 8;
     pub(super) const TAGGED: u16 = 10;
     pub(super) const OTHER_TAG: u16 = 12;
@@ -38,14 +37,16 @@ mod entry {
     pub(super) const REST: u16 = 62;
 }
 
-/// Prios of a network's chain.
+/// Prios of a network's chain. What only group frames need to be asked comes behind the unicast:
+/// software dissects a frame anew for each prio of its protocol.
 mod network {
     pub(super) const GUARD: u16 = 2;
     pub(super) const GUARD_IPV6: u16 = 4;
     pub(super) const UNICAST: u16 = 6;
-    pub(super) const STORM: u16 = 8;
-    pub(super) const GROUPS: u16 = 10;
-    pub(super) const REST: u16 = 12;
+    pub(super) const LINK_LOCAL: u16 = 8;
+    pub(super) const STORM: u16 = 10;
+    pub(super) const GROUPS: u16 = 12;
+    pub(super) const REST: u16 = 14;
 }
 
 /// Bytes that a policer lets pass at once: several frames as segmentation offload makes them.
@@ -113,14 +114,6 @@ fn of_adapter(purpose: Purpose) -> Arc<Why> {
 /// What every representor holds, with or without a port.
 pub(super) fn representor_guards(out: &mut Rules, representor: Ifindex) {
     let hook = Hook::ingress(representor);
-    out.add(
-        hook,
-        0,
-        entry::LINK_LOCAL,
-        to_link_local(Match::any()),
-        [Action::Drop],
-        &of_adapter(Purpose::LinkLocalGuard),
-    );
     let why = of_adapter(Purpose::DoubleTagGuard);
     for inner in [VlanTpid::Dot1Q, VlanTpid::Dot1Ad] {
         let matched = Match::double_tagged(VlanTpid::Dot1Q, None, inner);
@@ -299,16 +292,16 @@ impl Segment {
                 };
                 out.add(hook, 0, prio, from(matched), [Action::Goto(chain)], &why);
             }
-            if sender.sources.is_some() {
-                let why = self.why(Purpose::SpoofGuard(*mac), Some(&sender.port));
-                out.add(hook, 0, entry::SOURCE, from(Match::any()), [Action::Drop], &why);
+            if sender.sources.is_none() {
+                continue;
             }
+            let why = self.why(Purpose::SpoofGuard(*mac), Some(&sender.port));
+            out.add(hook, 0, entry::SOURCE, from(Match::any()), [Action::Drop], &why);
             if sender.allow.contains(&Allowed::LinkLocal)
                 && let Some(untagged) = from(to_link_local(Match::any())).num_of_vlans(0)
             {
                 let why = self.why(Purpose::LinkLocal(*mac), Some(&sender.port));
-                let prio = entry::LINK_LOCAL_ALLOWED;
-                out.add(hook, 0, prio, untagged, [Action::Goto(chain)], &why);
+                out.add(hook, 0, entry::LINK_LOCAL, untagged, [Action::Goto(chain)], &why);
             }
         }
     }
@@ -340,9 +333,15 @@ impl Segment {
         out.add(hook, self.base(), network::STORM, matched, [Action::from(police)], &why);
     }
 
-    /// What only routers and DHCP servers send.
+    /// What only routers, DHCP servers and bridges send.
     fn guards(&self, sender: &Member, out: &mut Rules) {
         let hook = Hook::ingress(sender.ifindex);
+        // None of the protocols there is used in a VLAN.
+        if sender.tag.is_some() || !sender.allow.contains(&Allowed::LinkLocal) {
+            let why = self.why(Purpose::LinkLocalGuard, Some(&sender.port));
+            let matched = to_link_local(Match::any());
+            out.add(hook, self.base(), network::LINK_LOCAL, matched, [Action::Drop], &why);
+        }
         let from_server = |port| Ports::any().src(port);
         let guards: [(Allowed, Purpose, u16, Payload); 3] = [
             (
@@ -444,32 +443,34 @@ impl Segment {
         let group = Mac([1, 0, 0, 0, 0, 0]);
         let steps = flood_steps(tag, self.receivers(hook), end, self.room);
         let first = (network::GROUPS, Match::any().dst_masked(group, group));
-        self.steps(out, hook, first, self.base() + 1, steps, Purpose::Flood);
+        self.steps(out, hook, first, self.base() + UNKNOWN_FLOOD, steps, Purpose::Flood);
     }
 
     /// Unicast that no port owns, likewise.
     fn flood_unknown(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let steps = flood_steps(tag, self.receivers_of_unknown(hook), end, self.room);
-        let next = self.base() + UNKNOWN_FLOOD;
-        self.steps(out, hook, (network::REST, Match::any()), next, steps, Purpose::UnknownUnicast);
+        let first = (network::REST, Match::any());
+        let end = self.base() + CHAINS_PER_NETWORK;
+        self.steps(out, hook, first, end, steps, Purpose::UnknownUnicast);
     }
 
-    /// The rules of one flood: the first in the network's chain, the others in chains from `next`.
+    /// The rules of one flood: the first in the network's chain, the others in the chains before
+    /// `end`, so that those which follow a step that comes or goes stay where they are.
     fn steps(
         &self,
         out: &mut Rules,
         hook: Hook,
         (prio, matched): (u16, Match),
-        next: u32,
+        end: u32,
         steps: Vec<Vec<Action>>,
         purpose: Purpose,
     ) {
         let why = self.why(purpose, None);
-        let last = steps.len() - 1;
         let (mut chain, mut prio, mut matched) = (self.base(), prio, matched);
-        for (step, mut actions) in (0..).zip(steps) {
-            let following = next + step;
-            if (step as usize) < last
+        let behind = (0..steps.len() as u32).rev();
+        for (behind, mut actions) in behind.zip(steps) {
+            let following = end - behind;
+            if behind > 0
                 && let Some(following) = ChainId::new(following)
             {
                 actions.push(Action::Goto(following));
