@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{Error, Result, net};
 
+pub mod api;
 pub mod daemon;
 pub mod flows;
 pub mod guest;

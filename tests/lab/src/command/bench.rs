@@ -1,10 +1,13 @@
 //! `cargo lab bench`: benchmarks in the lab VM, each against a floor in the same run.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use lab::{
-    At, Result,
-    bench::{Line, daemon, flows, guest, native, observer, switch},
+    At, Error, Result,
+    bench::{Line, api, daemon, flows, guest, native, observer, switch},
     setup,
     vm::{self, Job},
 };
@@ -43,9 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         native::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
     let observer: Vec<&str> =
         observer::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
-    if in_vm.is_empty() && native.is_empty() && observer.is_empty() {
+    let api: Vec<&str> = api::NAMES.into_iter().filter(|name| arguments.wants(name)).collect();
+    if in_vm.is_empty() && native.is_empty() && observer.is_empty() && api.is_empty() {
         let mut all = all_in_vm;
-        all.extend(native::NAMES.into_iter().chain(observer::NAMES).map(str::to_owned));
+        let others = native::NAMES.into_iter().chain(observer::NAMES).chain(api::NAMES);
+        all.extend(others.map(str::to_owned));
         let text = format!("no benchmark is called so; there are: {}\n", all.join(" "));
         vm::to_stderr(text.as_bytes());
         return Ok(ExitCode::FAILURE);
@@ -55,6 +60,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     for name in observer {
         tell(&observer::run(name, arguments.runs.unwrap_or(5))?, arguments.json);
+    }
+    if !api.is_empty() {
+        of_api(arguments)?;
     }
     if in_vm.is_empty() {
         return Ok(ExitCode::SUCCESS);
@@ -74,6 +82,41 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         script.push_str(&format!(" -- {}", vm::quote(filter)));
     }
     job.run(&lab, &script, vm::to_stdout, vm::to_stderr).map(exit_code)
+}
+
+/// Runs the benchmarks of the API in a process of their own, which knows where the daemon is.
+fn of_api(arguments: &Arguments) -> Result<()> {
+    let binaries = lab::cargo::binaries(lab::cargo::Profile::Release)?;
+    let path = |name: &str| {
+        let found = binaries.iter().find(|binary| binary.name == name);
+        found.map(|binary| binary.path.clone()).unwrap_or_default()
+    };
+    let mut command = Command::new(path("lab"));
+    command.args(["inside", "bench-api"]).env("ESWITCHD_BIN", path("eswitchd"));
+    if let Some(runs) = arguments.runs {
+        command.args(["--runs", &runs.to_string()]);
+    }
+    if arguments.json {
+        command.arg("--json");
+    }
+    command.args(&arguments.filter);
+    let status = command.status().at("starting the benchmarks of the API")?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(Error::Command {
+            program: "lab inside bench-api".into(),
+            status: status.to_string(),
+            tail: String::new(),
+        }),
+    }
+}
+
+/// In that process: runs them.
+pub(crate) fn inside_api(arguments: &Arguments) -> Result<ExitCode> {
+    api::run(&|name| arguments.wants(name), arguments.runs.unwrap_or(5), &mut |line| {
+        tell(&line, arguments.json);
+    })?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// In the VM: runs the benchmarks.

@@ -24,6 +24,8 @@ enum Part {
     Guest(GuestArguments),
     /// The benchmarks.
     Bench(super::bench::Arguments),
+    /// The benchmarks of the API, which need nothing of the kernel.
+    BenchApi(super::bench::Arguments),
     /// The recorder.
     Record(super::record::InsideArguments),
     /// The demo's scenario.
@@ -50,6 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Part::Prove => native::prove().map(|()| ExitCode::SUCCESS),
         Part::Guest(arguments) => guest(arguments),
         Part::Bench(arguments) => super::bench::inside(arguments),
+        Part::BenchApi(arguments) => super::bench::inside_api(arguments),
         Part::Record(arguments) => super::record::inside(arguments),
         Part::Demo(arguments) => super::demo::inside(arguments),
     }
