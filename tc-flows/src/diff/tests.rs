@@ -193,11 +193,12 @@ proptest! {
                 prop_assert_eq!(outcome.is_done(), !skip_sw, "{:?}: {:?}", op, outcome);
                 held.record(op, &outcome);
             }
-            let missing = diff(&held, wanted).ops;
-            let only_skip_sw = missing.iter().all(|op| matches!(op,
-                Op::Add { rule, .. } | Op::Replace { rule, .. }
-                    if rule.offload() == crate::Offload::SkipSw));
-            prop_assert!(only_skip_sw, "{:?}", missing);
+            let is_held = |rule: &&Rule| held.get(rule.id()).is_some_and(|h| h.rule == **rule);
+            let lacking: Vec<&Rule> = wanted.iter().filter(|rule| !is_held(rule)).collect();
+            let skip_sw = |rule: &&Rule| rule.offload() == crate::Offload::SkipSw;
+            prop_assert!(lacking.iter().all(skip_sw), "{:?}", lacking);
+            prop_assert!(held.of_hook(hook()).all(|held| wanted.contains(held.rule.id())));
+            prop_assert!(!lacking.is_empty() || diff(&held, wanted).ops.is_empty());
         }
         let mut adopted = Installed::new();
         adopted.adopt(&kernel.dump(hook()).unwrap());
