@@ -3,7 +3,12 @@
 //! In: a configuration. Out: a daemon that works until its token is cancelled. Everything that is
 //! opened here is opened in the network namespace of the calling thread.
 
-use std::{future::Future, sync::Arc, time::SystemTime};
+use std::{
+    future::Future,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use api::{
     events::{Feed, News, NewsKind},
@@ -40,6 +45,10 @@ pub(crate) const SWITCHED_ON: &str = "hw-tc-offload";
 /// Updates of guests and of the host that may wait for the owner. An observer whose queue is full
 /// waits, and its next update is of how things are then.
 const QUEUE: usize = 256;
+
+/// How long the store may still be open elsewhere: in an eswitchd that is on its way out, or in this
+/// one before it started anew.
+const STORE_IN_USE: Duration = Duration::from_secs(5);
 
 /// Why the daemon cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +96,19 @@ pub enum DaemonError {
     Runtime(#[source] std::io::Error),
 }
 
+/// Opens the store. One that was stopped a moment ago may not have let go of it yet.
+async fn store(path: &Path) -> Result<RedbStore, StoreError> {
+    let began = Instant::now();
+    loop {
+        match RedbStore::open(path) {
+            Err(error) if error.is_in_use() && began.elapsed() < STORE_IN_USE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Works until `cancel`, or until the API cannot be served.
 ///
 /// # Errors
@@ -95,7 +117,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     allow_many_descriptors();
     std::fs::create_dir_all(&config.state_dir)
         .map_err(|source| DaemonError::StateDir { path: config.state_dir.clone(), source })?;
-    let store = RedbStore::open(&config.state_dir.join("state.redb"))?;
+    let store = store(&config.state_dir.join("state.redb")).await?;
     let remembered = store.load()?;
     let metrics = Arc::new(Metrics::new()?);
     let adapters = config.adapters();

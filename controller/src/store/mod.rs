@@ -100,6 +100,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether somebody else has the file open.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, StoreError::Open { source, .. }
+            if matches!(**source, ::redb::Error::DatabaseAlreadyOpen))
+    }
+}
+
+impl StoreError {
     /// Whether the file system has no room.
     pub fn is_full(&self) -> bool {
         let StoreError::Write { source } = self else { return false };
