@@ -262,7 +262,7 @@ fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() 
     certificate(folder.path(), 3);
     let at = |name: &str| folder.path().join(name).display().to_string();
     let configuration = format!(
-        "tcp = [\"127.0.0.1:9180\"]\n\n[api.tls]\nlisten = [\"127.0.0.1:9443\"]\n\
+        "metrics = [\"127.0.0.1:9180\"]\n\n[api.tls]\nlisten = [\"127.0.0.1:9443\"]\n\
          certificate = \"{}\"\nkey = \"{}\"\nclient_ca = \"{}\"\n\n\
          [[adapter]]\nhandle = \"{}\"\nhardware_flows = 1000\n\n\
          [[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"vm-*\"]\n",
