@@ -80,6 +80,9 @@ pub struct NetworkSpec {
     /// Where a frame to an unknown unicast address goes.
     #[serde(default)]
     pub unknown_unicast: UnknownUnicast,
+    /// Which ports frames to a group go to.
+    #[serde(default, skip_serializing_if = "Multicast::is_flood")]
+    pub multicast: Multicast,
     /// Names and values to find it by (`?label=`). The daemon makes nothing of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -144,6 +147,25 @@ pub enum UnknownUnicast {
     Drop,
 }
 
+/// Which ports frames to a group go to, on adapters with representors; broadcast goes to all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Multicast {
+    /// All.
+    #[default]
+    Flood,
+    /// Those whose guests have asked for the group, and those of which it is not known what they
+    /// ask for, or that ask for all or for more than 32. The uplink gets them as well.
+    Declared,
+}
+
+impl Multicast {
+    /// Whether it is what stands for nothing said.
+    fn is_flood(&self) -> bool {
+        *self == Multicast::Flood
+    }
+}
+
 /// What a network is at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkStatus {
@@ -201,6 +223,11 @@ pub struct PortSpec {
     /// How fast the VF may be; not limited where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qos: Option<Qos>,
+    /// The largest packet that the guest is to send and receive, in bytes without Ethernet header
+    /// and tags, 68 to 65535. Whether the port's path carries it is checked; nothing is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 68)]
+    pub mtu: Option<u16>,
     /// `down` passes nothing and keeps the port.
     #[serde(default)]
     pub admin_state: AdminState,
@@ -252,6 +279,11 @@ pub struct Attachment {
     /// absent. Only in VLAN networks, and where the adapter can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
+    /// Whether a tag of the guest's own stays in its frames, inside the network's (QinQ): what the
+    /// guest sends untagged or with one 802.1Q tag is carried as it is. Only untagged, as the port's
+    /// only attachment, and not in flat networks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qinq: bool,
 }
 
 /// Addresses that a VF may send from besides its own, as in Neutron.
@@ -277,18 +309,21 @@ pub enum Allowance {
     LinkLocalGroups,
 }
 
-/// How fast a VF may be. Rates are of what it sends. In legacy mode the NIC keeps them
-/// (`IFLA_VF_RATE`); in switchdev mode devlink rate objects do, where the driver has them; on
-/// software adapters a policer keeps `tx_max`.
+/// How fast a VF may be. In legacy mode the NIC keeps the rates of what it sends (`IFLA_VF_RATE`); in
+/// switchdev mode devlink rate objects do, where the driver has them; on software adapters policers
+/// keep `tx_max` and `rx_max`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Qos {
-    /// At most.
+    /// What it may send at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_max: Option<Bitrate>,
-    /// At least, while others want to send; not above `tx_max`.
+    /// What it may send at least, while others want to send; not above `tx_max`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_min: Option<Bitrate>,
+    /// What it may receive at most; on software adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_max: Option<Bitrate>,
     /// Broadcast and multicast frames a second that it may send into a network at most, 1 to
     /// 1,000,000; on software adapters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -337,8 +372,9 @@ pub enum AdminState {
 /// What a port is at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortStatus {
-    /// What holds and what does not: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`,
-    /// and `VdpaDevice` where the daemon is to make one.
+    /// What holds and what does not: `Bound`, `Programmed`, `Offloaded`, `Conflict`, `Quarantined`;
+    /// `SourcesChecked` with `ips`, `PathMtu` with `mtu`, `VdpaDevice` where the daemon is to make
+    /// one.
     pub conditions: Vec<Condition>,
     /// The adapter that it is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -349,6 +385,9 @@ pub struct PortStatus {
     /// The representor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub representor: Option<Netdev>,
+    /// What the netdevs on its path carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<PathMtu>,
     /// The addresses that it may send from now.
     pub macs: Vec<MacAddr>,
     /// What the guest asked for and does not get.
@@ -368,6 +407,47 @@ pub struct PortStatus {
     pub event_to_programmed_us: Option<u64>,
     /// How many guest events have changed this port's program since the daemon started.
     pub events_programmed: u64,
+    /// What its VF has sent and received, on adapters with representors, once that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<PortStatistics>,
+}
+
+/// MTUs on a port's path, without Ethernet header and tags.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PathMtu {
+    /// Of its representor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub representor: Option<u32>,
+    /// Of the adapter's uplink; in legacy mode of the PF.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<u32>,
+}
+
+/// What a port's VF has sent and received, as the metrics have it: since its representor is there,
+/// and, where it has got others, in all. Frames that were dropped are among those that were sent,
+/// but for those that were to be received (`rx_rate`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortStatistics {
+    /// How long ago it was read, in milliseconds. Asking for the port has it read again, where that
+    /// is more than ten seconds ago, for who asks next.
+    pub age_ms: u64,
+    /// What the VF has received.
+    pub received: FrameCounts,
+    /// What it has sent.
+    pub sent: FrameCounts,
+    /// What was dropped, by reason, as `eswitchd_port_dropped_packets_total` has it; nothing
+    /// stands for none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dropped: BTreeMap<String, FrameCounts>,
+}
+
+/// Frames, and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FrameCounts {
+    /// Frames.
+    pub packets: u64,
+    /// Bytes of them.
+    pub bytes: u64,
 }
 
 /// An address that a guest asked for and does not get.

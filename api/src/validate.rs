@@ -32,6 +32,8 @@ pub const GUEST_MACS_MAX: u16 = 64;
 pub const MAC_PREFIXES_MAX: usize = 64;
 /// The highest storm limit of a port, in frames a second.
 pub const FLOOD_LIMIT_MAX: u32 = 1_000_000;
+/// The smallest MTU of a port: every host takes that much (RFC 791).
+pub const MTU_MIN: u16 = 68;
 /// The longest device id, in bytes.
 pub const DEVICE_LEN_MAX: usize = 128;
 /// The longest netdev name, in bytes: `IFNAMSIZ` without its NUL (`include/uapi/linux/if.h`).
@@ -125,6 +127,13 @@ impl PortSpec {
             );
         }
         ethertypes(&self.ethertypes)?;
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < MTU_MIN) {
+            return invalid(
+                "spec.mtu",
+                format!("is {mtu}"),
+                format!("use {MTU_MIN} to 65535, or leave it out to have nothing checked"),
+            );
+        }
         self.qos.as_ref().map_or(Ok(()), qos)
     }
 }
@@ -169,6 +178,13 @@ fn attachments(attachments: &[Attachment]) -> Result<(), InvalidField> {
     let mut networks = BTreeSet::new();
     let mut tags = BTreeSet::new();
     for (index, attachment) in attachments.iter().enumerate() {
+        if attachment.qinq && (attachment.tag.is_some() || attachments.len() > 1) {
+            return invalid(
+                format!("spec.attachments[{index}].qinq"),
+                "keeps the guest's tags, which then name no network",
+                "make it the port's only attachment, without a tag, or leave qinq out",
+            );
+        }
         if !networks.insert(&attachment.network) {
             return invalid(
                 format!("spec.attachments[{index}].network"),
@@ -434,6 +450,16 @@ mod tests {
     }
 
     #[test]
+    fn a_port_whose_guest_keeps_its_tags_has_one_attachment_and_that_is_untagged() {
+        let attachments = |list: Value| port(json!({"attachments": list}));
+        assert_eq!(attachments(json!([{"network": "a", "qinq": true}])), Ok(()));
+        let tagged = json!([{"network": "a", "tag": 7, "qinq": true}]);
+        refused(attachments(tagged), "spec.attachments[0].qinq", "without a tag");
+        let second = json!([{"network": "a", "tag": 7}, {"network": "b", "qinq": true}]);
+        refused(attachments(second), "spec.attachments[1].qinq", "only attachment");
+    }
+
+    #[test]
     fn a_ports_addresses_are_few_distinct_stations() {
         refused(port(json!({"macs": macs(65)})), "spec.macs", "at most 64");
         refused(port(json!({"macs": ["00:00:00:00:00:00"]})), "spec.macs[0]", "not all zero");
@@ -472,6 +498,12 @@ mod tests {
         assert_eq!(port(json!({"qos": {}})), Ok(()));
         refused(of(3_000_000, 2_000_000), "spec.qos.tx_min", "at most 2000000");
         refused(port(json!({"qos": {"flood_limit": 0}})), "spec.qos.flood_limit", "1 to 1000000");
+    }
+
+    #[test]
+    fn an_mtu_is_one_that_a_link_can_have() {
+        assert_eq!(port(json!({"mtu": 68})), Ok(()));
+        refused(port(json!({"mtu": 67})), "spec.mtu", "68 to 65535");
     }
 
     #[test]

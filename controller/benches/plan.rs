@@ -66,6 +66,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
             adapter: None,
             reserved_macs: Vec::new(),
             unknown_unicast: UnknownUnicast::Uplink,
+            multicast: Default::default(),
             labels: Default::default(),
         };
         intent.apply(Change::Network(id(&format!("net{n}")), Some(spec)));
@@ -78,6 +79,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
                 network: id(&format!("net{}", n % networks)),
                 tag: None,
                 priority: None,
+                qinq: false,
             }],
             macs: vec![MacAddr([2, 0, 0, b, c, d])],
             guest_macs: None,
@@ -88,6 +90,7 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
             isolated: false,
             promiscuous: Default::default(),
             qos: None,
+            mtu: None,
             admin_state: Default::default(),
             labels: Default::default(),
         };

@@ -97,6 +97,7 @@ mod tests {
             adapter: None,
             reserved_macs: Vec::new(),
             unknown_unicast,
+            multicast: Default::default(),
             labels: Default::default(),
         })
     }

@@ -69,34 +69,40 @@ pub(crate) fn flows() -> Result<Teardown, DaemonError> {
 fn of(kernel: &mut dyn Kernel, netdevs: impl Iterator<Item = (String, Ifindex)>) -> Teardown {
     let mut done = Teardown::default();
     for (name, ifindex) in netdevs {
-        let dump = match kernel.dump_consistent(Hook::ingress(ifindex)) {
-            Ok(dump) => dump,
-            Err(error) => {
-                done.left.push(format!("{name}: {error}"));
-                continue;
-            }
-        };
-        done.foreign += dump.foreign.len();
-        let mut installed = Installed::new();
-        installed.adopt(&dump);
-        let ops: Vec<Op> = diff(&installed, &RuleSet::new()).ops;
-        let outcomes = kernel.apply(&ops, Mode::Told);
-        let removed = outcomes.iter().filter(|outcome| outcome.is_done()).count();
-        done.removed += removed;
-        done.netdevs += usize::from(removed > 0);
-        for (op, outcome) in ops.iter().zip(&outcomes).filter(|(_, outcome)| !outcome.is_done()) {
-            let why = match outcome {
-                Outcome::Refused { errno, message, .. } => message
-                    .clone()
-                    .unwrap_or_else(|| std::io::Error::from_raw_os_error(*errno).to_string()),
-                _ => "not known whether it is gone".to_owned(),
-            };
-            let (id, handle) = (op.id(), op.handle());
-            let (chain, prio) = (id.chain().get(), id.prio().get());
-            done.left.push(format!("{name}: chain {chain} prio {prio} handle {handle}: {why}"));
+        let removed = done.removed;
+        for hook in [Hook::ingress(ifindex), Hook::egress(ifindex)] {
+            at_hook(kernel, &name, hook, &mut done);
         }
+        done.netdevs += usize::from(done.removed > removed);
     }
     done
+}
+
+fn at_hook(kernel: &mut dyn Kernel, name: &str, hook: Hook, done: &mut Teardown) {
+    let dump = match kernel.dump_consistent(hook) {
+        Ok(dump) => dump,
+        Err(error) => {
+            done.left.push(format!("{name}: {error}"));
+            return;
+        }
+    };
+    done.foreign += dump.foreign.len();
+    let mut installed = Installed::new();
+    installed.adopt(&dump);
+    let ops: Vec<Op> = diff(&installed, &RuleSet::new()).ops;
+    let outcomes = kernel.apply(&ops, Mode::Told);
+    done.removed += outcomes.iter().filter(|outcome| outcome.is_done()).count();
+    for (op, outcome) in ops.iter().zip(&outcomes).filter(|(_, outcome)| !outcome.is_done()) {
+        let why = match outcome {
+            Outcome::Refused { errno, message, .. } => message
+                .clone()
+                .unwrap_or_else(|| std::io::Error::from_raw_os_error(*errno).to_string()),
+            _ => "not known whether it is gone".to_owned(),
+        };
+        let (id, handle) = (op.id(), op.handle());
+        let (chain, prio) = (id.chain().get(), id.prio().get());
+        done.left.push(format!("{name}: chain {chain} prio {prio} handle {handle}: {why}"));
+    }
 }
 
 #[cfg(test)]

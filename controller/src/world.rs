@@ -54,6 +54,8 @@ pub struct AdapterView {
     pub vfs: BTreeMap<u16, VfView>,
     /// The representors of a software adapter, by name.
     pub representors: BTreeMap<String, NetdevView>,
+    /// The MTUs of those netdevs.
+    pub mtus: BTreeMap<Ifindex, u32>,
     /// Its vDPA devices, where the configuration says that they are ours to manage.
     pub vdpa: Option<VdpaView>,
     /// What devlink says of the eswitch besides its mode, where there is one to configure.

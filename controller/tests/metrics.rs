@@ -30,6 +30,7 @@ Where frames of a port are dropped, `reason` is one of:
 | `router_advertisement` | of a router where the port may not be one |
 | `isolated` | between two isolated ports |
 | `rate` | beyond `qos.tx_max`, where a policer keeps it |
+| `rx_rate` | to the port, beyond `qos.rx_max`, where a policer keeps it |
 | `storm` | beyond `qos.flood_limit` |
 
 Written by a test from the metrics themselves (`ESWITCHD_WRITE_DOCS=1 cargo test -p eswitchd \

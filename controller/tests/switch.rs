@@ -19,8 +19,9 @@ use std::{
 
 use api::{
     resources::{
-        AddressPair, AdminState, Allowance, Attachment, EswitchMode, NetworkKind, NetworkSpec,
-        PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast, VlanProto, VlanTag,
+        AddressPair, AdminState, Allowance, Attachment, ControlQueue, EswitchMode, Multicast,
+        NetworkKind, NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast,
+        Visibility, VlanProto, VlanTag,
     },
     types::{Bitrate, Id, IpPrefix, MacAddr, Vid},
 };
@@ -32,7 +33,9 @@ use controller::{
         PortPlan, Program, plan,
         switchdev::{Answer, FlowProgram, Hardware},
     },
-    world::{AdapterView, NetdevView, World},
+    world::{
+        AdapterView, BackingView, Connection, GuestFunction, GuestView, NetdevView, RxFilter, World,
+    },
 };
 use proptest::prelude::*;
 use reference::{Fate, Member, Reference, Uplink, eui64};
@@ -86,6 +89,60 @@ fn world_on(profile: &Profile, ports: usize) -> World {
     world
 }
 
+const DEVICE: &str = "vf0";
+
+fn guest_id(port: usize) -> Id {
+    id(format!("vm{port}"))
+}
+
+/// A group for which guests may ask.
+fn group(n: u8) -> MacAddr {
+    MacAddr([1, 0, 0x5e, 0, 0, n])
+}
+
+/// The same host with a guest for each port of which it can be seen what it asks for.
+fn with_guests(mut world: World, ports: &[PortSketch]) -> World {
+    for (number, (_, macs, _, _, permits)) in ports.iter().enumerate() {
+        let Some((groups, all)) = &permits.asks else { continue };
+        let filter = RxFilter {
+            main_mac: macs.iter().min().copied().map(mac).unwrap(),
+            unicast: Vec::new(),
+            unicast_overflow: false,
+            multicast: groups.iter().copied().map(group).collect(),
+            multicast_overflow: false,
+            all_multicast: *all,
+            vlans: Vec::new(),
+            promiscuous: false,
+        };
+        let function = GuestFunction {
+            pf: None,
+            index: None,
+            pci: None,
+            enabled: true,
+            filter: Some(filter),
+            backing: BackingView::Netdev { name: format!("rep{}", number + 1) },
+            source: None,
+            visibility: Visibility { control_queue: ControlQueue::Seen, ..Visibility::default() },
+        };
+        let guest = GuestView {
+            connection: Connection::Connected,
+            functions: [(DEVICE.to_owned(), function)].into(),
+            ..GuestView::default()
+        };
+        world.guests.insert(guest_id(number), guest);
+    }
+    world
+}
+
+/// What it can be seen that a port's guest asks for.
+fn asked_groups(world: &World, intent: &Intent, port: &Id) -> Option<BTreeSet<MacAddr>> {
+    let PortFunction::GuestVf { guest, device } = &intent.ports[port].spec.function else {
+        return None;
+    };
+    let filter = world.guests[guest].functions[device].filter.as_ref()?;
+    (!filter.all_multicast).then(|| filter.multicast.iter().copied().collect())
+}
+
 fn mac(n: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, n])
 }
@@ -110,27 +167,33 @@ fn network(kind: NetworkKind, unknown_unicast: UnknownUnicast) -> NetworkSpec {
         adapter: None,
         reserved_macs: Vec::new(),
         unknown_unicast,
+        multicast: Multicast::Flood,
         labels: Default::default(),
     }
 }
 
 fn networks() -> impl Strategy<Value = NetworkSpec> {
     let unknown = prop_oneof![Just(UnknownUnicast::Drop), Just(UnknownUnicast::Uplink)];
-    (kinds(), unknown).prop_map(|(kind, unknown)| network(kind, unknown))
+    let multicast = prop_oneof![Just(Multicast::Flood), Just(Multicast::Declared)];
+    (kinds(), unknown, multicast)
+        .prop_map(|(kind, unknown, multicast)| NetworkSpec { multicast, ..network(kind, unknown) })
 }
 
 /// A port's attachments as (network number, guest tag), its addresses, whether it is up, whether it
-/// is promiscuous, and what it may send.
+/// is promiscuous, and what it may send and asks for.
 type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool, bool, Permits);
 
-/// What a port may send.
+/// What a port may send, and what its guest asks for.
 #[derive(Debug, Clone, Default)]
 struct Permits {
+    /// Groups, and whether it asks for all; none where that cannot be seen.
+    asks: Option<(Vec<u8>, bool)>,
     ips: Vec<IpPrefix>,
     pairs: Vec<AddressPair>,
     ethertypes: Vec<u16>,
     allow: Vec<Allowance>,
     isolated: bool,
+    qinq: bool,
 }
 
 /// Addresses and prefixes that contain each other, and those that mean something by themselves.
@@ -158,13 +221,18 @@ fn permits() -> impl Strategy<Value = Permits> {
     );
     let ethertypes = prop::sample::subsequence(vec![0x88b5, 0x88b6, 0x88cc], 0..=2);
     let pairs = prop::collection::vec(pair, 0..2);
-    (ips, pairs, ethertypes, allow, prop::bool::weighted(0.3)).prop_map(
-        |(ips, pairs, ethertypes, allow, isolated)| Permits {
+    let (isolated, qinq) = (prop::bool::weighted(0.3), prop::bool::weighted(0.3));
+    let groups = prop::collection::vec(0u8..4, 0..4);
+    let asks = prop::option::of((groups, prop::bool::weighted(0.2)));
+    (ips, pairs, ethertypes, allow, isolated, qinq, asks).prop_map(
+        |(ips, pairs, ethertypes, allow, isolated, qinq, asks)| Permits {
+            asks,
             ips,
             pairs,
             ethertypes,
             allow,
             isolated,
+            qinq,
         },
     )
 }
@@ -186,8 +254,12 @@ fn port(
     permits: Permits,
 ) -> Change {
     let name = format!("rep{}", number + 1);
+    let asks = permits.asks.is_some();
     let spec = PortSpec {
-        function: PortFunction::Netdev { adapter: adapter_id(), name },
+        function: match asks {
+            true => PortFunction::GuestVf { guest: guest_id(number), device: DEVICE.to_owned() },
+            false => PortFunction::Netdev { adapter: adapter_id(), name },
+        },
         attachments,
         macs,
         guest_macs: None,
@@ -196,13 +268,19 @@ fn port(
         ethertypes: permits.ethertypes,
         allow: permits.allow,
         isolated: permits.isolated,
-        promiscuous: if promiscuous { Promiscuous::Allow } else { Promiscuous::Deny },
+        // Where it is seen what the guest asks for, it asks for no more than groups.
+        promiscuous: match promiscuous && !asks {
+            true => Promiscuous::Allow,
+            false => Promiscuous::Deny,
+        },
         // A walk finds every frame within its rate.
         qos: Some(Qos {
             tx_max: Bitrate::from_mbit(number as u32 % 3),
             tx_min: None,
+            rx_max: Bitrate::from_mbit(number as u32 % 2),
             flood_limit: number.is_multiple_of(2).then_some(100),
         }),
+        mtu: None,
         admin_state: if up { AdminState::Up } else { AdminState::Down },
         labels: Default::default(),
     };
@@ -220,8 +298,11 @@ fn intent(networks: Vec<NetworkSpec>, ports: Vec<PortSketch>) -> Intent {
             let network = id(format!("net{network}"));
             let tag = tag.map(|tag| Vid::try_from(tag).unwrap());
             if attachments.iter().all(|a| a.network != network && a.tag != tag) {
-                attachments.push(Attachment { network, tag, priority: None });
+                attachments.push(Attachment { network, tag, priority: None, qinq: false });
             }
+        }
+        if let [Attachment { tag: None, qinq, .. }] = attachments.as_mut_slice() {
+            *qinq = permits.qinq;
         }
         let macs: BTreeSet<MacAddr> = macs.into_iter().map(mac).collect();
         intent.apply(port(n, attachments, macs.into_iter().collect(), up, promiscuous, permits));
@@ -234,7 +315,8 @@ fn frames() -> impl Strategy<Value = Frame> {
     let destination = prop_oneof![
         6 => (1u8..40).prop_map(|n| Mac(mac(n).0)),
         3 => Just(Mac([0xff; 6])),
-        2 => Just(Mac([0x33, 0x33, 0, 0, 0, 1])),
+        1 => Just(Mac([0x33, 0x33, 0, 0, 0, 1])),
+        3 => (0u8..5).prop_map(|n| Mac(group(n).0)),
         1 => (0u8..20).prop_map(|n| Mac([1, 0x80, 0xc2, 0, 0, n])),
         1 => Just(Mac(UPLINK_MAC)),
         1 => Just(Mac([2, 9, 9, 9, 9, 9])),
@@ -323,7 +405,8 @@ fn compare_with(
     let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
     let member = |(id, port): (&Id, &PortPlan)| {
         let interface = port.place.as_ref().ok()?.representor.as_ref()?.ifindex.get();
-        Some((id.clone(), Member { interface, macs: port.macs.iter().copied().collect() }))
+        let groups = asked_groups(&world, intent, id);
+        Some((id.clone(), Member { interface, macs: port.macs.iter().copied().collect(), groups }))
     };
     let members = plan.ports.iter().filter_map(member).collect();
     let uplink = Uplink { interface: UPLINK, mac: MacAddr(UPLINK_MAC), is_for: uplink_use };
@@ -443,7 +526,11 @@ proptest! {
         frames in prop::collection::vec((0usize..8, frames()), 10),
     ) {
         let count = ports.len();
-        compare(&intent(networks, ports), count, uplink_use, &frames)?;
+        let world = with_guests(world(count), &ports);
+        let intent = intent(networks, ports);
+        compare_with(world, &intent, count, uplink_use, &frames, |program, hook, frame| {
+            walk(&program.rules, hook, frame)
+        })?;
     }
 }
 
@@ -492,7 +579,8 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     let mut intent = intent(vec![isolated], Vec::new());
     for n in 0..520u32 {
         let [_, _, hi, lo] = n.to_be_bytes();
-        let attachment = Attachment { network: id("net0".into()), tag: None, priority: None };
+        let network = id("net0".into());
+        let attachment = Attachment { network, tag: None, priority: None, qinq: false };
         intent.apply(port(
             n as usize,
             vec![attachment],
@@ -524,7 +612,7 @@ proptest! {
     ) {
         let count = ports.len();
         let known = taken_for(&profile);
-        let world = world_on(&profile, count);
+        let world = with_guests(world_on(&profile, count), &ports);
         let nic = Nic { profile, refuses, seed };
         let mut settled = BTreeMap::new();
         let intent = intent(networks, ports);

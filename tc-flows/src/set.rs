@@ -255,8 +255,16 @@ impl Prios {
         let slot = id.slot();
         let of_slot = || there().take_while(move |id| id.slot() == slot);
         let fields = id.matching().fields();
-        let shape = fields.shape();
         let protocol = id.matching().protocol();
+        if let Some(prio) = self.0.get_mut(&slot)
+            && prio.protocol == protocol
+            && let [only] = &mut *prio.shapes
+            && only.holds_apart(fields)
+        {
+            only.count(fields);
+            return Ok(());
+        }
+        let shape = fields.shape();
         if let Some(prio) = self.0.get(&slot) {
             if prio.protocol != protocol {
                 return Err(Clash::Protocol {
@@ -359,6 +367,11 @@ impl PrioIndex {
 }
 
 impl ShapeIndex {
+    /// Whether a rule with these keys is of this shape, and so overlaps none of it.
+    fn holds_apart(&self, fields: &Fields) -> bool {
+        !self.shape.has_ranges() && fields.is_of_shape(&self.shape)
+    }
+
     fn count(&mut self, fields: &Fields) {
         self.rules += 1;
         for (common, values) in &mut self.seen_through {

@@ -320,6 +320,7 @@ fn function(function: &PortFunction) -> String {
 
 fn attachment(attachment: &Attachment) -> String {
     match attachment.tag {
+        None if attachment.qinq => format!("{}+qinq", attachment.network),
         None => attachment.network.to_string(),
         Some(tag) => format!("{}@{tag}", attachment.network),
     }

@@ -167,15 +167,14 @@ struct Row {
 /// counter that is less than before has begun anew.
 fn rates(before: &Reading, now: &Reading) -> Vec<Row> {
     let seconds = (now.at - before.at).as_secs_f64().max(0.001);
-    let nothing = Counts::default();
     let row = |(port, counts): (&String, &Counts)| {
         let was = before.ports.get(port);
         // What a port that is new counted before nobody knows.
         let was = was.unwrap_or(counts);
         let rate = |now: f64, was: f64| (if now < was { now } else { now - was }) / seconds;
         let drops = counts.dropped.iter().map(|(reason, frames)| {
-            let was = was.dropped.get(reason).or(nothing.dropped.get(reason));
-            (reason, rate(*frames, was.copied().unwrap_or(0.0)))
+            let was = was.dropped.get(reason).copied().unwrap_or(0.0);
+            (reason, rate(*frames, was))
         });
         let drops: Vec<(&String, f64)> = drops.filter(|(_, rate)| *rate > 0.0).collect();
         let most = drops.iter().max_by(|(_, one), (_, other)| one.total_cmp(other));

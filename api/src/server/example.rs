@@ -74,10 +74,17 @@ pub(super) fn status<Spec: Declared>() -> Value {
             "adapter": "pci-0000:03:00.0",
             "vf": 0,
             "representor": {"name": "enp3s0f0npf0vf0", "ifindex": 14},
+            "mtu": {"representor": 1500, "uplink": 1500},
             "macs": ["02:aa:bb:cc:00:01"],
             "flows": {"in_hw": 12, "not_in_hw": 0, "refused": 0, "pending": 0},
             "event_to_programmed_us": 740,
             "events_programmed": 3,
+            "statistics": {
+                "age_ms": 2100,
+                "received": {"packets": 18044, "bytes": 9120731},
+                "sent": {"packets": 17310, "bytes": 2044120},
+                "dropped": {"spoofed_mac": {"packets": 3, "bytes": 180}},
+            },
         }),
         ResourceKind::Guest | ResourceKind::Adapter => json!({
             "conditions": [condition("Connected", "True", "Greeted", "QMP is connected")],

@@ -547,7 +547,7 @@ mod tests {
                 of_network(r#"{"spec": {"kind": "flat", "colour": 1}}"#),
                 "spec.colour",
                 "unknown field `colour`",
-                "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`, `labels`",
+                "expected one of `kind`, `adapter`, `reserved_macs`, `unknown_unicast`, `multicast`, `labels`",
             ),
             (of_network(r#"{"spec": {}}"#), "spec.kind", "missing field `kind`", "add it"),
             (of_network("{}"), "spec", "missing field `spec`", "add it"),

@@ -8,7 +8,10 @@
 use std::time::Instant;
 
 use api::types::Id;
-use tc_flows::{AsyncKernel, Dump, Gap, Hook, Kernel, Mode, Op, Outcome, TerseDump};
+use tc_flows::{
+    AsyncKernel, ChainId, Cookie, Dump, Gap, Hook, Kernel, Mode, Op, Outcome, Prio, TerseDump,
+    TerseRule,
+};
 use tokio::sync::mpsc;
 
 /// Changes to one adapter's hooks.
@@ -38,7 +41,7 @@ pub enum Look {
 /// What a look at a hook found.
 #[derive(Debug)]
 pub enum Found {
-    /// Places and cookies.
+    /// Cookies and places, in the order of [`place`].
     Cookies(TerseDump),
     /// Everything.
     Whole(Dump),
@@ -92,6 +95,19 @@ pub fn start(
     Ok(jobs)
 }
 
+/// What orders the rules of a hook so that one is found quickly: hardly two have one cookie.
+type Place = (u128, u32, u16);
+
+/// That of a rule with this cookie that stands here.
+pub(crate) fn place_of(cookie: Cookie, chain: ChainId, prio: Prio) -> Place {
+    (u128::from_be_bytes(*cookie.bytes()), chain.get(), prio.get())
+}
+
+/// That of a rule that was found.
+pub(crate) fn place(TerseRule { cookie, location, .. }: &TerseRule) -> Place {
+    place_of(*cookie, location.chain, location.prio)
+}
+
 fn read(kernel: &mut dyn Kernel, hook: Hook, look: Look) -> Result<Found, tc_flows::Error> {
     kernel.ensure_hook(hook)?;
     let terse = match look {
@@ -99,7 +115,10 @@ fn read(kernel: &mut dyn Kernel, hook: Hook, look: Look) -> Result<Found, tc_flo
         Look::Whole => None,
     };
     match terse {
-        Some(dump) => Ok(Found::Cookies(dump)),
+        Some(mut dump) => {
+            dump.own.sort_unstable_by_key(place);
+            Ok(Found::Cookies(dump))
+        }
         None => kernel.dump_consistent(hook).map(Found::Whole),
     }
 }

@@ -27,7 +27,7 @@ const LATENCY_BUCKETS: [f64; 16] = [
 ];
 
 /// Why frames of ports are dropped, as the label says it.
-pub const DROP_REASONS: [&str; 10] = [
+pub const DROP_REASONS: [&str; 11] = [
     "no_network",
     "spoofed_mac",
     "spoofed_ip",
@@ -37,6 +37,7 @@ pub const DROP_REASONS: [&str; 10] = [
     "router_advertisement",
     "isolated",
     "rate",
+    "rx_rate",
     "storm",
 ];
 
@@ -334,7 +335,8 @@ impl Metrics {
             )?,
             port_rate_limits: now(
                 "eswitchd_port_rate_limit_bytes_per_second",
-                "What a port may send as its `qos` says: tx_max at most, tx_min at least.",
+                "What a port may send as its `qos` says, tx_max at most, tx_min at least, and receive: \
+                 rx_max at most.",
                 &["port", "limit"],
             )?,
             port_flood_limits: now(
@@ -372,12 +374,13 @@ impl Metrics {
             port_dropped_bytes: ever(
                 "eswitchd_port_dropped_bytes_total",
                 "Bytes that a port's function sent and its flows dropped, by reason; of policers \
-                 (rate, storm) not known.",
+                 (rate, rx_rate, storm) not known.",
                 &["port", "reason"],
             )?,
             port_dropped_packets: ever(
                 "eswitchd_port_dropped_packets_total",
-                "Frames that a port's function sent and its flows dropped, by reason.",
+                "Frames that a port's function sent, or was sent (rx_rate), and its flows dropped, by \
+                 reason.",
                 &["port", "reason"],
             )?,
             foreign_filters: now(

@@ -56,6 +56,7 @@ impl FlowNews {
             Change::ChainDeleted { place: Place::Interface(ifindex), .. }
             | Change::QdiscDeleted { ifindex, .. } => {
                 self.hooks.insert(Hook::ingress(*ifindex), by);
+                self.hooks.insert(Hook::egress(*ifindex), by);
             }
             Change::ActionsSet(_) | Change::ActionsDeleted(_) => self.everywhere = true,
             Change::ChainDeleted { place: Place::Block(_), .. }

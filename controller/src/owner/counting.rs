@@ -1,16 +1,20 @@
 //! What ports send and receive, what of it is dropped and why: read from the kernel when somebody
-//! asks for the metrics.
+//! asks for the metrics, or for a port, where that was long ago.
 //!
 //! In: netdevs' counters and terse dumps, hook by hook, from a task with connections of its own, so
-//! that a slow kernel delays who asks and never the loop. Out: metrics. Who asks within [`FRESH`] of
-//! the last reading, or while one is under way, shares it.
+//! that a slow kernel delays who asks and never the loop. Out: metrics, and each port's statistics. Who
+//! asks for metrics within [`FRESH`] of the last reading, or while one is under way, shares it; who
+//! asks for a port gets what was read last.
 
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
-use api::types::Id;
+use api::{
+    resources::{FrameCounts, PortStatistics},
+    types::Id,
+};
 use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkKernel, TerseRule};
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -29,8 +33,11 @@ use crate::{
 /// How old a reading may be that answers.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How old it may be where a port is asked for, before the next reading begins.
+const RECENT: Duration = Duration::from_secs(10);
+
 /// Of what there are ceilings, as the label says it.
-const CEILINGS: [&str; 3] = ["actions", "chain", "prio"];
+pub(super) const CEILINGS: [&str; 3] = ["actions", "chain", "prio"];
 
 /// A rule's chain, prio and handle: its place at a hook.
 type Place = (u32, u16, Handle);
@@ -82,12 +89,31 @@ const fn less(now: Counters, before: Counters) -> Counters {
     }
 }
 
+/// What came since; all of it where the netdev was not there before.
+fn more_traffic(now: Traffic, before: Option<&Traffic>) -> Traffic {
+    let before = before.copied().unwrap_or_default();
+    Traffic { received: less(now.received, before.received), sent: less(now.sent, before.sent) }
+}
+
+fn add(sum: &mut Counters, more: Counters) {
+    sum.packets += more.packets;
+    sum.bytes += more.bytes;
+}
+
+const fn frames(count: Counters) -> FrameCounts {
+    FrameCounts { packets: count.packets, bytes: count.bytes }
+}
+
 /// What was counted, and who waits for the next reading.
 #[derive(Debug, Default)]
 pub(super) struct Counting {
     read: Option<Instant>,
     under_way: bool,
     waiting: Vec<oneshot::Sender<()>>,
+    /// What netdevs had counted when they were read last.
+    traffic: BTreeMap<Ifindex, Traffic>,
+    /// What each port's representor has received and sent, over all that it has had.
+    moved: BTreeMap<Id, Traffic>,
     /// What rules had counted when they were read last; of those that had counted anything.
     seen: BTreeMap<Hook, HashMap<Place, Count>>,
     /// What each port's frames were dropped for.
@@ -106,6 +132,34 @@ impl Owner {
             return;
         }
         self.counting.waiting.push(waiter);
+        self.read_counters();
+    }
+
+    /// What a port has counted when it was read last; the next reading begins where that was long
+    /// ago.
+    pub(super) fn recount(&mut self) {
+        if self.counting.read.is_none_or(|read| read.elapsed() > RECENT) {
+            self.read_counters();
+        }
+    }
+
+    /// What was read of a port's counters last, if anything was.
+    pub(super) fn statistics(&self, port: &Id) -> Option<PortStatistics> {
+        let Counting { read, moved, dropped, .. } = &self.counting;
+        let Traffic { received: sent, sent: received } = moved.get(port)?;
+        let dropped = dropped.get(port).into_iter().flatten();
+        let dropped = dropped.filter(|(_, count)| count.packets > 0);
+        Some(PortStatistics {
+            age_ms: u64::try_from(read.as_ref()?.elapsed().as_millis()).unwrap_or(u64::MAX),
+            received: frames(*received),
+            sent: frames(*sent),
+            dropped: dropped
+                .map(|(reason, count)| ((*reason).to_owned(), frames(*count)))
+                .collect(),
+        })
+    }
+
+    fn read_counters(&mut self) {
         if std::mem::replace(&mut self.counting.under_way, true) {
             return;
         }
@@ -117,15 +171,14 @@ impl Owner {
         });
         let hooks: Vec<(Id, Hook)> = hooks
             .flat_map(|(id, program)| {
-                program.netdevs.keys().map(|netdev| (id.clone(), Hook::ingress(*netdev)))
+                let counts = |hook: &Hook| program.rules.of_hook(*hook).next().is_some();
+                program.hooks().filter(counts).map(|hook| (id.clone(), hook))
             })
             .collect();
         let finished = self.finished_to.clone();
         tokio::spawn(async move {
-            let traffic = traffic().await.unwrap_or_else(|error| {
-                warn!(%error, "counters of netdevs");
-                BTreeMap::new()
-            });
+            let traffic = traffic().await;
+            let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
             tokio::task::spawn_blocking(move || {
                 match NetlinkKernel::open(FLOW_OWNER) {
                     Ok(mut kernel) => {
@@ -184,7 +237,7 @@ impl Owner {
             let Some(count) = fresh.get(&place) else { continue };
             let Some((_, why)) = program.rules.get_noted(rule.id()) else { continue };
             // A policer hands what it lets pass to the rules behind it.
-            if place.0 == 0 && !matches!(why.purpose, Purpose::Rate | Purpose::Storm) {
+            if place.0 == 0 && !is_policer(why.purpose) {
                 first[0] += count.software.packets;
                 first[1] += count.hardware.packets;
             }
@@ -205,19 +258,19 @@ impl Owner {
         }
         let dropped = self.counting.dropped.entry(port).or_default();
         for (reason, more) in drops {
-            let sum = dropped.entry(reason).or_default();
-            sum.packets += more.packets;
-            sum.bytes += more.bytes;
+            add(dropped.entry(reason).or_default(), more);
         }
     }
 
-    /// Tells what was counted.
-    pub(super) fn counted_all(&mut self, traffic: &BTreeMap<Ifindex, Traffic>) {
+    /// Tells what was counted; of netdevs nothing new where they could not be read.
+    pub(super) fn counted_all(&mut self, traffic: Option<BTreeMap<Ifindex, Traffic>>) {
         let Owner { counting, metrics, intent, planner, .. } = self;
         counting.under_way = false;
         counting.read = Some(Instant::now());
         counting.dropped.retain(|port, _| intent.ports.contains_key(port));
         counting.first.retain(|port, _| intent.ports.contains_key(port));
+        counting.moved.retain(|port, _| intent.ports.contains_key(port));
+        let before = traffic.map(|now| std::mem::replace(&mut counting.traffic, now));
         let [mut received_bytes, mut received_packets, mut sent_bytes, mut sent_packets] =
             [const { Vec::<Row>::new() }; 4];
         let [mut dropped_bytes, mut dropped_packets, mut frames] = [const { Vec::<Row>::new() }; 3];
@@ -225,8 +278,14 @@ impl Owner {
             let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
             let Some(netdev) = netdev else { continue };
             let label = || vec![id.to_string()];
+            if let (Some(before), Some(now)) = (&before, counting.traffic.get(&netdev.ifindex)) {
+                let more = more_traffic(*now, before.get(&netdev.ifindex));
+                let sum = counting.moved.entry(id.clone()).or_default();
+                add(&mut sum.received, more.received);
+                add(&mut sum.sent, more.sent);
+            }
             // What a representor receives its VF has sent.
-            if let Some(Traffic { received: sent, sent: received }) = traffic.get(&netdev.ifindex) {
+            if let Some(Traffic { received: sent, sent: received }) = counting.moved.get(id) {
                 received_bytes.push((label(), number(received.bytes)));
                 received_packets.push((label(), number(received.packets)));
                 sent_bytes.push((label(), number(sent.bytes)));
@@ -273,6 +332,10 @@ impl Owner {
     }
 }
 
+const fn is_policer(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Rate | Purpose::ReceiveRate | Purpose::Storm)
+}
+
 /// Why a rule drops what it counts, where it does.
 fn reason(why: &Why, actions: &[Action], admitted: bool) -> Option<&'static str> {
     Some(match why.purpose {
@@ -285,6 +348,7 @@ fn reason(why: &Why, actions: &[Action], admitted: bool) -> Option<&'static str>
         Purpose::RouterGuard => "router_advertisement",
         Purpose::Isolation(_) => "isolated",
         Purpose::Rate => "rate",
+        Purpose::ReceiveRate => "rx_rate",
         Purpose::Storm => "storm",
         _ => return None,
     })

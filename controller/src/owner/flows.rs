@@ -12,8 +12,8 @@ use std::{
 
 use api::{resources::FlowState, types::Id};
 use tc_flows::{
-    Cookie, Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, InstalledRule, Offload, Op,
-    Outcome, Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
+    Dump, Foreign, Handle, Hook, HwState, Ifindex, Installed, InstalledRule, Offload, Op, Outcome,
+    Plan, Rule, RuleId, RuleLocation, TerseDump, TerseRule, diff_hooks,
 };
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     apply::{
-        flows::{FlowDone, FlowJob, Found, Look},
+        flows::{self, FlowDone, FlowJob, Found, Look, place_of},
         probe::PROBE_OWNER,
     },
     daemon::FLOW_OWNER,
@@ -278,7 +278,7 @@ impl AdapterFlows {
             self.unsettled.extend(self.hooks.iter().copied());
         }
         if delta.netdevs {
-            self.cover(program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex)).collect());
+            self.cover(program.hooks().collect());
         }
         let mut last = None;
         for (rule, why) in &delta.put {
@@ -466,6 +466,17 @@ impl AdapterFlows {
                     self.recognise(program, hook, dump, done.finished, &mut tally);
                 }
                 Ok(Found::Whole(dump)) => self.read(hook, dump, done.finished, &mut tally),
+                // The qdisc of somebody else that has no egress hook is in nobody's way until a rule
+                // is wanted there: then it is asked for again, since the kernel would put the rule
+                // into the ingress hook.
+                Err(tc_flows::Error::Refused { .. })
+                    if matches!(hook, Hook::Egress(_))
+                        && program.rules.of_hook(hook).next().is_none() =>
+                {
+                    self.reading.remove(&hook);
+                    self.forget(hook);
+                    self.unsettled.remove(&hook);
+                }
                 Err(error) => {
                     if !matches!(error, tc_flows::Error::Refused { .. }) {
                         self.unanswered.insert(hook);
@@ -533,10 +544,8 @@ impl AdapterFlows {
         let for_software: Vec<Rule> =
             for_software.map(|rule| rule.clone().with_offload(Offload::SkipHw)).collect();
         let wanted = program.rules.of_hook(hook).chain(&for_software);
-        let wanted = wanted.map(|rule| (place(rule, None), rule));
-        let found = dump.own.into_iter().map(|own| ((own.cookie, own.location, None), own));
-        let Some(mut recognised) = recognised(wanted, found).filter(|_| self.hooks.contains(&hook))
-        else {
+        let recognised = recognised(wanted.map(|rule| (rule, None)), &dump.own);
+        let Some(mut recognised) = recognised.filter(|_| self.hooks.contains(&hook)) else {
             self.unrecognised.insert(hook);
             return;
         };
@@ -554,11 +563,9 @@ impl AdapterFlows {
     /// read whole with the next job.
     fn compare(&mut self, hook: Hook, dump: TerseDump, now: Instant) {
         let installed = self.known.installed.of_hook(hook);
-        let known = installed.map(|held| (place(&held.rule, Some(held.handle)), &held.rule));
-        let found = dump.own.into_iter();
-        let found = found.map(|own| ((own.cookie, own.location, Some(own.handle)), own));
+        let known = installed.map(|held| (&held.rule, Some(held.handle)));
         let count = self.known.installed.of_hook(hook).count();
-        match recognised(known, found).filter(|seen| seen.len() == count) {
+        match recognised(known, &dump.own).filter(|seen| seen.len() == count) {
             Some(seen) => {
                 self.known.installed.replace_hook(hook, seen);
                 self.foreign.insert(hook, dump.foreign);
@@ -680,25 +687,18 @@ impl AdapterFlows {
     }
 }
 
-/// What a rule is, where it stands, and under which handle where that counts.
-type Place = (Cookie, RuleLocation, Option<Handle>);
-
-fn place(rule: &Rule, handle: Option<Handle>) -> Place {
-    (rule.cookie(FLOW_OWNER), location(rule.id()), handle)
-}
-
-/// What is found, as the rules that are known by their places and in their order: all of it or
-/// nothing.
+/// What is found, as the rules that are known by their cookies and places, under these handles
+/// where that counts, and in their order: all of it or nothing.
 fn recognised<'r>(
-    known: impl Iterator<Item = (Place, &'r Rule)>,
-    found: impl Iterator<Item = (Place, TerseRule)>,
+    known: impl Iterator<Item = (&'r Rule, Option<Handle>)>,
+    found: &[TerseRule],
 ) -> Option<Vec<InstalledRule>> {
-    let mut found: Vec<(Place, TerseRule)> = found.collect();
-    found.sort_unstable_by_key(|(place, _)| *place);
-    let rules = known.filter_map(|(place, rule)| {
-        let at = found.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        let (_, own) = found.get(at)?;
-        Some(InstalledRule { rule: rule.clone(), handle: own.handle, hw: own.hw.clone() })
+    let rules = known.filter_map(|(rule, handle)| {
+        let (cookie, id) = (rule.cookie(FLOW_OWNER), rule.id());
+        let place = place_of(cookie, id.chain(), id.prio());
+        let own = found.get(found.binary_search_by_key(&place, flows::place).ok()?)?;
+        let is_it = own.location == location(id) && handle.is_none_or(|known| known == own.handle);
+        is_it.then(|| InstalledRule { rule: rule.clone(), handle: own.handle, hw: own.hw.clone() })
     });
     let rules: Vec<InstalledRule> = rules.collect();
     (rules.len() == found.len()).then_some(rules)

@@ -14,8 +14,8 @@ use std::{
 use api::{
     resources::{
         AddressPair, AdminState, Allowance, Attachment, Backing, EswitchMode, GuestMacs, GuestSpec,
-        NetworkKind, NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos, UnknownUnicast,
-        VlanProto, VlanTag,
+        Multicast, NetworkKind, NetworkSpec, PortFunction, PortSpec, Promiscuous, Qos,
+        UnknownUnicast, VlanProto, VlanTag,
     },
     types::{Bitrate, Id, MacAddr, Priority, Vid},
 };
@@ -85,7 +85,7 @@ enum Step {
 }
 
 type FunctionSketch = (bool, usize, Vec<u8>, bool, bool);
-type NetworkSketch = (u8, bool, bool, bool);
+type NetworkSketch = (u8, bool, bool, bool, bool);
 
 #[derive(Debug, Clone)]
 struct PortSketch {
@@ -114,7 +114,8 @@ fn steps() -> impl Strategy<Value = Step> {
         port.prop_map(|(function, attachments, macs, choice, promiscuous, down, permits)| {
             PortSketch { function, attachments, macs, choice, promiscuous, down, permits }
         });
-    let network = (0u8..5, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    let seldom = || prop::bool::weighted(0.2);
+    let network = (0u8..5, any::<bool>(), seldom(), seldom(), any::<bool>());
     let function = (
         any::<bool>(),
         0..TAPS,
@@ -434,8 +435,11 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
         let tag = tag.map(|tag| Vid::try_from(tag).unwrap());
         if attachments.iter().all(|other| other.network != network && other.tag != tag) {
             let priority = tag.and_then(|tag| Priority::try_from(tag.get() as u8 % 8).ok());
-            attachments.push(Attachment { network, tag, priority });
+            attachments.push(Attachment { network, tag, priority, qinq: false });
         }
+    }
+    if let [Attachment { tag: None, qinq, .. }] = attachments.as_mut_slice() {
+        *qinq = sketch.permits / 8 % 4 == 3;
     }
     let macs: BTreeSet<MacAddr> = sketch.macs.into_iter().map(mac).collect();
     PortSpec {
@@ -461,14 +465,16 @@ fn port_spec(sketch: PortSketch) -> PortSpec {
         qos: Some(Qos {
             tx_max: Bitrate::from_mbit(number as u32 / 2),
             tx_min: None,
+            rx_max: (sketch.permits % 8 < 2).then(|| Bitrate::from_mbit(7)).flatten(),
             flood_limit: (sketch.permits % 16 == 1).then_some(1000),
         }),
+        mtu: None,
         admin_state: if sketch.down { AdminState::Down } else { AdminState::Up },
         labels: BTreeMap::new(),
     }
 }
 
-fn network_spec((kind, unknown, elsewhere, reserves): NetworkSketch) -> NetworkSpec {
+fn network_spec((kind, unknown, elsewhere, reserves, narrows): NetworkSketch) -> NetworkSpec {
     let vlan = |vid, proto| VlanTag { vid: Vid::try_from(vid).unwrap(), proto };
     NetworkSpec {
         kind: match kind {
@@ -481,6 +487,7 @@ fn network_spec((kind, unknown, elsewhere, reserves): NetworkSketch) -> NetworkS
         adapter: elsewhere.then(|| id(NIC)),
         reserved_macs: if reserves { vec![mac(1), mac(2)] } else { Vec::new() },
         unknown_unicast: if unknown { UnknownUnicast::Uplink } else { UnknownUnicast::Drop },
+        multicast: if narrows { Multicast::Declared } else { Multicast::Flood },
         labels: BTreeMap::new(),
     }
 }
@@ -499,7 +506,7 @@ fn guest_view(functions: Vec<FunctionSketch>) -> GuestView {
             main_mac: mac(macs[0]),
             unicast: macs[1..].iter().copied().map(mac).collect(),
             unicast_overflow: false,
-            multicast: vec![MacAddr([0x33, 0x33, 0, 0, 0, 1])],
+            multicast: macs.iter().map(|n| MacAddr([0x33, 0x33, 0, 0, 0, *n])).collect(),
             multicast_overflow: false,
             all_multicast: false,
             vlans: Vec::new(),

@@ -3,7 +3,7 @@
 //! In: a flow's state before and after something changed. Out: counts. To count anew at each
 //! question would take as long as the adapter has flows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use api::{
     resources::{FlowCounts, FlowState},
@@ -16,7 +16,7 @@ use crate::plan::switchdev::Why;
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     all: FlowCounts,
-    ports: HashMap<Id, Account>,
+    ports: foldhash::HashMap<Id, Account>,
     /// Ports whose counts changed since they were asked for.
     touched: Vec<Id>,
 }

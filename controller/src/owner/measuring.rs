@@ -15,8 +15,9 @@ use api::{
 use tc_flows::Outcome;
 use tokio::sync::mpsc;
 
-use super::{Call, Inbox, Owner};
+use super::{Call, Inbox, Owner, counting::CEILINGS};
 use crate::{
+    capability::Ceilings,
     eswitch::KernelRefusal,
     metrics::{Answer, Row},
     plan::Changes,
@@ -260,11 +261,8 @@ impl Owner {
                 flows.push((of(&[state]), number(count)));
             }
             if let Some(known) = capabilities {
-                for (what, most) in [
-                    ("actions", known.ceilings.actions),
-                    ("chain", known.ceilings.chain),
-                    ("prio", known.ceilings.prio),
-                ] {
+                let Ceilings { actions, chain, prio, .. } = known.ceilings;
+                for (what, most) in CEILINGS.into_iter().zip([actions, chain, prio]) {
                     ceilings.push((of(&[what]), f64::from(most)));
                 }
             }
@@ -299,7 +297,9 @@ impl Owner {
             let netdev = netdev.map(|netdev| netdev.name.clone()).unwrap_or_default();
             info.push((vec![id.to_string(), guest, device, adapter, netdev], 1.0));
             let Some(qos) = &port.spec.qos else { continue };
-            for (limit, rate) in [("tx_max", qos.tx_max), ("tx_min", qos.tx_min)] {
+            for (limit, rate) in
+                [("tx_max", qos.tx_max), ("tx_min", qos.tx_min), ("rx_max", qos.rx_max)]
+            {
                 if let Some(rate) = rate {
                     let bytes = number(rate.get()) / 8.0;
                     rates.push((vec![id.to_string(), limit.to_owned()], bytes));

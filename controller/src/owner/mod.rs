@@ -16,6 +16,7 @@ mod flows;
 mod history;
 mod ledger;
 mod measuring;
+mod mtu;
 mod news;
 mod probe;
 mod rates;
@@ -180,7 +181,7 @@ enum Finished {
     Probed(Id, Ifindex, Result<Capabilities, String>),
     RateSet(Id, u16, LeafRate, Result<(), KernelRefusal>),
     Counted(Id, Hook, Vec<TerseRule>),
-    CountedAll(BTreeMap<Ifindex, Traffic>),
+    CountedAll(Option<BTreeMap<Ifindex, Traffic>>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -852,7 +853,7 @@ impl Owner {
         self.stale.all |= !counts;
         match finished {
             Finished::Counted(id, hook, rules) => self.counted(&id, hook, &rules),
-            Finished::CountedAll(traffic) => self.counted_all(&traffic),
+            Finished::CountedAll(traffic) => self.counted_all(traffic),
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);
             }

@@ -282,7 +282,7 @@ impl Daemon for DaemonHandle {
     }
 
     async fn port(&self, id: &Id) -> Result<Port, ApiError> {
-        self.find(ResourceKind::Port, id, Owner::port).await
+        self.find(ResourceKind::Port, id, Owner::port_with_counters).await
     }
 
     async fn ports(&self) -> Result<Vec<Port>, ApiError> {

@@ -76,6 +76,12 @@ impl Owner {
         ids.iter().filter_map(|id| self.port(id)).collect()
     }
 
+    /// A port for somebody who asks for it alone, and may ask again.
+    pub(super) fn port_with_counters(&mut self, id: &Id) -> Option<Port> {
+        self.recount();
+        self.port(id)
+    }
+
     pub(super) fn port(&mut self, id: &Id) -> Option<Port> {
         let stored = self.intent.ports.get(id)?;
         let (revision, spec) = (stored.revision, stored.spec.clone());
@@ -88,6 +94,7 @@ impl Owner {
             adapter: place.map(|place| place.adapter.clone()),
             vf: place.and_then(|place| place.vf),
             representor: place.and_then(|place| place.representor.as_ref()).map(netdev),
+            mtu: place.and_then(|place| self.path_mtu(place)),
             macs: plan.map(|plan| plan.macs.clone()).unwrap_or_default(),
             refused: plan.map(|plan| plan.refused.clone()).unwrap_or_default(),
             promiscuous: plan.is_some_and(|plan| plan.promiscuous),
@@ -97,6 +104,7 @@ impl Owner {
                 .last
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             events_programmed: timing.programmed,
+            statistics: self.statistics(id),
         };
         let statements = self.port_statements(id, &summary);
         status.conditions = self.stamp("ports", id, statements);
@@ -128,7 +136,10 @@ impl Owner {
             quarantined(plan),
         ];
         statements.extend(self.vdpa_made(plan));
-        statements.extend(self.intent.ports.get(id).and_then(|port| sources_checked(&port.spec)));
+        if let Some(stored) = self.intent.ports.get(id) {
+            statements.extend(sources_checked(&stored.spec));
+            statements.extend(self.mtu_statement(plan, &stored.spec));
+        }
         statements
     }
 

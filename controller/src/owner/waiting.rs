@@ -114,8 +114,7 @@ impl Owner {
         for wait in waits.0.values_mut().filter(|wait| !wait.planned) {
             for (adapter, program) in &self.planner.plan().programs {
                 let Program::Flows(program) = program else { continue };
-                let hooks = program.netdevs.keys().map(|ifindex| Hook::ingress(*ifindex));
-                wait.hooks.entry(adapter.clone()).or_default().extend(hooks);
+                wait.hooks.entry(adapter.clone()).or_default().extend(program.hooks());
             }
             self.planned(wait);
         }

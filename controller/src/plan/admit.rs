@@ -8,10 +8,13 @@
 //! Promiscuous mode is had where the spec allows it: by a guest that is seen to ask for it, and by
 //! whatever cannot be seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use api::{
-    resources::{ControlQueue, PortFunction, PortSpec, Promiscuous, RefusedMac, RxMode},
+    resources::{ControlQueue, Multicast, PortFunction, PortSpec, Promiscuous, RefusedMac, RxMode},
     types::{Id, MacAddr},
 };
 
@@ -26,6 +29,9 @@ use crate::{
 
 /// How often one decision follows from another at most: more than any history that was tried needs.
 const PASSES: usize = 8;
+
+/// A guest that asks for more groups gets all: each costs a rule at every hook of its networks.
+const GROUPS_MAX: usize = 32;
 
 /// The outcome of this stage, and what it takes to bring it up to date.
 #[derive(Debug, Default)]
@@ -53,6 +59,9 @@ pub struct Admission {
     pub promiscuous: bool,
     /// The guest asks for every frame and may not have them.
     pub promiscuous_refused: bool,
+    /// The groups that its guest asks for, in order, where that decides what it gets; none where it
+    /// gets all.
+    pub groups: Option<Arc<[MacAddr]>>,
 }
 
 impl Admissions {
@@ -327,7 +336,25 @@ impl<'a> Wish<'a> {
             }
             Promiscuous::Deny => admission.promiscuous_refused = asks,
         }
+        admission.groups = self.groups(intent);
         admission
+    }
+
+    /// The groups that the guest asks for, where one of the port's networks wants to know.
+    fn groups(&self, intent: &Intent) -> Option<Arc<[MacAddr]>> {
+        let narrows = |network: &Id| {
+            let network = intent.networks.get(network);
+            network.is_some_and(|network| network.spec.multicast == Multicast::Declared)
+        };
+        let filter = self.filter.filter(|_| self.function.is_some_and(is_seen))?;
+        let all = filter.promiscuous || filter.all_multicast || filter.multicast_overflow;
+        if all || filter.multicast.len() > GROUPS_MAX || !self.networks().any(narrows) {
+            return None;
+        }
+        // Broadcast is everybody's.
+        let group = |mac: &&MacAddr| mac.0[0] & 1 == 1 && mac.0 != [0xff; 6];
+        let groups: BTreeSet<MacAddr> = filter.multicast.iter().filter(group).copied().collect();
+        Some(groups.into_iter().collect())
     }
 
     /// Claims `mac` in all of the port's networks, or in none: the error is the port in the way.

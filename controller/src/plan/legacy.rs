@@ -11,7 +11,10 @@ use api::{
     types::{Bitrate, Id, MacAddr, Priority},
 };
 
-use super::{Finding, PortPlan, switchdev::network_missing};
+use super::{
+    Finding, PortPlan,
+    switchdev::{network_missing, qinq_without_vlan},
+};
 use crate::{
     intent::Intent,
     world::{AdapterView, NetdevView},
@@ -123,6 +126,9 @@ pub fn program(
                 "in legacy mode the NIC keeps no `flood_limit`; leave it out",
             ));
         }
+        if port.spec.qos.is_some_and(|qos| qos.rx_max.is_some()) {
+            plan.unmet.push(receive_rate_unsupported());
+        }
         if let Some(finding) = beyond_legacy(&port.spec) {
             plan.unmet.push(finding);
             settings.link_state = VfLinkState::Disable;
@@ -173,6 +179,9 @@ fn attachment(
             format!("network `{}` is for another adapter; the link is disabled", only.network),
         ));
     }
+    if let Some(finding) = qinq_without_vlan(intent, only) {
+        return Err(finding);
+    }
     match network.spec.kind {
         NetworkKind::Flat => Ok(PortVlan {
             vid: 0,
@@ -184,7 +193,7 @@ fn attachment(
             vid: tag.vid.get(),
             proto: tag.proto,
             priority: only.priority.unwrap_or_default(),
-            unmet: None,
+            unmet: (only.qinq && tag.proto == VlanProto::Dot1Q).then(qinq_unsupported),
         }),
         NetworkKind::Isolated => Err(Finding::new(
             "IsolationUnsupported",
@@ -192,6 +201,15 @@ fn attachment(
              switchdev mode; the link is disabled",
         )),
     }
+}
+
+/// With a port VLAN of 802.1Q a NIC drops what a guest has tagged.
+fn qinq_unsupported() -> Finding {
+    Finding::new(
+        "QinqUnsupported",
+        "in legacy mode the guest's own tags pass only inside a network's 802.1ad tag; use a \
+         network with `proto: 802.1ad`, or switchdev mode",
+    )
 }
 
 /// What a NIC does not keep guests from in legacy mode.
@@ -206,6 +224,15 @@ fn beyond_legacy(spec: &PortSpec) -> Option<Finding> {
     let message =
         format!("in legacy mode the NIC cannot {what}; use switchdev mode; the link is disabled");
     Some(Finding::new(reason, message))
+}
+
+/// No NIC is told what its VFs may receive.
+pub(super) fn receive_rate_unsupported() -> Finding {
+    Finding::new(
+        "ReceiveRateUnsupported",
+        "only software adapters keep an `rx_max`: a NIC limits what its VFs send; leave it out, or \
+         limit who sends to the port",
+    )
 }
 
 /// A frame without a tag has no priority.
@@ -250,6 +277,7 @@ mod tests {
             ("flat", json!("flat")),
             ("blue", json!({"vlan": {"vid": 100, "proto": "802.1ad"}})),
             ("island", json!("isolated")),
+            ("red", json!({"vlan": {"vid": 200}})),
         ] {
             let spec: NetworkSpec = serde_json::from_value(json!({"kind": kind})).unwrap();
             intent.apply(Change::Network(id(name), Some(spec)));
@@ -297,6 +325,7 @@ mod tests {
             (json!({"attachments": [{"network": "blue", "tag": 7}]}), "TrunkUnsupported"),
             (json!({"attachments": [{"network": "none"}]}), "NetworkMissing"),
             (json!({"attachments": []}), "OneNetworkOnly"),
+            (json!({"attachments": [{"network": "flat", "qinq": true}]}), "QinqNeedsVlan"),
         ] {
             let (vf, unmet) = planned(port);
             assert_eq!((vf.link_state, &unmet[..]), (VfLinkState::Disable, &[reason][..]));
@@ -310,6 +339,23 @@ mod tests {
         let (vf, unmet) = planned(json!({"attachments": [{"network": "flat", "priority": 5}]}));
         assert_eq!(unmet, ["PriorityNeedsVlan"]);
         assert_eq!((vf.vlan_priority, vf.link_state), (Priority::default(), VfLinkState::Auto));
+    }
+
+    #[test]
+    fn a_guests_own_tags_need_a_service_tag_around_them() {
+        let on = |network: &str| {
+            let (vf, unmet) = planned(json!({"attachments": [{"network": network, "qinq": true}]}));
+            assert_eq!(vf.link_state, VfLinkState::Auto);
+            unmet
+        };
+        assert_eq!(on("blue"), Vec::<&str>::new());
+        assert_eq!(on("red"), ["QinqUnsupported"]);
+    }
+
+    #[test]
+    fn a_limit_of_what_is_received_is_told_and_harms_nobody() {
+        let (vf, unmet) = planned(json!({"qos": {"rx_max": 9_500_000}}));
+        assert_eq!((vf.link_state, unmet), (VfLinkState::Auto, vec!["ReceiveRateUnsupported"]));
     }
 
     #[test]

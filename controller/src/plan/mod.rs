@@ -21,7 +21,7 @@ mod roster;
 pub mod switchdev;
 pub mod vdpa;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use api::{
     resources::RefusedMac,
@@ -76,6 +76,8 @@ pub struct PortPlan {
     pub promiscuous: bool,
     /// Its guest asks for every frame and may not have them.
     pub promiscuous_refused: bool,
+    /// The groups that its guest asks for, in order, where that decides what it gets.
+    pub groups: Option<Arc<[MacAddr]>>,
     /// Another port holds what this one needs.
     pub conflict: Option<Finding>,
     /// Wishes that this adapter or mode cannot fulfil.

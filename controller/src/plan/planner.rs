@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
-    resources::{AdminState, EswitchMode},
+    resources::{AdminState, Attachment, EswitchMode},
     types::Id,
 };
 
@@ -17,7 +17,7 @@ use super::{
     bind::Bindings,
     legacy, rate,
     roster::Roster,
-    switchdev::{FlowDelta, FlowProgram, Sheet, Surroundings, network_missing},
+    switchdev::{FlowDelta, FlowProgram, Sheet, Surroundings, network_missing, qinq_without_vlan},
     vdpa,
 };
 use crate::{
@@ -290,6 +290,7 @@ impl Planner {
             refused: admission.refused,
             promiscuous: admission.promiscuous,
             promiscuous_refused: admission.promiscuous_refused,
+            groups: admission.groups,
             conflict: admission.conflict,
             unmet: Vec::new(),
             vdpa: None,
@@ -307,21 +308,21 @@ impl Planner {
         if spec.admin_state == AdminState::Down || plan.macs.is_empty() {
             return Some(Vec::new());
         }
-        let finding = |network: &Id| match intent.networks.get(network) {
-            None => Some(network_missing(network)),
+        let finding = |attachment: &Attachment| match intent.networks.get(&attachment.network) {
+            None => Some(network_missing(&attachment.network)),
             Some(stored) => match &stored.spec.adapter {
                 Some(bound_to) if *bound_to != place.adapter => Some(Finding::new(
                     "NetworkElsewhere",
                     format!(
-                        "network `{network}` is for adapter `{bound_to}`, the port stands on `{}`",
-                        place.adapter
+                        "network `{}` is for adapter `{bound_to}`, the port stands on `{}`",
+                        attachment.network, place.adapter
                     ),
                 )),
-                _ => sheet.finding(&place.adapter, network, id),
+                _ => qinq_without_vlan(intent, attachment)
+                    .or_else(|| sheet.finding(&place.adapter, &attachment.network, id)),
             },
         };
-        let attachments = spec.attachments.iter();
-        let findings = attachments.filter_map(|attachment| finding(&attachment.network));
+        let findings = spec.attachments.iter().filter_map(finding);
         let rates = rate::unmet(intent, spec, adapter, place.vf);
         Some(findings.chain(rates).collect())
     }

@@ -12,7 +12,10 @@ use api::{
     types::{Bitrate, Id},
 };
 
-use super::{Finding, PortPlan, legacy::priority_needs_vlan};
+use super::{
+    Finding, PortPlan,
+    legacy::{priority_needs_vlan, receive_rate_unsupported},
+};
 use crate::{
     intent::Intent,
     world::{AdapterView, LeafRate},
@@ -107,7 +110,8 @@ pub(super) fn unmet(
             "only software adapters keep a `flood_limit`; leave it out",
         )
     });
-    priority(intent, spec).into_iter().chain(rate).chain(storm)
+    let received = (qos.rx_max.is_some() && !policed).then(receive_rate_unsupported);
+    priority(intent, spec).into_iter().chain(rate).chain(received).chain(storm)
 }
 
 fn priority(intent: &Intent, port: &PortSpec) -> Option<Finding> {
@@ -187,6 +191,14 @@ mod tests {
         let qos = json!({"qos": {"tx_max": 9_500_000}});
         assert_eq!(planned(false, qos), (None, vec!["RateUnsupported"]));
         assert_eq!(planned(false, json!({"qos": {}})), (None, vec![]));
+    }
+
+    #[test]
+    fn a_limit_of_what_is_received_is_a_finding() {
+        for objects in [true, false] {
+            let qos = json!({"qos": {"rx_max": 9_500_000}});
+            assert_eq!(planned(objects, qos).1, ["ReceiveRateUnsupported"]);
+        }
     }
 
     #[test]

@@ -346,6 +346,7 @@ mod tests {
             adapter: None,
             reserved_macs: Vec::new(),
             unknown_unicast: Default::default(),
+            multicast: Default::default(),
             labels: BTreeMap::new(),
         }
     }

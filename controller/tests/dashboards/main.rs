@@ -18,6 +18,7 @@ use std::{
 
 use api::resources::{EswitchMode, FlowState};
 use controller::metrics::{Answer, Family, HIT_BY, Metrics};
+use lab::dashboards::{names_behind, panels};
 use prometheus::proto::MetricType;
 use serde_json::{Value, json};
 
@@ -185,23 +186,6 @@ fn matchers_of(text: &str) -> Vec<(String, String)> {
     matchers
 }
 
-/// The names that stand in a text behind `before`, as far as letters and underscores go.
-fn names_behind(text: &str, before: &str) -> Vec<String> {
-    text.split(before)
-        .skip(1)
-        .map(|rest| rest.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_'))
-        .map(String::from_iter)
-        .filter(|name| !name.is_empty())
-        .collect()
-}
-
-/// All panels, those in rows too.
-fn panels(dashboard: &Value) -> Vec<&Value> {
-    let outer = dashboard["panels"].as_array().unwrap();
-    let inner = outer.iter().filter_map(|panel| panel["panels"].as_array()).flatten();
-    outer.iter().chain(inner).collect()
-}
-
 fn text<'a>(value: &'a Value, place: &str) -> &'a str {
     value.as_str().unwrap_or_else(|| panic!("{place}: no text"))
 }
@@ -209,21 +193,12 @@ fn text<'a>(value: &'a Value, place: &str) -> &'a str {
 fn dashboard_queries(dashboard: &Value) -> Vec<Query> {
     let mut queries = Vec::new();
     let page = text(&dashboard["title"], "title");
-    for panel in panels(dashboard) {
-        let place = format!("{page}, panel `{}`", text(&panel["title"], "title"));
-        for target in panel["targets"].as_array().into_iter().flatten() {
-            queries.push(Query {
-                place: place.clone(),
-                expr: text(&target["expr"], &place).to_owned(),
-                told: names_behind(text(&target["legendFormat"], &place), "{{"),
-            });
-        }
-    }
-    for mark in dashboard["annotations"]["list"].as_array().unwrap() {
-        let place = format!("{page}, annotation `{}`", text(&mark["name"], "name"));
-        let expr = text(&mark["expr"], &place).to_owned();
-        let told = names_behind(text(&mark["textFormat"], &place), "{{");
-        queries.push(Query { place, expr, told });
+    for query in lab::dashboards::queries(dashboard) {
+        let kind = if query.panel.is_some() { "panel" } else { "annotation" };
+        let place = format!("{page}, {kind} `{}`", query.title);
+        assert!(!query.expr.is_empty(), "{place}: no expression");
+        let told = query.told();
+        queries.push(Query { place, expr: query.expr, told });
     }
     for variable in variables(dashboard).iter().filter(|variable| variable["type"] == "query") {
         let place = format!("{page}, variable `{}`", text(&variable["name"], "name"));

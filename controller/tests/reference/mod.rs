@@ -11,8 +11,8 @@ use std::{
 
 use api::{
     resources::{
-        AdminState, Allowance, NetworkKind, NetworkSpec, PortSpec, Promiscuous, UnknownUnicast,
-        VlanProto,
+        AdminState, Allowance, Multicast, NetworkKind, NetworkSpec, PortSpec, Promiscuous,
+        UnknownUnicast, VlanProto,
     },
     types::{Id, IpPrefix, MacAddr, Vid},
 };
@@ -67,6 +67,8 @@ struct Segment<'a> {
 pub(crate) struct Member {
     pub(crate) interface: u32,
     pub(crate) macs: BTreeSet<MacAddr>,
+    /// The groups that its guest asks for, where that is known.
+    pub(crate) groups: Option<BTreeSet<MacAddr>>,
 }
 
 /// What a frame has outside; none where it is untagged.
@@ -115,7 +117,10 @@ impl<'a> Reference<'a> {
         let mut seen = BTreeSet::new();
         for (id, network) in networks {
             let attached = intent.ports.iter().filter(passes).flat_map(|(port, stored)| {
-                let mine = stored.spec.attachments.iter().filter(|a| a.network == *id);
+                // Untagged on the wire, a guest's own tags would name networks there.
+                let flat = network.spec.kind == NetworkKind::Flat;
+                let mine = stored.spec.attachments.iter();
+                let mine = mine.filter(move |a| a.network == *id && !(a.qinq && flat));
                 mine.map(move |a| (port, a.tag.map(|vid| (VlanTpid::Dot1Q, vlan(vid)))))
             });
             let segment = Segment { network: &network.spec, attached: attached.collect() };
@@ -138,6 +143,14 @@ impl<'a> Reference<'a> {
 
     fn promiscuous(&self, port: &Id) -> bool {
         self.intent.ports[port].spec.promiscuous == Promiscuous::Allow
+    }
+
+    /// Whether a frame to a group is for this port.
+    fn hears(&self, segment: &Segment<'_>, port: &Id, group: Mac) -> bool {
+        let groups = self.members[port].groups.as_ref();
+        segment.network.multicast == Multicast::Flood
+            || group == Mac([0xff; 6])
+            || groups.is_none_or(|groups| groups.contains(&MacAddr(group.0)))
     }
 
     fn knows(&self, segment: &Segment<'_>, mac: Mac) -> bool {
@@ -181,9 +194,14 @@ impl<'a> Reference<'a> {
         let mut fate = Fate::default();
         let link_local = frame.dst.0[..5] == [1, 0x80, 0xc2, 0, 0] && frame.dst.0[5] < 0x10;
         let allows = |what| self.intent.ports[port].spec.allow.contains(&what);
-        let stripped = Frame { tags: Vec::new(), ..frame.clone() };
+        let keeps = self.intent.ports[port].spec.attachments.iter().any(|a| a.qinq);
+        let mut stripped = Frame { tags: Vec::new(), ..frame.clone() };
         let tag = match frame.tags.as_slice() {
             [] => None,
+            [tag] if tag.tpid == VlanTpid::Dot1Q && keeps => {
+                stripped = frame.clone();
+                None
+            }
             [tag] if tag.tpid == VlanTpid::Dot1Q => {
                 (tag.vid.get() != 0).then_some((VlanTpid::Dot1Q, tag.vid))
             }
@@ -191,7 +209,9 @@ impl<'a> Reference<'a> {
         };
         let found = self.segments.iter().find(|segment| segment.attached.contains(&(port, tag)));
         let Some(segment) = found else { return fate };
-        if link_local && !(allows(Allowance::LinkLocalGroups) && tag.is_none()) {
+        if link_local
+            && !(allows(Allowance::LinkLocalGroups) && tag.is_none() && stripped.tags.is_empty())
+        {
             return fate;
         }
         let unchecked = link_local && frame.tags.is_empty();
@@ -224,7 +244,8 @@ impl<'a> Reference<'a> {
                 continue;
             }
             let owns = self.owns(other, frame.dst);
-            if group || owns || !known && self.promiscuous(other) {
+            let hears = group && self.hears(segment, other, frame.dst);
+            if hears || owns || !group && !known && self.promiscuous(other) {
                 fate.copies.insert((self.interface(other), copy(&stripped, *tag)));
             }
         }
@@ -268,7 +289,8 @@ impl<'a> Reference<'a> {
         let known = self.knows(segment, frame.dst);
         for (port, tag) in &segment.attached {
             let owns = self.owns(port, frame.dst);
-            if group || owns || !known && self.promiscuous(port) {
+            let hears = group && self.hears(segment, port, frame.dst);
+            if hears || owns || !group && !known && self.promiscuous(port) {
                 fate.copies.insert((self.interface(port), copy(&stripped, *tag)));
             }
         }

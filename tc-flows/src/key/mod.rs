@@ -317,6 +317,12 @@ impl Fields {
         out.finish()
     }
 
+    /// Whether this is its shape.
+    pub(crate) fn is_of_shape(&self, shape: &Fields) -> bool {
+        let of_shape = shape.iter().map(|field| (field.id, field.mask));
+        self.iter().map(|field| (field.id, field.mask)).eq(of_shape)
+    }
+
     /// The bits that both shapes compare one by one, as a shape. Ranges are none of them, nor are
     /// the options of tunnels of two kinds: which bits of the one stand where bits of the other do
     /// is the kernel's own affair.

@@ -13,8 +13,9 @@ use std::{
     fs,
     io::Write,
     os::fd::AsRawFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -25,8 +26,10 @@ use eswitchd_e2e_tests::{
 };
 use lab::{
     daemon::Daemon,
+    dashboards::{DASHBOARDS, Query, names_behind, queries},
     guest::{Backing, Guest},
     net::{self, Netdevsim, Netns},
+    pictures,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -73,6 +76,14 @@ impl Host {
         self.say(&format!("{alert} fires"));
     }
 
+    /// Sends broadcast frames in at the uplink.
+    fn send(&self, frames: usize) {
+        let frame = net::frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", &[], 0x88b5, &[0; 46]);
+        for _ in 0..frames {
+            net::send_frame(&self.wire, &frame).expect("sent");
+        }
+    }
+
     fn clears(&self, alert: &str) {
         let cleared = net::wait_for(alert, LIMIT, || {
             (!self.prometheus.firing().contains(alert)).then_some(())
@@ -85,14 +96,47 @@ impl Host {
 /// Ports on the VFs of the netdevsim, of one network.
 fn hardware_ports(daemon: &Daemon, sim: &Netdevsim, numbers: std::ops::Range<u8>) {
     for number in numbers {
-        let spec = json!({
-            "function": {"vf": {"adapter": id_of(sim), "index": number}},
-            "attachments": [{"network": "red"}],
-            "macs": [format!("02:00:00:00:01:{number:02x}")],
-            "qos": {"tx_max": 100_000_000},
-        });
-        daemon.put(&format!("/v1/ports/hw{number}"), spec).expect("a port");
+        hardware_port(daemon, sim, number, &[format!("02:00:00:00:01:{number:02x}")]);
     }
+}
+
+fn hardware_port(daemon: &Daemon, sim: &Netdevsim, number: u8, macs: &[String]) {
+    let spec = json!({
+        "function": {"vf": {"adapter": id_of(sim), "index": number}},
+        "attachments": [{"network": "red"}],
+        "macs": macs,
+        "qos": {"tx_max": 100_000_000},
+    });
+    daemon.put(&format!("/v1/ports/hw{number}"), spec).expect("a port");
+}
+
+/// Meanwhile a client gives each of two ports other addresses again and again, faster than the
+/// kernel takes their flows.
+fn without_rest(host: &Host, meanwhile: impl FnOnce()) {
+    /// Ends the changes when it is dropped, also by a panic.
+    struct Rest<'a>(&'a AtomicBool);
+    impl Drop for Rest<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for number in 2..4_u8 {
+            let (over, daemon, sim) = (&over, &host.daemon, &host.sim);
+            scope.spawn(move || {
+                for turn in [0_u8, 1].into_iter().cycle() {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let mac = |mac| format!("02:00:00:{turn:02x}:{number:02x}:{mac:02x}");
+                    hardware_port(daemon, sim, number, &(0..64).map(mac).collect::<Vec<_>>());
+                }
+            });
+        }
+        let _rest = Rest(&over);
+        meanwhile();
+    });
 }
 
 fn id_of(sim: &Netdevsim) -> String {
@@ -131,34 +175,9 @@ fn since_1970() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs()
 }
 
-/// What stands behind `before` in a text, as far as letters and underscores go.
-fn names_behind<'t>(text: &'t str, before: &str) -> Vec<&'t str> {
-    let name = |rest: &'t str| {
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        &rest[..end.unwrap_or(rest.len())]
-    };
-    text.split(before).skip(1).map(name).collect()
-}
-
-/// The queries of a dashboard: panel or annotation, expression, labels that its legend names.
-fn queries(page: &str) -> Vec<(String, String, BTreeSet<String>)> {
-    let page: Value = serde_json::from_str(committed(page)).expect("JSON");
-    let mut queries = Vec::new();
-    let mut note = |title: &Value, expr: &Value, legend: &Value| {
-        let expr = expr.as_str().expect("an expression").to_owned();
-        let labels = names_behind(legend.as_str().unwrap_or_default(), "{{");
-        let labels = labels.into_iter().map(str::to_owned).collect();
-        queries.push((title.as_str().unwrap_or_default().to_owned(), expr, labels));
-    };
-    for panel in page["panels"].as_array().expect("panels") {
-        for target in panel["targets"].as_array().into_iter().flatten() {
-            note(&panel["title"], &target["expr"], &target["legendFormat"]);
-        }
-    }
-    for mark in page["annotations"]["list"].as_array().expect("annotations") {
-        note(&mark["name"], &mark["expr"], &mark["textFormat"]);
-    }
-    queries
+/// What a dashboard asks for.
+fn asked_by(dashboard: &str) -> Vec<Query> {
+    queries(&serde_json::from_str(dashboard).expect("JSON"))
 }
 
 /// An expression with its variables in place.
@@ -181,10 +200,12 @@ fn without_limit(expr: &str) -> &str {
 /// Asks everything that dashboards and rules ask, prints what came, and gives what had no data or
 /// another shape than expected.
 fn lacking(prometheus: &Prometheus, from: u64) -> Vec<String> {
-    let mut all: Vec<(&str, String, String, BTreeSet<String>)> = Vec::new();
-    for page in ["fleet", "host", "port", "guests"] {
-        let of_page = queries(page).into_iter();
-        all.extend(of_page.map(|(title, expr, labels)| (page, title, expr, labels)));
+    let mut all: Vec<(&str, String, String, Vec<String>)> = Vec::new();
+    for (page, text) in DASHBOARDS {
+        for query in asked_by(text) {
+            let told = query.told();
+            all.push((page, query.title, query.expr, told));
+        }
     }
     let mut name = String::new();
     for line in committed("alerts.yml").lines().map(str::trim) {
@@ -194,7 +215,7 @@ fn lacking(prometheus: &Prometheus, from: u64) -> Vec<String> {
             let minutes = ["[2m]", "[5m]", "[10m]", "[15m]"];
             let window = format!("[{WINDOW}]");
             let expr = minutes.iter().fold(expr.to_owned(), |expr, m| expr.replace(m, &window));
-            all.push(("rule", name.clone(), without_limit(&expr).to_owned(), BTreeSet::new()));
+            all.push(("rule", name.clone(), without_limit(&expr).to_owned(), Vec::new()));
         }
     }
     let now = since_1970();
@@ -220,6 +241,45 @@ fn lacking(prometheus: &Prometheus, from: u64) -> Vec<String> {
         }
     }
     lacking
+}
+
+/// Where the answers go that `cargo lab pictures` draws.
+fn pictures_folder() -> Option<PathBuf> {
+    std::env::var_os("ESWITCHD_PICTURES").map(PathBuf::from)
+}
+
+/// Keeps what the dashboards' queries gave since `from`.
+fn keep_answers(prometheus: &Prometheus, from: u64, folder: &Path) {
+    let to = since_1970();
+    for (page, text) in DASHBOARDS {
+        let answers: Vec<Value> = asked_by(text)
+            .iter()
+            .map(|query| {
+                let series = prometheus.query_since(&filled(&query.expr, "a"), from, to);
+                pictures::answer(query, series)
+            })
+            .collect();
+        let answers = json!({"from": from, "to": to, "answers": answers});
+        fs::write(folder.join(format!("{page}.json")), answers.to_string()).expect("written");
+    }
+}
+
+/// Keeps what the daemon says to the live page.
+fn keep_page(host: &Host, folder: &Path) {
+    let explained = format!("/v1/ports/{}/explain", pictures::EXPLAINED);
+    let paths = pictures::ASKED.into_iter().chain([&*explained]);
+    let mut answers: serde_json::Map<String, Value> =
+        paths.map(|path| (path.to_owned(), host.daemon.get(path).expect("an answer"))).collect();
+    let before = host.daemon.get("/metrics").expect("metrics");
+    host.send(200);
+    thread::sleep(Duration::from_secs(2));
+    answers
+        .insert("/metrics".into(), json!([before, host.daemon.get("/metrics").expect("metrics")]));
+    let events = host.daemon.get("/v1/events?since=0&follow=false").expect("events");
+    let data = events.as_str().expect("text").lines().filter(|line| line.starts_with("data:"));
+    let data: Vec<String> = data.map(|line| format!("{line}\n\n")).collect();
+    answers.insert("/v1/events".into(), json!(data.concat()));
+    fs::write(folder.join("page.json"), Value::from(answers).to_string()).expect("written");
 }
 
 #[test]
@@ -334,12 +394,7 @@ fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() 
         guest.run(&more.join("; ")).expect("more addresses");
     });
 
-    host.fires("EswitchdOffloadLost", || {
-        let frame = net::frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", &[], 0x88b5, &[0; 46]);
-        for _ in 0..50 {
-            net::send_frame(&host.wire, &frame).expect("sent");
-        }
-    });
+    host.fires("EswitchdOffloadLost", || host.send(50));
 
     assert!(!host.prometheus.firing().contains("EswitchdTableNearlyFull"), "room is left");
     hardware_ports(&host.daemon, &host.sim, 2..4);
@@ -348,6 +403,21 @@ fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() 
         host.daemon.delete(&format!("/v1/ports/hw{number}")).expect("gone");
     }
     host.clears("EswitchdTableNearlyFull");
+
+    without_rest(&host, || host.fires("EswitchdReconcileOverdue", || {}));
+    for number in 2..4 {
+        host.daemon.delete(&format!("/v1/ports/hw{number}")).expect("gone");
+    }
+    host.clears("EswitchdReconcileOverdue");
+    host.clears("EswitchdTableNearlyFull");
+
+    let away = Netns::named("away").expect("another namespace");
+    let moved = host.sim.representor(3).expect("a representor");
+    net::ip(&format!("link set {moved} netns away")).expect("moved");
+    host.fires("EswitchdRepresentorsMissing", || {});
+    let here = nix::unistd::gettid();
+    away.run(|| net::ip(&format!("link set {moved} netns {here}"))).expect("there").expect("back");
+    host.clears("EswitchdRepresentorsMissing");
 
     host.fires("EswitchdCertificateExpiring", || {});
     certificate(folder.path(), 365);
@@ -373,6 +443,9 @@ fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() 
     host.clears("EswitchdNotReady");
     host.fires("EswitchdFlowsRefused", || {});
     host.fires("EswitchdErrors", || {});
+    if let Some(folder) = pictures_folder() {
+        keep_page(&host, &folder);
+    }
     net::tc(&format!("qdisc del dev {disturbed} clsact")).expect("out of the way");
     host.clears("EswitchdFlowsRefused");
     host.clears("EswitchdPortNotProgrammed");
@@ -432,4 +505,7 @@ fn every_query_has_data_and_every_alert_fires_with_its_fault_and_clears_after() 
     // ---------------------------------------------------------------- what was to be seen of it
     assert_eq!(lacking(&host.prometheus, from), Vec::<String>::new());
     host.say("every query had data");
+    if let Some(folder) = pictures_folder() {
+        keep_answers(&host.prometheus, from, &folder);
+    }
 }

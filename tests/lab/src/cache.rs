@@ -163,6 +163,30 @@ impl Cache {
         Ok(place)
     }
 
+    /// The folder of a step, which is built where it is not there yet; folders of the same name that
+    /// are outdated then go.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock) and [`build`](Self::build).
+    pub fn ready(
+        &self,
+        step: &Step,
+        build: impl FnOnce(&BuildLock, &Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        if let Some(place) = self.finished(step) {
+            self.used(step);
+            return Ok(place);
+        }
+        let lock = self.lock(|| eprintln!("waits for another `cargo lab` that builds"))?;
+        // That one may have built it.
+        if let Some(place) = self.finished(step) {
+            return Ok(place);
+        }
+        let place = self.build(&lock, step, |place| build(&lock, place))?;
+        self.remove_outdated(&lock, &[step])?;
+        Ok(place)
+    }
+
     /// Removes what builds that were killed have left.
     ///
     /// # Errors

@@ -77,6 +77,20 @@ pub fn suites() -> Result<Vec<Executable>> {
     executables(&mut command, Profile::Lab)
 }
 
+/// Builds one test executable of [`SUITES`].
+///
+/// # Errors
+/// cargo fails, also where there is no such test; it has said why on standard error.
+pub fn suite(package: &str, name: &str) -> Result<Executable> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--package", package, "--test", name]);
+    let built = executables(&mut command, Profile::Lab)?;
+    built.into_iter().find(|suite| suite.name == name).ok_or_else(|| Error::Missing {
+        what: format!("cargo built no test `{name}` of {package}"),
+        remedy: "see what it says".into(),
+    })
+}
+
 fn executables(command: &mut Command, profile: Profile) -> Result<Vec<Executable>> {
     command.args(["--profile", profile.name()]);
     command.arg("--message-format=json-render-diagnostics");

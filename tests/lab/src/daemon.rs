@@ -248,6 +248,14 @@ impl Daemon {
         self.succeed("DELETE", path, None).map(|_| ())
     }
 
+    /// PUTs and DELETEs many resources in one batch; the answer.
+    ///
+    /// # Errors
+    /// As [`Self::put`].
+    pub fn apply(&self, batch: &Value) -> Result<Value> {
+        self.succeed("POST", "/v1/apply", Some(batch))
+    }
+
     fn succeed(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let answer = self.request(method, path, body)?;
         if (200..300).contains(&answer.status) {

@@ -7,15 +7,19 @@
 //! Only [`daemon`], [`demo`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod bench;
+pub mod browser;
 pub mod cache;
 pub mod cargo;
 mod cpio;
 pub mod daemon;
+pub mod dashboards;
 pub mod demo;
 mod error;
 pub mod guest;
 pub mod native;
 pub mod net;
+pub mod node;
+pub mod pictures;
 pub mod python;
 pub mod qmp_double;
 pub mod recording;

@@ -9,6 +9,7 @@ mod command {
     pub(crate) mod demo;
     pub(crate) mod fuzz;
     pub(crate) mod inside;
+    pub(crate) mod pictures;
     pub(crate) mod record;
     pub(crate) mod setup;
     pub(crate) mod shell;
@@ -41,6 +42,8 @@ enum Commands {
     Fuzz(command::fuzz::Arguments),
     /// Renews the recorded life of a real guest that tests of the observer read.
     Record(command::record::Arguments),
+    /// Renews the pictures in the documentation.
+    Pictures(command::pictures::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Commands::Bench(arguments) => command::bench::run(&arguments),
         Commands::Fuzz(arguments) => command::fuzz::run(&arguments),
         Commands::Record(arguments) => command::record::run(&arguments),
+        Commands::Pictures(arguments) => command::pictures::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };

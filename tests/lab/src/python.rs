@@ -22,21 +22,12 @@ pub fn schemathesis() -> Result<PathBuf> {
 }
 
 fn installed(name: &'static str, requirements: &str) -> Result<PathBuf> {
-    let cache = Cache::open()?;
     // Compiled packages are for one version of Python.
     let step = Step::new(name, &[requirements, &python(&["--version"])?]);
-    if let Some(place) = cache.finished(&step) {
-        cache.used(&step);
-        return Ok(place);
-    }
-    let lock = cache.lock(|| eprintln!("waits for another `cargo lab` that builds"))?;
-    if let Some(place) = cache.finished(&step) {
-        return Ok(place);
-    }
-    eprintln!("installs {name} from PyPI");
-    let place = cache.build(&lock, &step, |place| install(requirements, place))?;
-    cache.remove_outdated(&lock, &[&step])?;
-    Ok(place)
+    Cache::open()?.ready(&step, |_, place| {
+        eprintln!("installs {name} from PyPI");
+        install(requirements, place)
+    })
 }
 
 fn install(requirements: &str, place: &Path) -> Result<()> {

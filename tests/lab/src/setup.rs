@@ -5,6 +5,10 @@
 //! finished steps in the cache. Needs root, because a root file system does. Every program that a
 //! step calls runs in a process namespace of its own and dies with this process.
 
+mod browser;
+
+pub use browser::chromium;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;

@@ -91,6 +91,40 @@ fn say(daemon: &Daemon, times: u64) {
     assert!(arrived.is_ok(), "are {seen:#?}\nshould be {expected:#?}");
 }
 
+/// Waits until a port's own status says the same as the series, and nothing else.
+fn status_says_the_same(daemon: &Daemon) {
+    let arrived = net::wait_for("the statistics", Duration::from_secs(20), || {
+        let mut told: BTreeMap<String, u64> = BTreeMap::new();
+        for port in ["p1", "p2"] {
+            let answer = daemon.request("GET", &format!("/v1/ports/{port}"), None).ok()?;
+            let of = answer.body["status"]["statistics"].as_object()?.clone();
+            assert!(of["age_ms"].as_u64()? < 60_000);
+            for (what, counts) in of.iter().filter(|(what, _)| *what != "age_ms") {
+                let reasons = match what.as_str() {
+                    "dropped" => counts.as_object()?.iter().collect(),
+                    _ => vec![(what, counts)],
+                };
+                for (reason, counts) in reasons {
+                    for unit in ["packets", "bytes"] {
+                        let label = match what.as_str() {
+                            "dropped" => format!(",reason=\"{reason}\""),
+                            _ => String::new(),
+                        };
+                        let name =
+                            format!("eswitchd_port_{what}_{unit}_total{{port=\"{port}\"{label}}}");
+                        told.insert(name, counts[unit].as_u64()?);
+                    }
+                }
+            }
+        }
+        let known: BTreeMap<_, _> =
+            series(daemon).into_iter().filter(|(_, value)| *value > 0).collect();
+        told.retain(|_, value| *value > 0);
+        (told == known).then_some(())
+    });
+    arrived.expect("as the metrics");
+}
+
 fn send() {
     for (frame, count, _) in frames() {
         for _ in 0..count {
@@ -111,6 +145,11 @@ fn port(daemon: &Daemon, number: u8, more: Value) {
     daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
 }
 
+fn plug(number: u8) {
+    net::ip(&format!("link add rep{number} type veth peer name vm{number}")).expect("veth");
+    net::ip(&format!("link set vm{number} up")).expect("up");
+}
+
 #[test]
 fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_restarts() {
     let _netns = Netns::enter().expect("a namespace");
@@ -119,10 +158,7 @@ fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_res
         let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
         fs::write(path, "1").expect("IPv6 off");
     }
-    for number in [1, 2] {
-        net::ip(&format!("link add rep{number} type veth peer name vm{number}")).expect("veth");
-        net::ip(&format!("link set vm{number} up")).expect("up");
-    }
+    (1..=2).for_each(plug);
     let folder = tempfile::tempdir().expect("a folder");
     let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"rep*\"]\n";
     let mut daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
@@ -132,6 +168,7 @@ fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_res
 
     send();
     say(&daemon, 1);
+    status_says_the_same(&daemon);
 
     // Rules of both hooks are written anew.
     port(&daemon, 2, json!({"macs": [TWO, OTHER.replace("77", "78")]}));
@@ -143,4 +180,13 @@ fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_res
     daemon.restart().expect("started");
     daemon.wait_for_condition("/v1/ports/p1", "Programmed", "True").expect("programmed");
     say(&daemon, 3);
+
+    // What a representor had counted is not lost with it.
+    net::ip("link del rep2").expect("deleted");
+    daemon.wait_for_condition("/v1/ports/p2", "Bound", "False").expect("unplugged");
+    plug(2);
+    daemon.wait_for_condition("/v1/ports/p2", "Programmed", "True").expect("programmed");
+    send();
+    say(&daemon, 4);
+    status_says_the_same(&daemon);
 }

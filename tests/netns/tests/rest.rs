@@ -173,10 +173,14 @@ fn everything(rig: &Rig, vfs: u32) -> Vec<String> {
     let netdevs = (0..vfs).map(|vf| rig.representor(vf)).chain(rig.device.uplink().ok());
     let mut all: Vec<String> = netdevs.map(|netdev| filters(&netdev)).collect();
     all.push(net::command("ip", ["-d", "link"]).expect("ip"));
-    all.extend(
-        ["/v1/snapshot", "/v1/flows", "/v1/ports", "/v1/networks"]
-            .map(|path| rig.daemon.get(path).expect("an answer").to_string()),
-    );
+    let ask = |path| rig.daemon.get(path).expect("an answer");
+    let mut ports = ask("/v1/ports");
+    for port in ports["items"].as_array_mut().expect("items") {
+        // How old they are, at the least, is another with each question.
+        port["status"].as_object_mut().expect("a status").remove("statistics");
+    }
+    all.push(ports.to_string());
+    all.extend(["/v1/snapshot", "/v1/flows", "/v1/networks"].map(|path| ask(path).to_string()));
     all
 }
 

@@ -42,6 +42,7 @@ const DUMP_ATTEMPTS: usize = 3;
 mod attribute {
     pub(super) const ADDRESS: u16 = 1;
     pub(super) const IFNAME: u16 = 3;
+    pub(super) const MTU: u16 = 4;
     pub(super) const NUM_VF: u16 = 21;
     pub(super) const VFINFO_LIST: u16 = 22;
     pub(super) const STATS64: u16 = 23;
@@ -75,6 +76,8 @@ pub(super) struct Link {
     pub(super) name: String,
     /// Its own address.
     pub(super) mac: Option<MacAddr>,
+    /// What it carries at most, without Ethernet header and tags.
+    pub(super) mtu: Option<u32>,
     /// The id of the switch it is a port of, in hexadecimal.
     pub(super) switch_id: Option<String>,
     /// The device it belongs to.
@@ -89,12 +92,13 @@ impl Link {
     /// Reads an `RTM_NEWLINK`; `None` where it has no index or name.
     fn decode(bytes: &[u8]) -> Option<Link> {
         let ifindex = Ifindex::new(u32_at(bytes, 4)?)?;
-        let (mut name, mut mac, mut switch_id) = (None, None, None);
+        let (mut name, mut mac, mut mtu, mut switch_id) = (None, None, None, None);
         let (mut bus, mut device) = (None, None);
         for (kind, value) in attributes(bytes.get(HEADER..)?) {
             match kind {
                 attribute::IFNAME => name = Some(text(value)),
                 attribute::ADDRESS => mac = value.try_into().ok().map(MacAddr),
+                attribute::MTU => mtu = u32_at(value, 0),
                 attribute::PHYS_SWITCH_ID => switch_id = Some(hexadecimal(value)),
                 attribute::PARENT_DEV_NAME => device = Some(text(value)),
                 attribute::PARENT_DEV_BUS_NAME => bus = Some(text(value)),
@@ -105,6 +109,7 @@ impl Link {
             ifindex,
             name: name?,
             mac: mac.filter(|mac| mac.0 != [0; 6]),
+            mtu,
             switch_id: switch_id.filter(|id| !id.is_empty()),
             parent: bus.zip(device).map(|(bus, device)| DevlinkName { bus, device }),
         })
@@ -424,12 +429,13 @@ mod tests {
     }
 
     #[test]
-    fn a_netdev_has_its_index_name_address_switch_and_device() {
+    fn a_netdev_has_its_index_name_address_mtu_switch_and_device() {
         let bytes = message(
             7,
             vec![
                 LinkAttribute::IfName("enp3s0f0np0".into()),
                 LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]),
+                LinkAttribute::Mtu(9000),
                 LinkAttribute::Other(netlink_packet_core::DefaultNla::new(
                     attribute::PHYS_SWITCH_ID,
                     vec![0x1e, 0x0f, 0xa4],
@@ -445,6 +451,7 @@ mod tests {
                 ifindex: Ifindex::new(7).unwrap(),
                 name: "enp3s0f0np0".into(),
                 mac: Some(MacAddr([2, 0, 0, 0, 0, 9])),
+                mtu: Some(9000),
                 switch_id: Some("1e0fa4".into()),
                 parent: Some("pci/0000:03:00.0".parse().unwrap()),
             })

@@ -425,10 +425,16 @@ impl Software {
 impl Adapter {
     /// How it looks.
     pub(super) fn view(&self, facts: &Facts) -> AdapterView {
-        match self {
+        let mut view = match self {
             Adapter::Nic(nic) => nic.view(facts),
             Adapter::Software(software) => software.view(facts),
-        }
+        };
+        let netdevs = view.all_representors().chain(&view.uplink).chain(&view.pf);
+        let mtu = |netdev: &NetdevView| {
+            Some((netdev.ifindex, facts.links.by_index(netdev.ifindex.get())?.mtu?))
+        };
+        view.mtus = netdevs.filter_map(mtu).collect();
+        view
     }
 
     /// Whether its vDPA devices are ours to manage.
@@ -469,6 +475,7 @@ mod tests {
             ifindex: Ifindex::new(ifindex).unwrap(),
             name: name.into(),
             mac: Some(MacAddr([2, 0, 0, 0, 0, ifindex as u8])),
+            mtu: Some(1500 + ifindex),
             switch_id: Some("abcd".into()),
             parent: None,
         }
@@ -539,6 +546,13 @@ mod tests {
             .iter()
             .map(|(vf, view)| (*vf, view.representor.as_ref().map(|rep| rep.name.as_str())))
             .collect()
+    }
+
+    #[test]
+    fn the_mtus_of_an_adapters_own_netdevs_are_known() {
+        let view = Adapter::Nic(nic(None)).view(&switchdev());
+        let mtus: Vec<(u32, u32)> = view.mtus.iter().map(|(i, mtu)| (i.get(), *mtu)).collect();
+        assert_eq!(mtus, [(2, 1502), (3, 1503), (4, 1504)]);
     }
 
     #[test]

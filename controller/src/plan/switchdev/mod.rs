@@ -34,14 +34,18 @@ use std::{
     sync::Arc,
 };
 
-use api::types::{Id, MacAddr};
-use tc_flows::{Ifindex, Rule, RuleSet};
+use api::{
+    resources::{Attachment, EswitchMode, NetworkKind},
+    types::{Id, MacAddr},
+};
+use tc_flows::{Hook, Ifindex, Rule, RuleSet};
 
 pub use self::hardware::{Answer, Hardware};
 pub(super) use self::sheet::{Sheet, Surroundings};
 use super::Finding;
 use crate::{
     capability::KERNEL,
+    intent::Intent,
     world::{AdapterView, NetdevView},
 };
 
@@ -85,6 +89,8 @@ pub struct FlowProgram {
     pub rules: RuleSet<Arc<Why>>,
     /// The netdevs whose ingress hooks the program covers, with or without rules.
     pub netdevs: BTreeMap<Ifindex, NetdevView>,
+    /// Those of them whose egress hooks it covers, too.
+    pub egress: BTreeSet<Ifindex>,
     /// The representors that carry a port: they are to be up.
     pub in_use: BTreeSet<NetdevView>,
     /// The hardware behind the hooks, where there is any.
@@ -96,7 +102,15 @@ impl FlowProgram {
     pub(crate) fn without_rules(adapter: &AdapterView) -> FlowProgram {
         let netdevs = adapter.all_representors().chain(&adapter.uplink);
         let netdevs = netdevs.map(|netdev| (netdev.ifindex, netdev.clone())).collect();
-        FlowProgram { netdevs, ..FlowProgram::default() }
+        let policed = adapter.all_representors().filter(|_| polices(adapter));
+        let egress = policed.map(|netdev| netdev.ifindex).collect();
+        FlowProgram { netdevs, egress, ..FlowProgram::default() }
+    }
+
+    /// The hooks that the program covers, with or without rules.
+    pub(crate) fn hooks(&self) -> impl Iterator<Item = Hook> {
+        let egress = self.egress.iter().copied().map(Hook::egress);
+        self.netdevs.keys().copied().map(Hook::ingress).chain(egress)
     }
 }
 
@@ -132,6 +146,8 @@ pub enum Purpose {
     DhcpServerGuard,
     /// Drops what a port sends beyond its rate.
     Rate,
+    /// Drops what a port is sent beyond its rate.
+    ReceiveRate,
     /// Drops what a port floods beyond its limit.
     Storm,
     /// Drops frames to a port from which this one is kept.
@@ -146,6 +162,8 @@ pub enum Purpose {
     OwnAddressGuard(MacAddr),
     /// Sends groups to every member but the sender.
     Flood,
+    /// Sends a group to those members that want it.
+    GroupFlood(MacAddr),
     /// Decides about unicast that no port owns.
     UnknownUnicast,
     /// Leaves frames to the host.
@@ -166,6 +184,7 @@ impl fmt::Display for Purpose {
             Purpose::RouterGuard => f.write_str("router advertisements"),
             Purpose::DhcpServerGuard => f.write_str("DHCP server"),
             Purpose::Rate => f.write_str("rate"),
+            Purpose::ReceiveRate => f.write_str("receive rate"),
             Purpose::Storm => f.write_str("storm"),
             Purpose::Isolation(mac) => write!(f, "isolated from {mac}"),
             Purpose::DefaultDrop => f.write_str("default drop"),
@@ -173,6 +192,7 @@ impl fmt::Display for Purpose {
             Purpose::FusedUnicast(mac) => write!(f, "unicast to {mac}, fused"),
             Purpose::OwnAddressGuard(mac) => write!(f, "own address {mac}"),
             Purpose::Flood => f.write_str("flood"),
+            Purpose::GroupFlood(mac) => write!(f, "flood to {mac}"),
             Purpose::UnknownUnicast => f.write_str("unknown unicast"),
             Purpose::HostPass => f.write_str("pass to host"),
             Purpose::FromUplink => f.write_str("from uplink"),
@@ -196,9 +216,31 @@ pub struct FlowDelta {
     pub hardware: bool,
 }
 
+/// Whether rates are kept by policers here: a rule that no hardware takes and that all frames meet
+/// would leave nothing to hardware.
+fn polices(adapter: &AdapterView) -> bool {
+    adapter.mode == Some(EswitchMode::Software)
+}
+
 pub(super) fn network_missing(network: &Id) -> Finding {
     Finding::new(
         "NetworkMissing",
         format!("there is no network `{network}`; create it with PUT /v1/networks/{network}"),
     )
+}
+
+/// Why an attachment that keeps the guest's tags is none: in a flat network they would name VLANs on
+/// the wire.
+pub(super) fn qinq_without_vlan(intent: &Intent, attachment: &Attachment) -> Option<Finding> {
+    let network = intent.networks.get(&attachment.network).filter(|_| attachment.qinq)?;
+    (network.spec.kind == NetworkKind::Flat).then(|| {
+        Finding::new(
+            "QinqNeedsVlan",
+            format!(
+                "network `{}` is untagged on the wire, where the guest's tags would name other \
+                 networks; leave `qinq` out, or use a VLAN network",
+                attachment.network
+            ),
+        )
+    })
 }

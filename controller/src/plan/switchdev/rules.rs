@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use api::types::{Bitrate, Id, MacAddr};
+use api::{
+    resources::Qos,
+    types::{Bitrate, Id, MacAddr},
+};
 use tc_flows::{
     Action, ChainId, Control, Hook, Ifindex, Ipv4Match, Ipv6Match, Mac, Match, Offload, Payload,
     Police, Ports, Prio, Rule, VlanId, VlanTpid,
@@ -23,6 +26,8 @@ mod entry {
     pub(super) const RATE: u16 = 2;
     /// What a port whose payloads are checked may send to link-local groups.
     pub(super) const LINK_LOCAL: u16 = 4;
+    /// What only routers and DHCP servers send, inside a tag of the guest's own.
+    pub(super) const GUARD: u16 = 6;
     pub(super) const DOUBLE_TAG: u16 = 8;
     pub(super) const TAGGED: u16 = 10;
     pub(super) const OTHER_TAG: u16 = 12;
@@ -45,8 +50,16 @@ mod network {
     pub(super) const UNICAST: u16 = 6;
     pub(super) const LINK_LOCAL: u16 = 8;
     pub(super) const STORM: u16 = 10;
-    pub(super) const GROUPS: u16 = 12;
-    pub(super) const REST: u16 = 14;
+    /// Groups that go to some members only.
+    pub(super) const GROUP: u16 = 12;
+    pub(super) const OTHER_GROUPS: u16 = 14;
+    pub(super) const REST: u16 = 16;
+}
+
+/// Prios of the chains over which floods go on.
+mod step {
+    pub(super) const GROUP: u16 = 2;
+    pub(super) const ALL: u16 = 4;
 }
 
 /// Bytes that a policer lets pass at once: several frames as segmentation offload makes them.
@@ -68,9 +81,7 @@ pub(super) enum FloodEnd {
 pub(super) struct Rules(pub(super) BTreeMap<Hook, Vec<Reasoned>>);
 
 impl Rules {
-    /// Adds a rule. The planner's own construction keeps rules valid, which the property tests hold
-    /// it to; should it ever fail, the rule is left out: a frame is then dropped by a later rule,
-    /// never delivered wrongly.
+    /// Adds a rule.
     fn add(
         &mut self,
         hook: Hook,
@@ -95,15 +106,26 @@ impl Rules {
         actions: impl Into<Arc<[Action]>>,
         why: &Arc<Why>,
     ) {
-        let (Some(chain), Some(prio)) = (ChainId::new(chain), Prio::new(prio)) else { return };
-        match Rule::new(hook, chain, prio, matched, actions) {
-            Ok(rule) => {
-                let rule = rule.with_offload(offload);
-                self.0.entry(hook).or_default().push((rule, Arc::clone(why)));
-            }
-            Err(error) => debug_assert!(false, "{error}"),
-        }
+        let rule = rule(offload, hook, chain, prio, matched, actions, why);
+        self.0.entry(hook).or_default().extend(rule);
     }
+}
+
+/// A rule with its reason. The planner's own construction keeps rules valid, which the property
+/// tests hold it to; should it ever fail, the rule is left out: a frame is then dropped by a later
+/// rule, never delivered wrongly.
+fn rule(
+    offload: Offload,
+    hook: Hook,
+    chain: u32,
+    prio: u16,
+    matched: Match,
+    actions: impl Into<Arc<[Action]>>,
+    why: &Arc<Why>,
+) -> Option<Reasoned> {
+    let rule = Rule::new(hook, ChainId::new(chain)?, Prio::new(prio)?, matched, actions);
+    debug_assert!(rule.is_ok(), "{rule:?}");
+    Some((rule.ok()?.with_offload(offload), Arc::clone(why)))
 }
 
 /// A reason without port and network.
@@ -127,16 +149,39 @@ pub(super) fn representor_guards(out: &mut Rules, representor: Ifindex) {
     out.add(hook, 0, entry::REST, Match::any(), [Action::Drop], &of_adapter(Purpose::DefaultDrop));
 }
 
-/// What keeps a port to its rate, before anything else is asked. It counts what the guest sends,
-/// whether it is admitted or not, as a rate object does.
-pub(super) fn rate(out: &mut Rules, representor: Ifindex, port: &Id, tx_max: Bitrate) {
-    let bytes = tx_max.get() / 8;
+/// What a port is kept to by policers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rates {
+    sent: Option<Bitrate>,
+    received: Option<Bitrate>,
+}
+
+impl Rates {
+    /// None where there is no limit.
+    pub(super) fn of(qos: Qos) -> Option<Rates> {
+        let rates = Rates { sent: qos.tx_max, received: qos.rx_max };
+        (rates.sent.is_some() || rates.received.is_some()).then_some(rates)
+    }
+
+    /// What keeps the port to them, before anything else is asked. What the guest sends counts
+    /// whether it is admitted or not, as with a rate object.
+    pub(super) fn rules(self, out: &mut Rules, representor: Ifindex, port: &Id) {
+        for (rate, hook, purpose) in [
+            (self.sent, Hook::ingress(representor), Purpose::Rate),
+            (self.received, Hook::egress(representor), Purpose::ReceiveRate),
+        ] {
+            let Some(police) = rate.and_then(police) else { continue };
+            let why = Arc::new(Why { purpose, port: Some(port.clone()), network: None });
+            out.add(hook, 0, entry::RATE, Match::any(), [Action::from(police)], &why);
+        }
+    }
+}
+
+fn police(rate: Bitrate) -> Option<Police> {
+    let bytes = rate.get() / 8;
     // A hundredth of a second, so that a timer's grain does not cost rate.
-    let police = Police::bytes(bytes, BURST_LEAST.max(bytes / 100));
-    let police = police.and_then(|police| police.mtu(FRAME_MOST)?.conform(Control::Continue));
-    let Some(police) = police else { return };
-    let why = Arc::new(Why { purpose: Purpose::Rate, port: Some(port.clone()), network: None });
-    out.add(Hook::ingress(representor), 0, entry::RATE, Match::any(), [Action::from(police)], &why);
+    let police = Police::bytes(bytes, BURST_LEAST.max(bytes / 100))?;
+    police.mtu(FRAME_MOST)?.conform(Control::Continue)
 }
 
 /// 01:80:c2:00:00:00 to 0f, which no bridge forwards (IEEE 802.1Q table 8-1).
@@ -205,6 +250,16 @@ pub(super) struct Entrance {
     pub(super) isolated: bool,
 }
 
+/// An address that frames are sent to.
+struct Destination<'s> {
+    mac: MacAddr,
+    to: &'s Member,
+    matched: Match,
+    why: Arc<Why>,
+    /// What leads there, by how frames come in.
+    actions: BTreeMap<Tag, Arc<[Action]>>,
+}
+
 impl Segment {
     /// The rules of a part of this segment.
     pub(super) fn rules(&self, part: &Part, out: &mut Rules) {
@@ -226,6 +281,13 @@ impl Segment {
             };
             if whole || part.floods() {
                 self.flood(entrance, out);
+                for group in &self.groups {
+                    self.flood_group(entrance, *group, out);
+                }
+            } else {
+                for group in part.groups().filter(|group| self.groups.contains(group)) {
+                    self.flood_group(entrance, group, out);
+                }
             }
             if whole || part.unknown() {
                 self.flood_unknown(entrance, out);
@@ -279,10 +341,18 @@ impl Segment {
                 continue;
             }
             for payload in &payloads {
-                // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
-                let matched = tagged(VlanTpid::Dot1Q, none, payload);
-                let actions = [Action::VlanPop, Action::Goto(chain)];
-                out.add(hook, 0, entry::TAGGED, matched, actions, &why);
+                if sender.keeps_tags {
+                    let matched = from(match payload {
+                        Some(payload) => Match::tagged_with(VlanTpid::Dot1Q, payload.clone()),
+                        None => Match::tagged(VlanTpid::Dot1Q),
+                    });
+                    out.add(hook, 0, entry::TAGGED, matched, [Action::Goto(chain)], &why);
+                } else {
+                    // A priority tag (VID 0) is no VLAN (IEEE 802.1Q, 6.9).
+                    let matched = tagged(VlanTpid::Dot1Q, none, payload);
+                    let actions = [Action::VlanPop, Action::Goto(chain)];
+                    out.add(hook, 0, entry::TAGGED, matched, actions, &why);
+                }
                 let (prio, matched) = match payload {
                     Some(payload) => {
                         let matched = Match::ethertype(payload.clone());
@@ -337,9 +407,15 @@ impl Segment {
     fn guards(&self, sender: &Member, out: &mut Rules) {
         let hook = Hook::ingress(sender.ifindex);
         // None of the protocols there is used in a VLAN.
-        if sender.tag.is_some() || !sender.allow.contains(&Allowed::LinkLocal) {
+        let allowed = sender.tag.is_none() && sender.allow.contains(&Allowed::LinkLocal);
+        let dropped = match (allowed, sender.keeps_tags) {
+            (false, _) => Some(Match::any()),
+            (true, true) => Some(Match::tagged(VlanTpid::Dot1Q)),
+            (true, false) => None,
+        };
+        if let Some(dropped) = dropped {
             let why = self.why(Purpose::LinkLocalGuard, Some(&sender.port));
-            let matched = to_link_local(Match::any());
+            let matched = to_link_local(dropped);
             out.add(hook, self.base(), network::LINK_LOCAL, matched, [Action::Drop], &why);
         }
         let from_server = |port| Ports::any().src(port);
@@ -368,6 +444,10 @@ impl Segment {
                 continue;
             }
             let why = self.why(purpose, Some(&sender.port));
+            if sender.keeps_tags {
+                let matched = Match::tagged_with(VlanTpid::Dot1Q, payload.clone());
+                out.add(hook, 0, entry::GUARD, matched, [Action::Drop], &why);
+            }
             let (prio, matched) = match sender.tag {
                 None => (prio, Match::ethertype(payload)),
                 Some((tpid, _)) => (network::GUARD, Match::tagged_with(tpid, payload)),
@@ -392,91 +472,124 @@ impl Segment {
 
     /// At each entrance every address of the other members.
     fn unicast(&self, part: &Part, entrances: &[(Entrance, Option<&Member>)], out: &mut Rules) {
-        let everywhere: Vec<&Member> =
-            self.members.iter().filter(|member| part.addresses(&member.port)).collect();
-        for receiver in &everywhere {
-            self.unicast_to(receiver, entrances.iter().map(|(entrance, _)| *entrance), out);
-        }
+        let is_whole = |member: &Option<&Member>| member.is_some_and(|m| part.whole(&m.port));
+        let mut everywhere = self.destinations(|member| part.addresses(&member.port));
         // At an entrance that is meant as a whole, those who are not meant everywhere.
-        let whole = entrances
-            .iter()
-            .filter(|(_, member)| member.is_some_and(|member| part.whole(&member.port)));
-        for (entrance, _) in whole {
-            for receiver in self.members.iter().filter(|member| !part.addresses(&member.port)) {
-                self.unicast_to(receiver, std::iter::once(*entrance), out);
+        let mut further = match entrances.iter().any(|(_, member)| is_whole(member)) {
+            true => self.destinations(|member| !part.addresses(&member.port)),
+            false => Vec::new(),
+        };
+        for (entrance, member) in entrances {
+            self.unicast_to(&mut everywhere, *entrance, out);
+            if is_whole(member) {
+                self.unicast_to(&mut further, *entrance, out);
             }
         }
     }
 
+    /// The addresses of these members, in order.
+    fn destinations(&self, of: impl Fn(&Member) -> bool) -> Vec<Destination<'_>> {
+        let members = self.members.iter().filter(|member| of(member));
+        let all = members.flat_map(|to| to.macs.iter().map(move |mac| (*mac, to)));
+        let mut all: Vec<Destination<'_>> = all
+            .map(|(mac, to)| Destination {
+                mac,
+                to,
+                matched: Match::any().dst(wire(mac)),
+                why: self.why(Purpose::Unicast(mac), Some(&to.port)),
+                actions: BTreeMap::new(),
+            })
+            .collect();
+        all.sort_unstable_by_key(|destination| destination.mac);
+        all
+    }
+
     fn unicast_to(
         &self,
-        receiver: &Member,
-        entrances: impl Iterator<Item = Entrance> + Clone,
+        destinations: &mut [Destination<'_>],
+        Entrance { hook, tag, isolated, .. }: Entrance,
         out: &mut Rules,
     ) {
-        for mac in &receiver.macs {
-            let why = self.why(Purpose::Unicast(*mac), Some(&receiver.port));
-            let matched = Match::any().dst(wire(*mac));
-            let mut actions: BTreeMap<Tag, Arc<[Action]>> = BTreeMap::new();
-            for Entrance { hook, tag, isolated, .. } in entrances.clone() {
-                if hook.ifindex() == Some(receiver.ifindex) {
-                    continue;
-                }
-                if isolated && receiver.isolated {
-                    let why = self.why(Purpose::Isolation(*mac), Some(&receiver.port));
-                    let drop = [Action::Drop];
-                    out.add(hook, self.base(), network::UNICAST, matched.clone(), drop, &why);
-                    continue;
-                }
-                let actions = actions.entry(tag).or_insert_with(|| {
-                    let rewrite = rewrite(tag, receiver.tag).into_iter();
-                    rewrite.chain([Action::Redirect(receiver.ifindex)]).collect()
-                });
-                let actions = Arc::clone(actions);
-                out.add(hook, self.base(), network::UNICAST, matched.clone(), actions, &why);
-            }
+        if destinations.is_empty() {
+            return;
         }
+        let others =
+            destinations.iter_mut().filter(|other| hook != Hook::ingress(other.to.ifindex));
+        let rules = others.filter_map(|Destination { mac, to, matched, why, actions }| {
+            let (actions, why) = match isolated && to.isolated {
+                true => {
+                    (Arc::from([Action::Drop]), self.why(Purpose::Isolation(*mac), Some(&to.port)))
+                }
+                false => {
+                    let actions = actions.entry(tag).or_insert_with(|| {
+                        let rewrite = rewrite(tag, to.tag).into_iter();
+                        rewrite.chain([Action::Redirect(to.ifindex)]).collect()
+                    });
+                    (Arc::clone(actions), Arc::clone(why))
+                }
+            };
+            let (chain, prio) = (self.base(), network::UNICAST);
+            rule(Offload::Auto, hook, chain, prio, matched.clone(), actions, &why)
+        });
+        out.0.entry(hook).or_default().extend(rules);
     }
 
     /// Group frames, over as many chains as the receivers' tags and number take.
     fn flood(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let group = Mac([1, 0, 0, 0, 0, 0]);
-        let steps = flood_steps(tag, self.receivers(hook), end, self.room);
-        let first = (network::GROUPS, Match::any().dst_masked(group, group));
-        self.steps(out, hook, first, self.base() + UNKNOWN_FLOOD, steps, Purpose::Flood);
+        let steps = flood_steps(tag, self.receivers_of_others(hook), end, self.room);
+        let first = (network::OTHER_GROUPS, Match::any().dst_masked(group, group));
+        let following = (step::ALL, Match::any());
+        let end = self.base() + UNKNOWN_FLOOD;
+        self.steps(out, hook, [first, following], end, steps, Purpose::Flood);
+    }
+
+    /// Those of one group, over the same chains.
+    fn flood_group(
+        &self,
+        Entrance { hook, tag, end, .. }: Entrance,
+        group: MacAddr,
+        out: &mut Rules,
+    ) {
+        let steps = flood_steps(tag, self.receivers_of_group(hook, group), end, self.room);
+        let matched = Match::any().dst(wire(group));
+        let at = [(network::GROUP, matched.clone()), (step::GROUP, matched)];
+        let end = self.base() + UNKNOWN_FLOOD;
+        self.steps(out, hook, at, end, steps, Purpose::GroupFlood(group));
     }
 
     /// Unicast that no port owns, likewise.
     fn flood_unknown(&self, Entrance { hook, tag, end, .. }: Entrance, out: &mut Rules) {
         let steps = flood_steps(tag, self.receivers_of_unknown(hook), end, self.room);
-        let first = (network::REST, Match::any());
+        let at = [(network::REST, Match::any()), (step::ALL, Match::any())];
         let end = self.base() + CHAINS_PER_NETWORK;
-        self.steps(out, hook, first, end, steps, Purpose::UnknownUnicast);
+        self.steps(out, hook, at, end, steps, Purpose::UnknownUnicast);
     }
 
-    /// The rules of one flood: the first in the network's chain, the others in the chains before
-    /// `end`, so that those which follow a step that comes or goes stay where they are.
+    /// The rules of one flood: the first in the network's chain, those that follow in the chains
+    /// before `end`, so that those which follow a step that comes or goes stay where they are.
     fn steps(
         &self,
         out: &mut Rules,
         hook: Hook,
-        (prio, matched): (u16, Match),
+        [first, following]: [(u16, Match); 2],
         end: u32,
         steps: Vec<Vec<Action>>,
         purpose: Purpose,
     ) {
         let why = self.why(purpose, None);
-        let (mut chain, mut prio, mut matched) = (self.base(), prio, matched);
+        let (mut chain, mut at) = (self.base(), first);
         let behind = (0..steps.len() as u32).rev();
         for (behind, mut actions) in behind.zip(steps) {
-            let following = end - behind;
+            let next = end - behind;
             if behind > 0
-                && let Some(following) = ChainId::new(following)
+                && let Some(next) = ChainId::new(next)
             {
-                actions.push(Action::Goto(following));
+                actions.push(Action::Goto(next));
             }
+            let (prio, matched) = at;
             out.add(hook, chain, prio, matched, actions, &why);
-            (chain, prio, matched) = (following, 2, Match::any());
+            (chain, at) = (next, following.clone());
         }
     }
 }

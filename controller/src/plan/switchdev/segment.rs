@@ -21,6 +21,9 @@ use super::{
 };
 use crate::plan::Finding;
 
+/// What every member gets.
+pub(super) const BROADCAST: MacAddr = MacAddr([0xff; 6]);
+
 /// The outer tag of a frame.
 pub(super) type Tag = Option<(VlanTpid, VlanId)>;
 
@@ -30,9 +33,13 @@ pub(super) struct Member {
     pub(super) port: Id,
     pub(super) ifindex: Ifindex,
     pub(super) tag: Tag,
+    /// Whether one tag of the guest's own stays in its frames: only where `tag` is none.
+    pub(super) keeps_tags: bool,
     pub(super) macs: Vec<MacAddr>,
     /// Whether it gets what no port owns.
     pub(super) promiscuous: bool,
+    /// The groups that it gets, in order; none where it gets all.
+    pub(super) groups: Option<Arc<[MacAddr]>>,
     /// Whether it is kept from other members of which this is so.
     pub(super) isolated: bool,
     /// What it may send from, where more than its MAC addresses is checked.
@@ -49,6 +56,13 @@ pub(super) enum Allowed {
     Router,
     DhcpServer,
     LinkLocal,
+}
+
+impl Member {
+    /// Whether it gets what is sent to this group.
+    fn gets(&self, group: MacAddr) -> bool {
+        self.groups.as_ref().is_none_or(|groups| groups.binary_search(&group).is_ok())
+    }
 }
 
 impl From<Allowance> for Allowed {
@@ -77,6 +91,9 @@ pub(super) struct Segment {
     /// Its number: who comes first, and where its chains are.
     pub(super) number: u32,
     pub(super) unknown_unicast: UnknownUnicast,
+    /// The groups that go to some of the members only, and broadcast, which does not; empty where
+    /// all get all.
+    pub(super) groups: BTreeSet<MacAddr>,
     pub(super) uplink: Option<Uplink>,
     /// How far its frames can be flooded.
     pub(super) room: FloodRoom,
@@ -110,6 +127,8 @@ pub(super) enum Part {
         addresses: BTreeSet<Id>,
         /// The floods of groups at all hooks.
         floods: bool,
+        /// Those of them that are meant if not all are.
+        groups: BTreeSet<MacAddr>,
         /// What is done at all hooks with addresses that no port owns.
         unknown: bool,
     },
@@ -121,9 +140,14 @@ impl Segment {
         self.number * CHAINS_PER_NETWORK
     }
 
-    /// Everybody who gets a copy of a group frame that came in at `from`.
-    pub(super) fn receivers(&self, from: Hook) -> Vec<Receiver> {
-        self.receivers_among(from, true, |_| true)
+    /// Everybody who gets a copy of a frame to this group that came in at `from`.
+    pub(super) fn receivers_of_group(&self, from: Hook, group: MacAddr) -> Vec<Receiver> {
+        self.receivers_among(from, true, |member| group == BROADCAST || member.gets(group))
+    }
+
+    /// Everybody who gets a copy of a frame to any other group.
+    pub(super) fn receivers_of_others(&self, from: Hook) -> Vec<Receiver> {
+        self.receivers_among(from, true, |member| member.groups.is_none())
     }
 
     /// Everybody who gets a copy of a frame to an address that no port owns, that came in at
@@ -189,7 +213,7 @@ impl Segment {
             .chain(uplink)
             .filter(|(_, tag, isolated)| seen.insert((*tag, *isolated)))
             .map(|(from, tag, _)| {
-                let receivers = self.receivers(Hook::ingress(from));
+                let receivers = self.receivers_of_group(Hook::ingress(from), BROADCAST);
                 flood_steps(tag, receivers, FloodEnd::ToHost, self.room).len()
             })
             .max()
@@ -217,13 +241,15 @@ impl Part {
     pub(super) fn between(old: &Segment, new: &Segment) -> Part {
         let outside = |segment: &Segment| {
             let Segment { number, unknown_unicast, uplink, room, chainless, .. } = segment;
-            (*number, *unknown_unicast, *uplink, *room, *chainless)
+            let narrows = !segment.groups.is_empty();
+            (*number, *unknown_unicast, *uplink, *room, *chainless, narrows)
         };
         if outside(old) != outside(new) {
             return Part::Whole;
         }
         let (mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new());
-        let mut unknown = false;
+        let (mut unknown, mut regrouped) = (false, false);
+        let mut groups = BTreeSet::new();
         let mut compare = |ports: &mut BTreeSet<Id>, before: &Member, member: &Member| {
             let place = |member: &Member| (member.ifindex, member.tag, member.isolated);
             if place(before) != place(member) {
@@ -231,6 +257,7 @@ impl Part {
                 return;
             }
             if before.macs != member.macs
+                || before.keeps_tags != member.keeps_tags
                 || before.sources != member.sources
                 || before.allow != member.allow
                 || before.flood_limit != member.flood_limit
@@ -238,6 +265,17 @@ impl Part {
                 addresses.insert(member.port.clone());
             }
             unknown |= before.promiscuous != member.promiscuous;
+            match (&before.groups, &member.groups) {
+                (before, now) if before == now => {}
+                (Some(before), Some(now)) => {
+                    let set = |groups: &[MacAddr]| -> BTreeSet<MacAddr> {
+                        groups.iter().copied().collect()
+                    };
+                    groups.extend(&set(before) ^ &set(now));
+                }
+                // Who gets all is in every flood.
+                _ => regrouped = true,
+            }
         };
         // Both stand in order of creation, and mostly they are the same ports.
         let mut olds = old.members.iter();
@@ -262,8 +300,9 @@ impl Part {
             }
         }
         ports.extend(gone.into_keys().cloned());
-        let floods = !ports.is_empty();
-        Part::Some { ports, addresses, floods, unknown: unknown || floods }
+        let others = !ports.is_empty();
+        let (floods, unknown) = (regrouped || others, unknown || others);
+        Part::Some { ports, addresses, floods, groups, unknown }
     }
 
     pub(super) fn whole(&self, port: &Id) -> bool {
@@ -282,6 +321,15 @@ impl Part {
 
     pub(super) const fn floods(&self) -> bool {
         matches!(self, Part::Whole | Part::Some { floods: true, .. })
+    }
+
+    /// The floods that are meant where not all are.
+    pub(super) fn groups(&self) -> impl Iterator<Item = MacAddr> {
+        let groups = match self {
+            Part::Some { floods: false, groups, .. } => Some(groups),
+            _ => None,
+        };
+        groups.into_iter().flatten().copied()
     }
 
     pub(super) const fn unknown(&self) -> bool {

@@ -10,15 +10,15 @@ use std::{
 };
 
 use api::{
-    resources::{AdminState, EswitchMode, NetworkKind, VlanProto},
-    types::{Bitrate, Id},
+    resources::{AdminState, Multicast, NetworkKind, VlanProto},
+    types::Id,
 };
 use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 
 use super::{
-    FloodRoom, FlowDelta, FlowProgram, Hardware, Reasoned,
-    rules::{FloodEnd, Owned, Rules, rate, representor_guards, uplink_entry},
-    segment::{Allowed, Member, Part, Segment, Tag, Uplink},
+    FloodRoom, FlowDelta, FlowProgram, Hardware, Reasoned, polices, qinq_without_vlan,
+    rules::{FloodEnd, Owned, Rates, Rules, representor_guards, uplink_entry},
+    segment::{Allowed, BROADCAST, Member, Part, Segment, Tag, Uplink},
     source::Sources,
 };
 use crate::{
@@ -58,8 +58,8 @@ pub(crate) struct Sheet {
     representors: BTreeSet<Ifindex>,
     /// The representor of each port that stands here.
     uses: BTreeMap<Id, NetdevView>,
-    /// The rate of each port that is kept to one by a policer.
-    rates: BTreeMap<Id, (Ifindex, Bitrate)>,
+    /// The rates of each port that is kept to some by policers.
+    rates: BTreeMap<Id, (Ifindex, Rates)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,9 +125,10 @@ impl Sheet {
         old: &mut Rules,
         new: &mut Rules,
     ) {
-        let FlowProgram { netdevs, .. } = FlowProgram::without_rules(adapter);
-        if program.netdevs != netdevs {
+        let FlowProgram { netdevs, egress, .. } = FlowProgram::without_rules(adapter);
+        if program.netdevs != netdevs || program.egress != egress {
             program.netdevs = netdevs;
+            program.egress = egress;
             delta.netdevs = true;
         }
         let hardware = Hardware::of(adapter);
@@ -178,8 +179,8 @@ impl Sheet {
     fn rates(&mut self, around: &Surroundings<'_>, old: &mut Rules, new: &mut Rules) {
         let wanted = |port: &Id| {
             let netdev = self.uses.get(port).filter(|_| polices(around.adapter))?;
-            let tx_max = around.intent.ports.get(port)?.spec.qos?.tx_max?;
-            Some((netdev.ifindex, tx_max))
+            let rates = Rates::of(around.intent.ports.get(port)?.spec.qos?)?;
+            Some((netdev.ifindex, rates))
         };
         for port in around.touched_ports {
             let now = wanted(port);
@@ -188,9 +189,9 @@ impl Sheet {
                 None => self.rates.remove(port),
             };
             if was != now {
-                let write = |out: &mut Rules, kept: Option<(Ifindex, Bitrate)>| {
-                    if let Some((representor, tx_max)) = kept {
-                        rate(out, representor, port, tx_max);
+                let write = |out: &mut Rules, kept: Option<(Ifindex, Rates)>| {
+                    if let Some((representor, rates)) = kept {
+                        rates.rules(out, representor, port);
                     }
                 };
                 write(old, was);
@@ -328,6 +329,7 @@ fn segment(
         id: id.clone(),
         number: network.number,
         unknown_unicast: network.spec.unknown_unicast,
+        groups: BTreeSet::new(),
         uplink,
         room: FloodRoom::of(around.adapter),
         chainless,
@@ -338,6 +340,11 @@ fn segment(
         // Addresses are nothing to a flood.
         Some(before) if before.beyond_ceiling.is_empty() && same_floods(before, &segment) => {}
         _ => segment.cut_to_ceiling(),
+    }
+    if network.spec.multicast == Multicast::Declared {
+        let members = segment.members.iter();
+        let wanted = members.filter_map(|member| member.groups.as_deref()).flatten();
+        segment.groups = wanted.copied().chain([BROADCAST]).collect();
     }
     Some(segment)
 }
@@ -376,6 +383,7 @@ fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> 
     let place = plan.place.as_ref().ok()?;
     let representor = place.representor.as_ref()?;
     let spec = &around.intent.ports.get(port)?.spec;
+    let narrows = around.intent.networks.get(network)?.spec.multicast == Multicast::Declared;
     if place.adapter != *around.adapter_id
         || spec.admin_state == AdminState::Down
         || plan.macs.is_empty()
@@ -383,24 +391,23 @@ fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> 
         return None;
     }
     let attachment = spec.attachments.iter().find(|attachment| attachment.network == *network)?;
+    if qinq_without_vlan(around.intent, attachment).is_some() {
+        return None;
+    }
     let tag = attachment.tag.and_then(|vid| Some((VlanTpid::Dot1Q, VlanId::new(vid.get())?)));
     Some(Member {
         port: port.clone(),
         ifindex: representor.ifindex,
         tag,
+        keeps_tags: attachment.qinq,
         macs: plan.macs.clone(),
         promiscuous: plan.promiscuous,
+        groups: plan.groups.clone().filter(|_| narrows),
         isolated: spec.isolated,
         sources: Sources::of(spec).map(Arc::new),
         allow: spec.allow.iter().map(|allowance| Allowed::from(*allowance)).collect(),
         flood_limit: spec.qos.and_then(|qos| qos.flood_limit).filter(|_| polices(around.adapter)),
     })
-}
-
-/// Whether rates are kept by policers here: a rule that no hardware takes and that all frames meet
-/// would leave nothing to hardware.
-fn polices(adapter: &AdapterView) -> bool {
-    adapter.mode == Some(EswitchMode::Software)
 }
 
 /// Takes the old rules out of the program and puts the new ones in, but for those that stay.
@@ -425,8 +432,9 @@ fn exchange_at(
     delta: &mut FlowDelta,
 ) {
     let by_id = |one: &Reasoned, other: &Reasoned| one.0.id().cmp(other.0.id());
-    old.sort_unstable_by(by_id);
-    new.sort_unstable_by(by_id);
+    // Most of them are in order already, in long runs: what a stable sort is quick with.
+    old.sort_by(by_id);
+    new.sort_by(by_id);
     let mut put = Vec::with_capacity(new.len());
     let mut new = new.into_iter().peekable();
     for was in old {

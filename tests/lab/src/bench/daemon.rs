@@ -150,14 +150,19 @@ fn network(daemon: &Daemon, id: &str, vid: usize) -> Result<()> {
     Ok(())
 }
 
-fn port(daemon: &Daemon, number: usize, network: &str) -> Result<()> {
-    let spec = json!({
+/// A port as `POST /v1/apply` takes it.
+fn port(number: usize, network: &str) -> Value {
+    json!({"id": format!("p{number}"), "spec": {
         "function": {"netdev": {"adapter": "soft-lab", "name": format!("rep{number}")}},
         "attachments": [{"network": network}],
         "macs": [format!("02:00:00:00:{:02x}:{:02x}", number >> 8, number & 0xff)],
-    });
-    daemon.put(&format!("/v1/ports/p{number}"), spec)?;
-    Ok(())
+    }})
+}
+
+/// PUTs ports in one batch.
+fn put_ports(daemon: &Daemon, ports: impl Iterator<Item = Value>) -> Result<()> {
+    let ports: Vec<Value> = ports.collect();
+    daemon.apply(&json!({ "ports": ports })).map(|_| ())
 }
 
 /// Everything about 100,000 flows.
@@ -167,9 +172,7 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
     thread::sleep(Duration::from_secs(2));
     let empty = memory(&daemon)?;
     network(&daemon, "blue", 100)?;
-    for number in 0..MANY {
-        port(&daemon, number, "blue")?;
-    }
+    put_ports(&daemon, (0..MANY).map(|number| port(number, "blue")))?;
     settled(&daemon)?;
     let hooks = host.hooks()?;
     let mut floor = kernel(ESWITCHD)?;
@@ -294,16 +297,13 @@ fn mac_change(
     let socket = daemon.qmp_dir().join("vm1.sock");
     let guest = Double::listen(&socket, 1, 1)?;
     network(&daemon, "blue", 100)?;
-    for number in 1..ports {
-        port(&daemon, number, "blue")?;
-    }
+    let mut all: Vec<Value> = (1..ports).map(|number| port(number, "blue")).collect();
     for other in 0..others {
         let id = format!("other{other}");
         network(&daemon, &id, 200 + other)?;
-        for number in 0..FEW {
-            port(&daemon, ports + other * FEW + number, &id)?;
-        }
+        all.extend((0..FEW).map(|number| port(ports + other * FEW + number, &id)));
     }
+    put_ports(&daemon, all.into_iter())?;
     let backings = json!({"vf0": {"netdev": {"name": "rep0"}}});
     daemon.put("/v1/guests/vm1", json!({"qmp": socket, "backings": backings}))?;
     let spec = json!({

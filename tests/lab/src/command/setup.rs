@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lab::{Result, python, setup};
+use lab::{Result, node, python, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -16,6 +16,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let start = Instant::now();
     let lab = setup::ready(arguments.force)?;
     python::schemathesis()?;
+    node::grafana_schema()?;
+    setup::chromium()?;
     eprintln!(
         "the lab is ready in {} ({:.1} s)",
         lab.cache.folder().display(),

@@ -10,7 +10,7 @@ use lab::cargo::{self, Executable};
 use lab::setup::{self, Lab};
 use lab::totals::{Reader, Totals};
 use lab::vm::{self, Job};
-use lab::{At, Error, Result, native, python};
+use lab::{At, Error, Result, native, node, python};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -31,8 +31,10 @@ pub(crate) struct Arguments {
 const GUESTS: &str = "eswitchd-e2e-tests";
 
 /// Suites that need nothing of the kernel: these run on the machine itself, whatever its kernel. In
-/// the VM each guest that they watch would be an emulation in an emulation, and there is no Python.
-const WATCHERS: [&str; 5] = ["commands", "libvirt", "observe", "specification", "taps"];
+/// the VM each guest that they watch would be an emulation in an emulation, and there is no Python,
+/// no Node.js and no browser.
+const WATCHERS: [&str; 8] =
+    ["commands", "grafana", "libvirt", "observe", "page", "pictures", "specification", "taps"];
 
 /// For all suites in the VM; a suite that hangs must not keep a build machine for ever.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
@@ -218,6 +220,8 @@ fn natively(
         .env("LAB_GUEST_DIR", &lab.guest)
         .env("LAB_QEMU", &lab.qemu)
         .env("LAB_SCHEMATHESIS", python::schemathesis()?)
+        .env("LAB_GRAFANA_SCHEMA", node::grafana_schema()?)
+        .env("LAB_CHROMIUM", setup::chromium()?)
         .env("ESWITCHD_BIN", path("eswitchd").unwrap_or_default())
         .env("ESWITCHCTL_BIN", path("eswitchctl").unwrap_or_default());
     if arguments.long {

@@ -84,13 +84,15 @@ fn address(port: u32, which: u8) -> MacAddr {
 struct Shape {
     networks: Vec<(usize, Tag)>,
     mac: MacAddr,
+    /// Whether its guest's tags stay inside the network's.
+    keeps_tags: bool,
 }
 
 impl Shape {
     fn new(networks: &[(usize, Option<u16>)], mac: MacAddr) -> Shape {
         let networks =
             networks.iter().map(|(network, tag)| (*network, tag.map(|tag| (Q, vid(tag)))));
-        Shape { networks: networks.collect(), mac }
+        Shape { networks: networks.collect(), mac, keeps_tags: false }
     }
 
     fn tag(&self, network: usize) -> Option<Tag> {
@@ -101,11 +103,20 @@ impl Shape {
         self.networks.iter().find(|(_, t)| *t == tag).map(|(network, _)| *network)
     }
 
+    /// The network that a frame with this tag is taken into, and the tag that it has inside there.
+    fn takes(&self, tag: Tag) -> Option<(usize, Tag)> {
+        match self.keeps_tags {
+            true => self.network(None).map(|network| (network, tag)),
+            false => self.network(tag).map(|network| (network, None)),
+        }
+    }
+
     fn spec(&self, port: u32, admin_state: AdminState) -> PortSpec {
         let attachments = self.networks.iter().map(|(network, tag)| Attachment {
             network: id(format!("net{network}")),
             tag: tag.map(|(_, vid)| Vid::try_from(vid.get()).unwrap()),
             priority: None,
+            qinq: self.keeps_tags,
         });
         PortSpec {
             function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{port}") },
@@ -119,6 +130,7 @@ impl Shape {
             isolated: false,
             promiscuous: Default::default(),
             qos: None,
+            mtu: None,
             admin_state,
             labels: Default::default(),
         }
@@ -164,22 +176,23 @@ fn shapes_between(
         .filter_map(|epoch| epoch.shape.as_ref())
 }
 
-/// The networks that a frame may have been taken into.
-fn networks_of(history: &History, sent: &Sent, ended: Instant) -> BTreeSet<usize> {
+/// The networks that a frame may have been taken into, each with the tag that it has inside there.
+fn networks_of(history: &History, sent: &Sent, ended: Instant) -> BTreeSet<(usize, Tag)> {
     let tag: Tag = sent.frame.tags.first().map(|tag| (tag.tpid, tag.vid));
     if sent.from == WIRE {
-        return (0..NETWORKS).filter(|n| uplink_tag(*n) == Some(tag)).collect();
+        let owners = (0..NETWORKS).filter(|n| uplink_tag(*n) == Some(tag));
+        return owners.map(|network| (network, None)).collect();
     }
     shapes_between(history, sent.from, sent.at, ended)
         .filter(|shape| shape.mac.0 == sent.frame.src.0)
-        .filter_map(|shape| shape.network(tag))
+        .filter_map(|shape| shape.takes(tag))
         .collect()
 }
 
-fn retagged(frame: &Frame, tag: Tag) -> Frame {
-    let mut copy = frame.clone();
-    copy.tags = tag.map(|(tpid, vid)| FrameTag::new(tpid, vid)).into_iter().collect();
-    copy
+/// The frame with these tags in the place of its own.
+fn retagged(frame: &Frame, tags: impl IntoIterator<Item = Tag>) -> Frame {
+    let tags = tags.into_iter().flatten().map(|(tpid, vid)| FrameTag::new(tpid, vid));
+    Frame { tags: tags.collect(), ..frame.clone() }
 }
 
 /// Whether this copy may have come out there.
@@ -188,20 +201,23 @@ fn may_arrive(history: &History, sent: &Sent, number: u32, arrival: &Arrival) ->
         return false;
     }
     let group = sent.frame.dst.0[0] & 1 == 1;
-    let is = |tag: Tag| frames::bytes(&retagged(&sent.frame, tag), number) == arrival.bytes;
+    let is = |tag: Tag, inner: Tag| {
+        frames::bytes(&retagged(&sent.frame, [tag, inner]), number) == arrival.bytes
+    };
     let stays = |mac: Mac| {
         STAYING.iter().find(|(port, _)| address(*port, 0).0 == mac.0).map(|(port, _)| *port)
     };
-    networks_of(history, sent, arrival.at).into_iter().any(|network| match arrival.end {
+    networks_of(history, sent, arrival.at).into_iter().any(|(network, inner)| match arrival.end {
         // Where nobody here has had the address all the time, somebody outside may.
         WIRE => {
             let known = stays(sent.frame.dst).is_some_and(|port| {
                 history[&port][0].shape.as_ref().unwrap().tag(network).is_some()
             });
-            !known && uplink_tag(network).is_some_and(is)
+            !known && uplink_tag(network).is_some_and(|tag| is(tag, inner))
         }
         port => shapes_between(history, port, sent.at, arrival.at).any(|shape| {
-            (group || shape.mac.0 == sent.frame.dst.0) && shape.tag(network).is_some_and(is)
+            (group || shape.mac.0 == sent.frame.dst.0)
+                && shape.tag(network).is_some_and(|tag| is(tag, inner))
         }),
     })
 }
@@ -241,7 +257,7 @@ const OUTSIDE: Mac = Mac([2, 0x99, 0, 0, 0, 1]);
 fn round() -> Vec<(u32, Frame)> {
     let mut all = Vec::new();
     let mut push = |from: u32, src: Mac, dst: Mac, tag: Tag| {
-        all.push((from, retagged(&Frame::opaque(dst, src, PAYLOAD), tag)));
+        all.push((from, retagged(&Frame::opaque(dst, src, PAYLOAD), [tag])));
     };
     for (from, networks) in STAYING {
         let shape = Shape::new(networks, address(from, 0));
@@ -280,10 +296,12 @@ fn some_shape(random: &mut Random, port: u32) -> Shape {
     let first = random.below(NETWORKS);
     let second = (first + 1 + random.below(NETWORKS - 1)) % NETWORKS;
     let mac = address(port, random.below(2) as u8);
-    match random.below(4) {
+    match random.below(5) {
         0 => Shape::new(&[(first, Some(5))], mac),
         1 => Shape::new(&[(first, None), (second, Some(5))], mac),
         2 => Shape::new(&[(first, Some(6)), (second, Some(5))], mac),
+        // In the flat network no guest keeps its tags.
+        3 if first > 0 => Shape { keeps_tags: true, ..Shape::new(&[(first, None)], mac) },
         _ => Shape::new(&[(first, None)], mac),
     }
 }
@@ -301,6 +319,7 @@ fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_n
             adapter: None,
             reserved_macs,
             unknown_unicast,
+            multicast: Default::default(),
             labels: Default::default(),
         };
         intent.apply(Change::Network(id(format!("net{number}")), Some(spec)));

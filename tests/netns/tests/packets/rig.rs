@@ -110,7 +110,7 @@ impl Rig {
     pub(crate) fn reference<'a>(&self, topology: &'a Topology) -> Reference<'a> {
         let members = (1..=topology.ports).map(|port| {
             let macs = macs_of(topology.spec(port));
-            (port_id(port), Member { interface: port, macs })
+            (port_id(port), Member { interface: port, macs, groups: None })
         });
         let uplink = Uplink { interface: WIRE, mac: UPLINK_MAC, is_for: topology.uplink_use };
         Reference::new(&topology.intent, members.collect(), uplink)

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use api::{
     resources::{
-        AddressPair, AdminState, Allowance, Attachment, NetworkKind, NetworkSpec, PortFunction,
-        PortSpec, Promiscuous, UnknownUnicast, VlanProto, VlanTag,
+        AddressPair, AdminState, Allowance, Attachment, Multicast, NetworkKind, NetworkSpec,
+        PortFunction, PortSpec, Promiscuous, UnknownUnicast, VlanProto, VlanTag,
     },
     types::{Id, MacAddr, Vid},
 };
@@ -95,6 +95,8 @@ fn some_network(random: &mut Random, number: u32, breadth: Breadth) -> NetworkSp
         adapter: None,
         reserved_macs: Vec::new(),
         unknown_unicast,
+        // Of no guest it can be seen here what it asks for.
+        multicast: random.pick(&[Multicast::Flood, Multicast::Declared]),
         labels: Default::default(),
     }
 }
@@ -112,7 +114,7 @@ fn some_attachments(random: &mut Random, networks: u32, breadth: Breadth) -> Vec
         };
         let network = id(format!("net{number}"));
         if attachments.iter().all(|a| a.network != network && a.tag != tag) {
-            attachments.push(Attachment { network, tag, priority: None });
+            attachments.push(Attachment { network, tag, priority: None, qinq: false });
         }
     }
     attachments
@@ -155,7 +157,12 @@ fn some_port(
     networks: u32,
     breadth: Breadth,
 ) -> PortSpec {
-    let attachments = some_attachments(random, networks, breadth);
+    let mut attachments = some_attachments(random, networks, breadth);
+    if let ([Attachment { network, tag: None, qinq, .. }], Breadth::All) =
+        (attachments.as_mut_slice(), breadth)
+    {
+        *qinq = intent.networks[network].spec.kind != NetworkKind::Flat && random.chance(3);
+    }
     let own = |kind| MacAddr([2, 0, 0, 0, kind, number as u8]);
     let mut macs = vec![own(0)];
     if random.chance(4) {
@@ -192,6 +199,7 @@ fn some_port(
         isolated: random.chance(6),
         promiscuous: random.pick(&[Promiscuous::Deny, Promiscuous::Deny, Promiscuous::Allow]),
         qos: None,
+        mtu: None,
         admin_state: AdminState::Up,
         labels: Default::default(),
     };
@@ -302,6 +310,9 @@ impl Topology {
         let tag = self.some_tag(random, from, to);
         let mut tags: Vec<FrameTag> =
             tag.map(|(tpid, vid)| FrameTag::new(tpid, vid)).into_iter().collect();
+        if from != WIRE && self.spec(from).attachments.iter().any(|a| a.qinq) && random.chance(2) {
+            tags.push(FrameTag::new(Q, vid(random.pick(&[0, 1, 7, 100, 101]))));
+        }
         let target = match trial {
             Trial::Unicast | Trial::WrongTag | Trial::DoubleTag => self.mac_at(random, to),
             Trial::Broadcast | Trial::ArpSpoof => Mac([0xff; 6]),
