@@ -155,7 +155,8 @@ pub enum Multicast {
     #[default]
     Flood,
     /// Those whose guests have asked for the group, and those of which it is not known what they
-    /// ask for, or that ask for all or for more than 32. The uplink gets them as well.
+    /// ask for, or that ask for all or for more than 32, or for whose groups the network has no room
+    /// (256 groups of all guests together, first come first). The uplink gets them as well.
     Declared,
 }
 
@@ -202,7 +203,8 @@ pub struct PortSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub ips: Vec<IpPrefix>,
-    /// Pairs of addresses that it may send from besides.
+    /// Pairs of addresses that it may send from besides. Ports may share the MAC address of a pair:
+    /// what is sent to it goes to each of them, and to where unknown unicast goes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(max_items = 64)]
     pub allowed_address_pairs: Vec<AddressPair>,

@@ -31,7 +31,7 @@ use controller::{
     intent::{Change, Claims, Intent},
     plan::{
         PortPlan, Program, plan,
-        switchdev::{Answer, FlowProgram, Hardware},
+        switchdev::{Answer, FlowProgram, Hardware, Purpose},
     },
     world::{
         AdapterView, BackingView, Connection, GuestFunction, GuestView, NetdevView, RxFilter, World,
@@ -96,8 +96,9 @@ fn guest_id(port: usize) -> Id {
 }
 
 /// A group for which guests may ask.
-fn group(n: u8) -> MacAddr {
-    MacAddr([1, 0, 0x5e, 0, 0, n])
+fn group(n: u16) -> MacAddr {
+    let [high, low] = n.to_be_bytes();
+    MacAddr([1, 0, 0x5e, 0, high, low])
 }
 
 /// The same host with a guest for each port of which it can be seen what it asks for.
@@ -187,7 +188,7 @@ type PortSketch = (Vec<(usize, Option<u16>)>, Vec<u8>, bool, bool, Permits);
 #[derive(Debug, Clone, Default)]
 struct Permits {
     /// Groups, and whether it asks for all; none where that cannot be seen.
-    asks: Option<(Vec<u8>, bool)>,
+    asks: Option<(Vec<u16>, bool)>,
     ips: Vec<IpPrefix>,
     pairs: Vec<AddressPair>,
     ethertypes: Vec<u16>,
@@ -222,7 +223,7 @@ fn permits() -> impl Strategy<Value = Permits> {
     let ethertypes = prop::sample::subsequence(vec![0x88b5, 0x88b6, 0x88cc], 0..=2);
     let pairs = prop::collection::vec(pair, 0..2);
     let (isolated, qinq) = (prop::bool::weighted(0.3), prop::bool::weighted(0.3));
-    let groups = prop::collection::vec(0u8..4, 0..4);
+    let groups = prop::collection::vec(0u16..4, 0..4);
     let asks = prop::option::of((groups, prop::bool::weighted(0.2)));
     (ips, pairs, ethertypes, allow, isolated, qinq, asks).prop_map(
         |(ips, pairs, ethertypes, allow, isolated, qinq, asks)| Permits {
@@ -316,7 +317,7 @@ fn frames() -> impl Strategy<Value = Frame> {
         6 => (1u8..40).prop_map(|n| Mac(mac(n).0)),
         3 => Just(Mac([0xff; 6])),
         1 => Just(Mac([0x33, 0x33, 0, 0, 0, 1])),
-        3 => (0u8..5).prop_map(|n| Mac(group(n).0)),
+        3 => (0u16..5).prop_map(|n| Mac(group(n).0)),
         1 => (0u8..20).prop_map(|n| Mac([1, 0x80, 0xc2, 0, 0, n])),
         1 => Just(Mac(UPLINK_MAC)),
         1 => Just(Mac([2, 9, 9, 9, 9, 9])),
@@ -595,6 +596,73 @@ fn more_members_than_a_frame_can_be_flooded_to_are_refused_before_anything_is_in
     assert_eq!(refused, 520 - 481, "sixteen rules of thirty receivers, and the sender");
     assert!(plan.ports[&id("port519".into())].unmet[0].message.contains("second network"));
     assert!(plan.ports[&id("port0".into())].unmet.is_empty());
+}
+
+#[test]
+fn an_address_that_ports_name_in_their_pairs_is_had_by_all_of_these_and_by_no_other() {
+    let virtual_router = AddressPair { mac: Some(mac(30)), ip: "192.0.2.100".parse().unwrap() };
+    let router = Permits { pairs: vec![virtual_router], ..Permits::default() };
+    let sketch =
+        |own, permits: &Permits| (vec![(0, None)], vec![own], true, false, permits.clone());
+    let others = Permits::default();
+    let sketches =
+        vec![sketch(1, &router), sketch(2, &router), sketch(30, &others), sketch(4, &others)];
+    let intent = intent(vec![network(NetworkKind::Flat, UnknownUnicast::Uplink)], sketches);
+    let plan = plan(&world(4), &intent, &Claims::default(), &BTreeMap::new());
+    let macs = |port: &str| &plan.ports[&id(port.into())].macs;
+    assert_eq!(macs("port0"), &[mac(1), mac(30)]);
+    assert_eq!(macs("port1"), &[mac(2), mac(30)]);
+    assert_eq!(macs("port2"), &[]);
+    let conflict = plan.ports[&id("port2".into())].conflict.as_ref().unwrap();
+    assert!(conflict.message.contains("port0"));
+
+    let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
+    let receivers = |from: u32, source: u8| -> Vec<u32> {
+        let frame = Frame::opaque(Mac(mac(30).0), Mac(mac(source).0), EtherType::IPV4);
+        let walked = walk(&program.rules, Hook::ingress(ifindex(from)), &frame);
+        assert_eq!(walked.to_host, None);
+        walked.deliveries.iter().map(|(interface, _)| interface.get()).collect()
+    };
+    assert_eq!(receivers(4, 4), [1, 2, UPLINK], "one may be behind the uplink");
+    assert_eq!(receivers(1, 1), [2, UPLINK], "never back");
+    assert_eq!(receivers(1, 30), [2, UPLINK]);
+    assert_eq!(receivers(UPLINK, 9), [1, 2]);
+}
+
+#[test]
+fn guests_for_whose_groups_a_network_has_no_room_get_all_groups_and_cost_no_rules() {
+    // Each asks for 32 groups for which no other does: there is room for those of eight.
+    let guest = |n: u16| {
+        let asks = Some(((n * 32..(n + 1) * 32).collect(), false));
+        (vec![(0, None)], vec![n as u8 + 1], true, false, Permits { asks, ..Permits::default() })
+    };
+    let guests: Vec<PortSketch> = (0..20).map(guest).collect();
+    let flat = network(NetworkKind::Flat, UnknownUnicast::Drop);
+    let network = NetworkSpec { multicast: Multicast::Declared, ..flat };
+    let world = with_guests(world(20), &guests);
+    let intent = intent(vec![network], guests);
+    let plan = plan(&world, &intent, &Claims::default(), &BTreeMap::new());
+    let Program::Flows(program) = &plan.programs[&adapter_id()] else { panic!("flows") };
+
+    let hook = Hook::ingress(ifindex(20));
+    let grouped = program.rules.of_hook_noted(hook).filter_map(|(_, why)| match why.purpose {
+        Purpose::GroupFlood(group) => Some(group),
+        _ => None,
+    });
+    assert_eq!(grouped.collect::<BTreeSet<MacAddr>>().len(), 256 + 1, "broadcast is one");
+
+    let receivers = |number: u16| -> BTreeSet<u32> {
+        let frame = Frame::opaque(Mac(group(number).0), Mac(mac(20).0), EtherType::IPV4);
+        let walked = walk(&program.rules, hook, &frame);
+        walked.deliveries.iter().map(|(interface, _)| interface.get()).collect()
+    };
+    // Who asked for it, the twelve that came too late but for the sender, and the uplink.
+    let get_all: BTreeSet<u32> = (9..20).chain([UPLINK]).collect();
+    for guest in 0..8u16 {
+        let expected = get_all.iter().copied().chain([u32::from(guest) + 1]).collect();
+        assert_eq!(receivers(guest * 32 + 7), expected);
+    }
+    assert_eq!(receivers(8 * 32), get_all, "a group of one that came too late");
 }
 
 proptest! {

@@ -2,8 +2,9 @@
 //!
 //! A guest only asks. An address is admitted when it is fixed in the port's spec, or within what
 //! the spec lets the guest choose; never when it is no station address, the adapter's own,
-//! reserved in one of the port's networks, or held there by another port. First come keeps it. A
-//! refused request takes nothing away that was admitted before.
+//! reserved in one of the port's networks, or held there by another port. First come keeps it; only
+//! an address that ports name in their pairs is one that all of these may have. A refused request
+//! takes nothing away that was admitted before.
 //!
 //! Promiscuous mode is had where the spec allows it: by a guest that is seen to ask for it, and by
 //! whatever cannot be seen.
@@ -201,6 +202,13 @@ fn function_of<'w>(
     world.guests.get(guest)?.functions.get(device)
 }
 
+/// Whether other ports may have this address of a port's as well: one that only its pairs name, as
+/// routers do that take over from each other.
+pub(super) fn is_shared(spec: &PortSpec, mac: MacAddr) -> bool {
+    let named = spec.allowed_address_pairs.iter().any(|pair| pair.mac == Some(mac));
+    named && !spec.macs.contains(&mac)
+}
+
 /// Whether a guest asks for every frame. A virtio device is promiscuous until its driver says
 /// something else: only together with anything that a driver has said is that a request.
 fn asks_for_everything(function: &GuestFunction) -> bool {
@@ -357,17 +365,23 @@ impl<'a> Wish<'a> {
         Some(groups.into_iter().collect())
     }
 
-    /// Claims `mac` in all of the port's networks, or in none: the error is the port in the way.
+    /// Claims `mac` in all of the port's networks, or in none: the error is the port in the way. An
+    /// address that several may have stays with the first.
     fn take(&self, intent: &Intent, claims: &mut Claims, mac: MacAddr) -> Result<(), Id> {
-        let networks = || self.networks().filter(|id| intent.networks.contains_key(*id));
-        for network in networks() {
-            if let Some(holder) = claims.holder(network, mac)
-                && holder != self.id
-            {
-                return Err(holder.clone());
+        let shares = |port: &Id| {
+            let other = intent.ports.get(port);
+            is_shared(self.spec, mac) && other.is_some_and(|other| is_shared(&other.spec, mac))
+        };
+        let mut free: Vec<&Id> = Vec::new();
+        for network in self.networks().filter(|id| intent.networks.contains_key(*id)) {
+            match claims.holder(network, mac) {
+                Some(holder) if holder == self.id => {}
+                Some(holder) if shares(holder) => {}
+                Some(holder) => return Err(holder.clone()),
+                None => free.push(network),
             }
         }
-        for network in networks() {
+        for network in free {
             claims.give((network.clone(), mac), self.id.clone());
         }
         Ok(())

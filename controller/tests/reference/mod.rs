@@ -153,6 +153,14 @@ impl<'a> Reference<'a> {
             || groups.is_none_or(|groups| groups.contains(&MacAddr(group.0)))
     }
 
+    /// Whether ports have it only as one of their pairs: then others may have it, too.
+    fn shared(&self, segment: &Segment<'_>, mac: Mac) -> bool {
+        segment.attached.iter().any(|(port, _)| {
+            let own = &self.intent.ports[*port].spec.macs;
+            self.owns(port, mac) && !own.contains(&MacAddr(mac.0))
+        })
+    }
+
     fn knows(&self, segment: &Segment<'_>, mac: Mac) -> bool {
         segment.attached.iter().any(|(port, _)| self.owns(port, mac))
     }
@@ -250,7 +258,7 @@ impl<'a> Reference<'a> {
             }
         }
         if let Some(tag) = segment.uplink_tag()
-            && (group || !known && unknown_out)
+            && (group || unknown_out && (!known || self.shared(segment, frame.dst)))
         {
             fate.copies.insert((self.uplink.interface, copy(&stripped, tag)));
         }

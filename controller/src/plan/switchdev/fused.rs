@@ -67,7 +67,8 @@ impl Segment {
             Some(sender) => sender.macs.iter().copied().map(Some).collect(),
             None => vec![None],
         };
-        for mac in &receiver.macs {
+        let one = |mac: &&MacAddr| !self.shared.contains(*mac);
+        for mac in receiver.macs.iter().filter(one) {
             let why = self.why(Purpose::FusedUnicast(*mac), Some(&receiver.port));
             for source in &sources {
                 for payload in unguarded(sender, *source) {

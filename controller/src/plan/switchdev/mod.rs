@@ -3,10 +3,10 @@
 //! Each representor's ingress hook, chain 0, in this order: link-local groups are dropped; double
 //! tagged frames are dropped; each attachment's tag and source addresses lead to that attachment's
 //! chain; all else is dropped. An attachment's chain drops what only routers and DHCP servers send,
-//! knows every local address of its network,
-//! floods groups, and sends the rest to the promiscuous ports and the uplink or drops it. The
-//! uplink's hook sends the tags that a network here owns to that network's chain and leaves all
-//! other frames to the host.
+//! knows every local address of its network, sends what is for one that several ports may have to
+//! all of these, floods groups, and sends the rest to the promiscuous ports and the uplink or drops
+//! it. The uplink's hook sends the tags that a network here owns to that network's chain and leaves
+//! all other frames to the host.
 //!
 //! Three rules keep the program right on hardware as well as in software: at most one tag change a
 //! rule, standing before its first receiver; overlapping rules never share a prio; chain numbers
@@ -156,6 +156,8 @@ pub enum Purpose {
     DefaultDrop,
     /// Sends frames to a local address to its port.
     Unicast(MacAddr),
+    /// Sends frames to an address that several ports may have to all of them.
+    SharedUnicast(MacAddr),
     /// Does that from chain 0 on, in hardware that has no other chain.
     FusedUnicast(MacAddr),
     /// Never returns a guest's own frame to it, nor sends it out.
@@ -189,6 +191,7 @@ impl fmt::Display for Purpose {
             Purpose::Isolation(mac) => write!(f, "isolated from {mac}"),
             Purpose::DefaultDrop => f.write_str("default drop"),
             Purpose::Unicast(mac) => write!(f, "unicast to {mac}"),
+            Purpose::SharedUnicast(mac) => write!(f, "unicast to shared {mac}"),
             Purpose::FusedUnicast(mac) => write!(f, "unicast to {mac}, fused"),
             Purpose::OwnAddressGuard(mac) => write!(f, "own address {mac}"),
             Purpose::Flood => f.write_str("flood"),

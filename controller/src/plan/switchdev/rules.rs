@@ -281,13 +281,12 @@ impl Segment {
             };
             if whole || part.floods() {
                 self.flood(entrance, out);
-                for group in &self.groups {
-                    self.flood_group(entrance, *group, out);
-                }
-            } else {
-                for group in part.groups().filter(|group| self.groups.contains(group)) {
-                    self.flood_group(entrance, group, out);
-                }
+            }
+            for group in self.groups.iter().filter(|group| whole || part.flood_to(group)) {
+                self.flood_group(entrance, *group, out);
+            }
+            for mac in self.shared.iter().filter(|mac| whole || part.flood_to(mac)) {
+                self.flood_shared(entrance, *mac, out);
             }
             if whole || part.unknown() {
                 self.flood_unknown(entrance, out);
@@ -463,7 +462,8 @@ impl Segment {
         if self.receivers_of_unknown(hook).is_empty() {
             return;
         }
-        for mac in &sender.macs {
+        // What goes to a shared address never returns.
+        for mac in sender.macs.iter().filter(|mac| !self.shared.contains(mac)) {
             let why = self.why(Purpose::OwnAddressGuard(*mac), Some(&sender.port));
             let matched = Match::any().dst(wire(*mac));
             out.add(hook, self.base(), network::UNICAST, matched, [Action::Drop], &why);
@@ -491,6 +491,7 @@ impl Segment {
     fn destinations(&self, of: impl Fn(&Member) -> bool) -> Vec<Destination<'_>> {
         let members = self.members.iter().filter(|member| of(member));
         let all = members.flat_map(|to| to.macs.iter().map(move |mac| (*mac, to)));
+        let all = all.filter(|(mac, _)| !self.shared.contains(mac));
         let mut all: Vec<Destination<'_>> = all
             .map(|(mac, to)| Destination {
                 mac,
@@ -556,6 +557,16 @@ impl Segment {
         let at = [(network::GROUP, matched.clone()), (step::GROUP, matched)];
         let end = self.base() + UNKNOWN_FLOOD;
         self.steps(out, hook, at, end, steps, Purpose::GroupFlood(group));
+    }
+
+    /// Unicast to an address that several ports may have, likewise: to all of them.
+    fn flood_shared(&self, Entrance { hook, tag, .. }: Entrance, mac: MacAddr, out: &mut Rules) {
+        let receivers = self.receivers_of_shared(hook, mac);
+        let steps = flood_steps(tag, receivers, FloodEnd::Drop, self.room);
+        let matched = Match::any().dst(wire(mac));
+        let at = [(network::UNICAST, matched.clone()), (step::GROUP, matched)];
+        let end = self.base() + UNKNOWN_FLOOD;
+        self.steps(out, hook, at, end, steps, Purpose::SharedUnicast(mac));
     }
 
     /// Unicast that no port owns, likewise.

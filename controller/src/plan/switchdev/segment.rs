@@ -21,6 +21,10 @@ use super::{
 };
 use crate::plan::Finding;
 
+/// A network has room for so many groups that go to some of its members only: each costs a rule at
+/// every member's hook. Members whose guests ask for more get all.
+const GROUPS_MAX: usize = 256;
+
 /// What every member gets.
 pub(super) const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 
@@ -36,10 +40,14 @@ pub(super) struct Member {
     /// Whether one tag of the guest's own stays in its frames: only where `tag` is none.
     pub(super) keeps_tags: bool,
     pub(super) macs: Vec<MacAddr>,
+    /// Those of them that other ports may have, too, here or elsewhere.
+    pub(super) shared: Vec<MacAddr>,
     /// Whether it gets what no port owns.
     pub(super) promiscuous: bool,
-    /// The groups that it gets, in order; none where it gets all.
-    pub(super) groups: Option<Arc<[MacAddr]>>,
+    /// The groups that its guest asks for, in order, where that decides what it gets.
+    pub(super) asked: Option<Arc<[MacAddr]>>,
+    /// Whether the network has no room for them: it gets all groups then.
+    pub(super) crowded_out: bool,
     /// Whether it is kept from other members of which this is so.
     pub(super) isolated: bool,
     /// What it may send from, where more than its MAC addresses is checked.
@@ -59,9 +67,14 @@ pub(super) enum Allowed {
 }
 
 impl Member {
+    /// The groups that it gets, in order; none where it gets all.
+    fn groups(&self) -> Option<&[MacAddr]> {
+        self.asked.as_deref().filter(|_| !self.crowded_out)
+    }
+
     /// Whether it gets what is sent to this group.
     fn gets(&self, group: MacAddr) -> bool {
-        self.groups.as_ref().is_none_or(|groups| groups.binary_search(&group).is_ok())
+        self.groups().is_none_or(|groups| groups.binary_search(&group).is_ok())
     }
 }
 
@@ -94,6 +107,8 @@ pub(super) struct Segment {
     /// The groups that go to some of the members only, and broadcast, which does not; empty where
     /// all get all.
     pub(super) groups: BTreeSet<MacAddr>,
+    /// The addresses that several ports may have.
+    pub(super) shared: BTreeSet<MacAddr>,
     pub(super) uplink: Option<Uplink>,
     /// How far its frames can be flooded.
     pub(super) room: FloodRoom,
@@ -125,10 +140,10 @@ pub(super) enum Part {
         ports: BTreeSet<Id>,
         /// Ports of which that is meant which depends on their addresses.
         addresses: BTreeSet<Id>,
-        /// The floods of groups at all hooks.
+        /// The floods of groups and of shared addresses at all hooks.
         floods: bool,
-        /// Those of them that are meant if not all are.
-        groups: BTreeSet<MacAddr>,
+        /// Those of them that are meant if not all are, by destination.
+        destinations: BTreeSet<MacAddr>,
         /// What is done at all hooks with addresses that no port owns.
         unknown: bool,
     },
@@ -147,7 +162,13 @@ impl Segment {
 
     /// Everybody who gets a copy of a frame to any other group.
     pub(super) fn receivers_of_others(&self, from: Hook) -> Vec<Receiver> {
-        self.receivers_among(from, true, |member| member.groups.is_none())
+        self.receivers_among(from, true, |member| member.groups().is_none())
+    }
+
+    /// Everybody who may have this address, and the uplink, behind which somebody may.
+    pub(super) fn receivers_of_shared(&self, from: Hook, mac: MacAddr) -> Vec<Receiver> {
+        let uplink = self.unknown_unicast == UnknownUnicast::Uplink;
+        self.receivers_among(from, uplink, |member| member.shared.contains(&mac))
     }
 
     /// Everybody who gets a copy of a frame to an address that no port owns, that came in at
@@ -191,6 +212,20 @@ impl Segment {
                 Some(member) => self.beyond_ceiling.insert(member.port),
                 None => break,
             };
+        }
+    }
+
+    /// Narrows groups to the members whose guests ask for them, in order of creation, as long as
+    /// there is room.
+    pub(super) fn narrow(&mut self) {
+        self.groups = BTreeSet::from([BROADCAST]);
+        for member in &mut self.members {
+            let Some(asked) = &member.asked else { continue };
+            let new = asked.iter().filter(|group| !self.groups.contains(*group)).count();
+            member.crowded_out = self.groups.len() + new > GROUPS_MAX + 1;
+            if !member.crowded_out {
+                self.groups.extend(asked.iter());
+            }
         }
     }
 
@@ -249,7 +284,7 @@ impl Part {
         }
         let (mut ports, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         let (mut unknown, mut regrouped) = (false, false);
-        let mut groups = BTreeSet::new();
+        let mut destinations = BTreeSet::new();
         let mut compare = |ports: &mut BTreeSet<Id>, before: &Member, member: &Member| {
             let place = |member: &Member| (member.ifindex, member.tag, member.isolated);
             if place(before) != place(member) {
@@ -257,6 +292,7 @@ impl Part {
                 return;
             }
             if before.macs != member.macs
+                || before.shared != member.shared
                 || before.keeps_tags != member.keeps_tags
                 || before.sources != member.sources
                 || before.allow != member.allow
@@ -265,14 +301,11 @@ impl Part {
                 addresses.insert(member.port.clone());
             }
             unknown |= before.promiscuous != member.promiscuous;
-            match (&before.groups, &member.groups) {
+            let set = |macs: &[MacAddr]| -> BTreeSet<MacAddr> { macs.iter().copied().collect() };
+            destinations.extend(&set(&before.shared) ^ &set(&member.shared));
+            match (before.groups(), member.groups()) {
                 (before, now) if before == now => {}
-                (Some(before), Some(now)) => {
-                    let set = |groups: &[MacAddr]| -> BTreeSet<MacAddr> {
-                        groups.iter().copied().collect()
-                    };
-                    groups.extend(&set(before) ^ &set(now));
-                }
+                (Some(before), Some(now)) => destinations.extend(&set(before) ^ &set(now)),
                 // Who gets all is in every flood.
                 _ => regrouped = true,
             }
@@ -302,7 +335,7 @@ impl Part {
         ports.extend(gone.into_keys().cloned());
         let others = !ports.is_empty();
         let (floods, unknown) = (regrouped || others, unknown || others);
-        Part::Some { ports, addresses, floods, groups, unknown }
+        Part::Some { ports, addresses, floods, destinations, unknown }
     }
 
     pub(super) fn whole(&self, port: &Id) -> bool {
@@ -323,13 +356,12 @@ impl Part {
         matches!(self, Part::Whole | Part::Some { floods: true, .. })
     }
 
-    /// The floods that are meant where not all are.
-    pub(super) fn groups(&self) -> impl Iterator<Item = MacAddr> {
-        let groups = match self {
-            Part::Some { floods: false, groups, .. } => Some(groups),
-            _ => None,
-        };
-        groups.into_iter().flatten().copied()
+    /// Whether the flood to this group or shared address is meant.
+    pub(super) fn flood_to(&self, mac: &MacAddr) -> bool {
+        match self {
+            Part::Whole => true,
+            Part::Some { floods, destinations, .. } => *floods || destinations.contains(mac),
+        }
     }
 
     pub(super) const fn unknown(&self) -> bool {

@@ -18,13 +18,13 @@ use tc_flows::{Hook, Ifindex, VlanId, VlanTpid};
 use super::{
     FloodRoom, FlowDelta, FlowProgram, Hardware, Reasoned, polices, qinq_without_vlan,
     rules::{FloodEnd, Owned, Rates, Rules, representor_guards, uplink_entry},
-    segment::{Allowed, BROADCAST, Member, Part, Segment, Tag, Uplink},
+    segment::{Allowed, Member, Part, Segment, Tag, Uplink},
     source::Sources,
 };
 use crate::{
     config::UplinkUse,
     intent::Intent,
-    plan::{Finding, PortPlan, roster::Roster},
+    plan::{Finding, PortPlan, admit::is_shared, roster::Roster},
     world::{AdapterView, NetdevView},
 };
 
@@ -330,6 +330,7 @@ fn segment(
         number: network.number,
         unknown_unicast: network.spec.unknown_unicast,
         groups: BTreeSet::new(),
+        shared: BTreeSet::new(),
         uplink,
         room: FloodRoom::of(around.adapter),
         chainless,
@@ -341,10 +342,10 @@ fn segment(
         Some(before) if before.beyond_ceiling.is_empty() && same_floods(before, &segment) => {}
         _ => segment.cut_to_ceiling(),
     }
+    segment.shared =
+        segment.members.iter().flat_map(|member| member.shared.iter().copied()).collect();
     if network.spec.multicast == Multicast::Declared {
-        let members = segment.members.iter();
-        let wanted = members.filter_map(|member| member.groups.as_deref()).flatten();
-        segment.groups = wanted.copied().chain([BROADCAST]).collect();
+        segment.narrow();
     }
     Some(segment)
 }
@@ -401,8 +402,10 @@ fn member(around: &Surroundings<'_>, network: &Id, port: &Id) -> Option<Member> 
         tag,
         keeps_tags: attachment.qinq,
         macs: plan.macs.clone(),
+        shared: plan.macs.iter().copied().filter(|mac| is_shared(spec, *mac)).collect(),
         promiscuous: plan.promiscuous,
-        groups: plan.groups.clone().filter(|_| narrows),
+        asked: plan.groups.clone().filter(|_| narrows),
+        crowded_out: false,
         isolated: spec.isolated,
         sources: Sources::of(spec).map(Arc::new),
         allow: spec.allow.iter().map(|allowance| Allowed::from(*allowance)).collect(),
