@@ -117,7 +117,8 @@ pub struct RuleLocation {
 }
 
 impl RuleLocation {
-    pub(crate) const fn of(id: &RuleId) -> RuleLocation {
+    /// That of a rule.
+    pub const fn of(id: &RuleId) -> RuleLocation {
         RuleLocation {
             hook: id.hook(),
             chain: id.chain(),

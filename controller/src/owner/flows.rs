@@ -466,25 +466,23 @@ impl AdapterFlows {
                     self.recognise(program, hook, dump, done.finished, &mut tally);
                 }
                 Ok(Found::Whole(dump)) => self.read(hook, dump, done.finished, &mut tally),
-                // The qdisc of somebody else that has no egress hook is in nobody's way until a rule
-                // is wanted there: then it is asked for again, since the kernel would put the rule
-                // into the ingress hook.
-                Err(tc_flows::Error::Refused { .. })
-                    if matches!(hook, Hook::Egress(_))
-                        && program.rules.of_hook(hook).next().is_none() =>
-                {
-                    self.reading.remove(&hook);
-                    self.forget(hook);
-                    self.unsettled.remove(&hook);
-                }
                 Err(error) => {
-                    if !matches!(error, tc_flows::Error::Refused { .. }) {
-                        self.unanswered.insert(hook);
-                    }
                     self.reading.remove(&hook);
                     self.forget(hook);
-                    tally.unusable.push(error.to_string());
-                    self.known.unusable.insert(hook, error.to_string());
+                    let refused = matches!(error, tc_flows::Error::Refused { .. });
+                    let unused = program.rules.of_hook(hook).next().is_none();
+                    if refused && unused && matches!(hook, Hook::Egress(_)) {
+                        // The qdisc of somebody else that has no egress hook is in nobody's way until
+                        // a rule is wanted there: then it is asked for again, since the kernel would
+                        // put the rule into the ingress hook.
+                        self.unsettled.remove(&hook);
+                    } else {
+                        if !refused {
+                            self.unanswered.insert(hook);
+                        }
+                        tally.unusable.push(error.to_string());
+                        self.known.unusable.insert(hook, error.to_string());
+                    }
                 }
             }
             self.book_hook(program, hook, Entry::In);
@@ -697,17 +695,12 @@ fn recognised<'r>(
         let (cookie, id) = (rule.cookie(FLOW_OWNER), rule.id());
         let place = place_of(cookie, id.chain(), id.prio());
         let own = found.get(found.binary_search_by_key(&place, flows::place).ok()?)?;
-        let is_it = own.location == location(id) && handle.is_none_or(|known| known == own.handle);
+        let is_it =
+            own.location == RuleLocation::of(id) && handle.is_none_or(|known| known == own.handle);
         is_it.then(|| InstalledRule { rule: rule.clone(), handle: own.handle, hw: own.hw.clone() })
     });
     let rules: Vec<InstalledRule> = rules.collect();
     (rules.len() == found.len()).then_some(rules)
-}
-
-/// Where a rule stands.
-const fn location(id: &RuleId) -> RuleLocation {
-    let (hook, chain, prio) = (id.hook(), id.chain(), id.prio());
-    RuleLocation { hook, chain, prio, protocol: id.matching().protocol() }
 }
 
 /// A filter without our cookie, but of the handle and in the place of a rule of ours, is that rule:
@@ -720,7 +713,7 @@ fn take_back(installed: &Installed, hook: Hook, dump: &mut Dump) {
         .of_hook(hook)
         .map(|held| {
             let (id, handle) = (held.rule.id(), held.handle);
-            ((id.chain().get(), id.prio().get(), handle.0), location(id))
+            ((id.chain().get(), id.prio().get(), handle.0), RuleLocation::of(id))
         })
         .collect();
     let Dump { foreign, unreadable_own, .. } = dump;
