@@ -35,6 +35,7 @@ fn frames() -> Vec<(Vec<u8>, usize, Option<&'static str>)> {
         (frame(TWO, ONE, &[], 1, 5000), 7, None),
         (frame(TWO, OTHER, &[], 1, 5000), 5, Some("spoofed_mac")),
         (frame(TWO, ONE, &[], 9, 5000), 3, Some("spoofed_ip")),
+        (frame(TWO, ONE, &[0], 9, 5000), 2, Some("spoofed_ip")),
         (frame(TWO, ONE, &[5], 1, 5000), 4, Some("tag")),
         (frame(TWO, ONE, &[5, 6], 1, 5000), 1, Some("tag")),
         (frame(LINK_LOCAL, ONE, &[], 1, 5000), 2, Some("link_local")),

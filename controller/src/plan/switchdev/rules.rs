@@ -30,13 +30,15 @@ mod entry {
     pub(super) const GUARD: u16 = 6;
     pub(super) const DOUBLE_TAG: u16 = 8;
     pub(super) const TAGGED: u16 = 10;
-    pub(super) const OTHER_TAG: u16 = 12;
-    pub(super) const OTHER_SERVICE_TAG: u16 = 14;
+    /// Tags that are attached, with a payload that the port may not send.
+    pub(super) const SPOOFED_TAGGED: u16 = 12;
+    pub(super) const OTHER_TAG: u16 = 14;
+    pub(super) const OTHER_SERVICE_TAG: u16 = 16;
     /// Untagged frames whose payload is checked, by ethertype; the port's further ones from
     /// [`FURTHER`] on.
     pub(super) const CHECKED: [(u16, u16); 4] =
-        [(0x0800, 16), (0x86dd, 18), (0x0806, 20), (0x8035, 22)];
-    pub(super) const FURTHER: u16 = 24;
+        [(0x0800, 18), (0x86dd, 20), (0x0806, 22), (0x8035, 24)];
+    pub(super) const FURTHER: u16 = 26;
     /// Behind as many further ethertypes as a port can have.
     pub(super) const SOURCE: u16 = 60;
     pub(super) const REST: u16 = 62;
@@ -332,6 +334,16 @@ impl Segment {
                     None => Match::vlan(tpid, vid),
                 })
             };
+            let spoofed = self.why(Purpose::SpoofGuard(*mac), Some(&sender.port));
+            if sender.sources.is_some() {
+                let attached = match (sender.tag, sender.keeps_tags) {
+                    (Some((tpid, vid)), _) => Match::vlan(tpid, vid),
+                    (None, true) => Match::tagged(VlanTpid::Dot1Q),
+                    (None, false) => Match::vlan(VlanTpid::Dot1Q, none),
+                };
+                let matched = from(attached);
+                out.add(hook, 0, entry::SPOOFED_TAGGED, matched, [Action::Drop], &spoofed);
+            }
             if let Some((tpid, vid)) = sender.tag {
                 for payload in &payloads {
                     let matched = tagged(tpid, vid, payload);
@@ -364,8 +376,7 @@ impl Segment {
             if sender.sources.is_none() {
                 continue;
             }
-            let why = self.why(Purpose::SpoofGuard(*mac), Some(&sender.port));
-            out.add(hook, 0, entry::SOURCE, from(Match::any()), [Action::Drop], &why);
+            out.add(hook, 0, entry::SOURCE, from(Match::any()), [Action::Drop], &spoofed);
             if sender.allow.contains(&Allowed::LinkLocal)
                 && let Some(untagged) = from(to_link_local(Match::any())).num_of_vlans(0)
             {
