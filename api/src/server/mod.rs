@@ -19,7 +19,10 @@ mod tls;
 mod tokens;
 mod ui;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::{Router, body::Bytes, http::Uri, routing::get};
 use tokio::sync::Semaphore;
@@ -76,7 +79,9 @@ impl Default for Limits {
 struct App<D> {
     daemon: Arc<D>,
     limits: Limits,
-    document: Bytes,
+    /// The OpenAPI document, once somebody has asked for it: to make it takes longer than all else
+    /// at a start.
+    document: Arc<OnceLock<Bytes>>,
     streams: Arc<Semaphore>,
 }
 
@@ -85,7 +90,7 @@ impl<D> Clone for App<D> {
         Self {
             daemon: Arc::clone(&self.daemon),
             limits: self.limits,
-            document: self.document.clone(),
+            document: Arc::clone(&self.document),
             streams: Arc::clone(&self.streams),
         }
     }
@@ -100,7 +105,6 @@ pub fn router<D: Daemon>(daemon: Arc<D>) -> Router {
 pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
     let (slots, waits) = (bounds::slots(limits.requests), bounds::slots(limits.waits));
     let table = route::table::<D>();
-    let document = openapi::text(table.iter().map(|route| (route.path, &route.item)));
     let routes = table.into_iter().fold(Router::new(), |router, route| {
         // Probes and metrics answer under load, too: that is when they are needed.
         let methods = match route.path.starts_with("/v1/") {
@@ -112,7 +116,7 @@ pub fn router_with<D: Daemon>(daemon: Arc<D>, limits: Limits) -> Router {
     let routes = routes.route("/ui", get(ui::page).fallback(route::no_method));
     let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
     let streams = bounds::slots(limits.streams);
-    let app = App { daemon, limits, document: document.into(), streams };
+    let app = App { daemon, limits, document: Arc::default(), streams };
     bounds::answering_panics(bounded).with_state(app)
 }
 
@@ -123,7 +127,7 @@ pub fn probe_router<D: Daemon>(daemon: Arc<D>) -> Router {
     let table = route::table::<D>().into_iter().filter(|route| probes.contains(&route.path));
     let routes = table.fold(Router::new(), |router, route| router.route(route.path, route.methods));
     let bounded = bounds::in_time(routes.fallback(no_route), limits.request_time);
-    let app = App { daemon, limits, document: Bytes::new(), streams: bounds::slots(0) };
+    let app = App { daemon, limits, document: Arc::default(), streams: bounds::slots(0) };
     bounds::answering_panics(bounded).with_state(app)
 }
 

@@ -63,13 +63,13 @@ not HTTP at all, or has headers that are too many or too large, is answered by a
 // ---------------------------------------------------------------- the document
 
 /// The whole document over the paths of the routes, as JSON for people and programs.
-pub(super) fn text<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> String {
+pub(super) fn text(paths: impl Iterator<Item = (&'static str, PathItem)>) -> String {
     #[expect(clippy::expect_used, reason = "constant input, read by the document's test")]
     let text = document(paths).to_pretty_json().expect("a document that JSON can say");
     text + "\n"
 }
 
-fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> OpenApi {
+fn document(paths: impl Iterator<Item = (&'static str, PathItem)>) -> OpenApi {
     let tag = |name: &str, description: &str| {
         TagBuilder::new().name(name).description(Some(description)).build()
     };
@@ -88,9 +88,7 @@ fn document<'a>(paths: impl Iterator<Item = (&'a str, &'a PathItem)>) -> OpenApi
                 .build(),
         )
         .paths(
-            paths
-                .fold(PathsBuilder::new(), |built, (path, item)| built.path(path, item.clone()))
-                .build(),
+            paths.fold(PathsBuilder::new(), |built, (path, item)| built.path(path, item)).build(),
         )
         .components(Some(
             ComponentsBuilder::new()

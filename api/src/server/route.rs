@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
+    body::Bytes,
     extract::State,
     http::{HeaderMap, Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
@@ -45,42 +46,42 @@ const BATCHES: usize = 16;
 pub(super) struct Route<D> {
     pub(super) path: &'static str,
     pub(super) methods: MethodRouter<App<D>>,
-    pub(super) item: PathItem,
+    pub(super) item: fn() -> PathItem,
 }
 
 /// All routes.
 pub(super) fn table<D: Daemon>() -> Vec<Route<D>> {
-    let route = |path, methods: MethodRouter<App<D>>, item| Route {
+    let route = |path, methods: MethodRouter<App<D>>, item: fn() -> PathItem| Route {
         path,
         methods: methods.fallback(no_method),
         item,
     };
     vec![
-        route("/v1/networks", get(list::<NetworkSpec, D>), openapi::many::<NetworkSpec>()),
-        route("/v1/networks/{id}", single::<NetworkSpec, D>(), openapi::one::<NetworkSpec>()),
-        route("/v1/ports", get(list::<PortSpec, D>), openapi::many::<PortSpec>()),
-        route("/v1/ports/{id}", single::<PortSpec, D>(), openapi::one::<PortSpec>()),
-        route("/v1/ports/{id}/explain", get(explain::<D>), openapi::explain()),
-        route("/v1/guests", get(list::<GuestSpec, D>), openapi::many::<GuestSpec>()),
-        route("/v1/guests/{id}", single::<GuestSpec, D>(), openapi::one::<GuestSpec>()),
-        route("/v1/adapters", get(adapters::<D>), openapi::adapters()),
-        route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter()),
-        route("/v1/adapters/{id}/eswitch", routing::put(put_eswitch::<D>), openapi::eswitch()),
-        route("/v1/flows", get(flows::<D>), openapi::flows()),
-        route("/v1/trace", post(trace::<D>), openapi::trace()),
+        route("/v1/networks", get(list::<NetworkSpec, D>), openapi::many::<NetworkSpec>),
+        route("/v1/networks/{id}", single::<NetworkSpec, D>(), openapi::one::<NetworkSpec>),
+        route("/v1/ports", get(list::<PortSpec, D>), openapi::many::<PortSpec>),
+        route("/v1/ports/{id}", single::<PortSpec, D>(), openapi::one::<PortSpec>),
+        route("/v1/ports/{id}/explain", get(explain::<D>), openapi::explain),
+        route("/v1/guests", get(list::<GuestSpec, D>), openapi::many::<GuestSpec>),
+        route("/v1/guests/{id}", single::<GuestSpec, D>(), openapi::one::<GuestSpec>),
+        route("/v1/adapters", get(adapters::<D>), openapi::adapters),
+        route("/v1/adapters/{id}", get(adapter::<D>), openapi::adapter),
+        route("/v1/adapters/{id}/eswitch", routing::put(put_eswitch::<D>), openapi::eswitch),
+        route("/v1/flows", get(flows::<D>), openapi::flows),
+        route("/v1/trace", post(trace::<D>), openapi::trace),
         route(
             "/v1/snapshot",
             in_slots(get(save::<D>).put(restore::<D>), SNAPSHOTS),
-            openapi::snapshot(),
+            openapi::snapshot,
         ),
-        route("/v1/apply", in_slots(post(apply::<D>), BATCHES), openapi::batch()),
-        route("/v1/events", get(events::<D>), openapi::events()),
-        route("/v1/teardown", post(tear_down::<D>), openapi::teardown()),
-        route("/v1/resume", post(resume::<D>), openapi::resume()),
-        route("/healthz", get(healthy), openapi::healthz()),
-        route("/readyz", get(ready::<D>), openapi::readyz()),
-        route("/metrics", get(metrics::<D>), openapi::metrics()),
-        route("/openapi.json", get(document::<D>), openapi::openapi_json()),
+        route("/v1/apply", in_slots(post(apply::<D>), BATCHES), openapi::batch),
+        route("/v1/events", get(events::<D>), openapi::events),
+        route("/v1/teardown", post(tear_down::<D>), openapi::teardown),
+        route("/v1/resume", post(resume::<D>), openapi::resume),
+        route("/healthz", get(healthy), openapi::healthz),
+        route("/readyz", get(ready::<D>), openapi::readyz),
+        route("/metrics", get(metrics::<D>), openapi::metrics),
+        route("/openapi.json", get(document::<D>), openapi::openapi_json),
     ]
 }
 
@@ -280,7 +281,12 @@ async fn metrics<D: Daemon>(
 }
 
 async fn document<D: Daemon>(State(app): State<App<D>>) -> Response {
-    ([(CONTENT_TYPE, "application/json")], app.document).into_response()
+    let text = || {
+        let paths = table::<D>().into_iter().map(|Route { path, item, .. }| (path, item()));
+        openapi::text(paths).into()
+    };
+    let document: Bytes = app.document.get_or_init(text).clone();
+    ([(CONTENT_TYPE, "application/json")], document).into_response()
 }
 
 pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
