@@ -250,12 +250,17 @@ pub trait Kernel {
     /// Where the kernel refuses or does not answer.
     fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump>;
 
-    /// The same, where others may change it meanwhile: `None` where somebody did, and only
-    /// [`Kernel::dump_consistent`] tells.
+    /// Makes each of these hooks that is missing, and reads it likewise, where others may change it
+    /// meanwhile: `None` where somebody may have, and only [`Kernel::dump_consistent`] tells. In
+    /// this order. To listen costs more than to read a short hook: that is done once for all.
     ///
     /// # Errors
-    /// As for a dump.
-    fn dump_terse_undisturbed(&mut self, hook: Hook) -> Result<Option<TerseDump>> {
-        self.dump_terse(hook).map(Some)
+    /// Of each hook, as for making it and for a dump.
+    fn adopt_terse(&mut self, hooks: &[Hook]) -> Vec<Result<Option<TerseDump>>> {
+        let adopt = |hook: &Hook| {
+            self.ensure_hook(*hook)?;
+            self.dump_terse(*hook).map(Some)
+        };
+        hooks.iter().map(adopt).collect()
     }
 }

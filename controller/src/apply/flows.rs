@@ -54,7 +54,7 @@ pub struct FlowDone {
     /// The adapter.
     pub adapter: Id,
     /// What stood at each hook that was to be adopted.
-    pub adopted: Vec<(Hook, Result<Found, tc_flows::Error>)>,
+    pub adopted: Vec<Adopted>,
     /// Each change with its outcome.
     pub outcomes: Vec<(Op, Outcome)>,
     /// When the kernel had answered the last change.
@@ -108,19 +108,29 @@ pub(crate) fn place(TerseRule { cookie, location, .. }: &TerseRule) -> Place {
     place_of(*cookie, location.chain, location.prio)
 }
 
-fn read(kernel: &mut dyn Kernel, hook: Hook, look: Look) -> Result<Found, tc_flows::Error> {
-    kernel.ensure_hook(hook)?;
-    let terse = match look {
-        Look::Cookies => kernel.dump_terse_undisturbed(hook)?,
-        Look::Whole => None,
+/// A hook, and what stood there.
+pub type Adopted = (Hook, Result<Found, tc_flows::Error>);
+
+/// Makes hooks and reads them.
+fn read(kernel: &mut dyn Kernel, hooks: &[(Hook, Look)]) -> Vec<Adopted> {
+    let by_cookies = hooks.iter().filter(|(_, look)| *look == Look::Cookies);
+    let by_cookies: Vec<Hook> = by_cookies.map(|(hook, _)| *hook).collect();
+    let mut terse = kernel.adopt_terse(&by_cookies).into_iter();
+    let read = |(hook, look): &(Hook, Look)| {
+        let terse = match look {
+            Look::Cookies => terse.next().unwrap_or(Ok(None)),
+            Look::Whole => kernel.ensure_hook(*hook).map(|()| None),
+        };
+        let found = terse.and_then(|terse| match terse {
+            Some(mut dump) => {
+                dump.own.sort_unstable_by_key(place);
+                Ok(Found::Cookies(dump))
+            }
+            None => kernel.dump_consistent(*hook).map(Found::Whole),
+        });
+        (*hook, found)
     };
-    match terse {
-        Some(mut dump) => {
-            dump.own.sort_unstable_by_key(place);
-            Ok(Found::Cookies(dump))
-        }
-        None => kernel.dump_consistent(hook).map(Found::Whole),
-    }
+    hooks.iter().map(read).collect()
 }
 
 /// Carries out a job, and tells what became of it part by part.
@@ -134,8 +144,7 @@ pub(crate) fn run(kernel: &mut dyn Kernel, job: FlowJob, mut told: impl FnMut(Fl
         last,
     };
     for hooks in adopt.chunks(HOOKS_A_PART) {
-        let adopted = hooks.iter().map(|(hook, look)| (*hook, read(kernel, *hook, *look)));
-        told(part(adopted.collect(), Vec::new(), false));
+        told(part(read(kernel, hooks), Vec::new(), false));
     }
     let mut ops = ops.into_iter();
     while ops.len() > 0 {

@@ -329,6 +329,9 @@ impl Kernel for NetlinkKernel {
     fn ensure_hook(&mut self, hook: Hook) -> Result<()> {
         // A block is made by the qdiscs that are bound to it.
         let Some(ifindex) = hook.ifindex() else { return Ok(()) };
+        if self.has_hook(hook)? {
+            return Ok(());
+        }
         let request = "add qdisc clsact";
         let seq = self.take_seqs(1);
         self.out.clear();
@@ -343,6 +346,7 @@ impl Kernel for NetlinkKernel {
             _ => Ok(Asked::More),
         })?;
         let Some((errno, message)) = refusal else { return Ok(()) };
+        // Somebody else may have made it meanwhile.
         if errno == Errno::EEXIST as i32 && self.has_hook(hook)? {
             return Ok(());
         }
@@ -387,20 +391,32 @@ impl Kernel for NetlinkKernel {
         Err(Error::Interrupted { request: "dump filters" })
     }
 
-    fn dump_terse_undisturbed(&mut self, hook: Hook) -> Result<Option<TerseDump>> {
-        let mut watch = Watch::open(self.owner, &[self.port()], OwnChanges::Dropped)?;
-        let dump = self.dump_terse(hook)?;
-        let undisturbed = watch.pending().iter().all(|notice| match notice {
-            Notice::Changed { change, .. } => !change.may_concern(hook),
-            Notice::Lost => false,
-        });
-        Ok(undisturbed.then_some(dump))
+    fn adopt_terse(&mut self, hooks: &[Hook]) -> Vec<Result<Option<TerseDump>>> {
+        let mut watch = Watch::open(self.owner, &[self.port()], OwnChanges::Dropped).ok();
+        let adopt = |hook: &Hook| {
+            self.ensure_hook(*hook)?;
+            let Some(watch) = &mut watch else { return Ok(None) };
+            let dump = self.dump_terse_of_present(*hook)?;
+            let undisturbed = watch.pending().iter().all(|notice| match notice {
+                Notice::Changed { change, .. } => !change.may_concern(*hook),
+                Notice::Lost => false,
+            });
+            Ok(undisturbed.then_some(dump))
+        };
+        hooks.iter().map(adopt).collect()
     }
 
     fn dump_terse(&mut self, hook: Hook) -> Result<TerseDump> {
-        if !self.has_hook(hook)? {
-            return Ok(TerseDump::default());
+        match self.has_hook(hook)? {
+            true => self.dump_terse_of_present(hook),
+            false => Ok(TerseDump::default()),
         }
+    }
+}
+
+impl NetlinkKernel {
+    /// A terse dump of a hook that is there.
+    fn dump_terse_of_present(&mut self, hook: Hook) -> Result<TerseDump> {
         let put = |(dump, partial): &mut (TerseDump, bool), filter| match filter {
             Filter::Terse(rule) => dump.own.push(rule),
             Filter::Foreign(foreign) => dump.foreign.push(foreign),
