@@ -204,6 +204,9 @@ impl Owner {
             Some(Program::Flows(_)) => {
                 let FlowCounts { refused, pending, .. } = summary.counts;
                 match (refused, pending, &summary.refusal) {
+                    (0, 0, _) if let Some(name) = self.not_up(place) => {
+                        say(False, "Pending", format!("its representor {name} is being brought up"))
+                    }
                     (0, 0, _) => say(True, "Installed", "all flows are installed".into()),
                     (0, pending, _) => {
                         say(False, "Pending", format!("{pending} flows are on their way"))

@@ -195,19 +195,11 @@ impl Owner {
         };
         // A port that stands nowhere says best why.
         let open = is_open("Bound").or_else(|| is_open("Programmed")).into_iter();
-        let mut missing: Vec<String> =
-            open.chain(is_open("VdpaDevice")).map(|open| sentence(id, open)).collect();
-        let place = self.planner.plan().ports.get(id).and_then(|plan| plan.place.as_ref().ok());
-        missing.extend(
-            place
-                .and_then(|place| self.not_up(place))
-                .map(|name| format!("port {id}: its representor {name} is being brought up")),
-        );
-        missing
+        open.chain(is_open("VdpaDevice")).map(|open| sentence(id, open)).collect()
     }
 
     /// The representor of a place, where it is to carry frames and does not yet.
-    fn not_up<'p>(&self, place: &'p Place) -> Option<&'p str> {
+    pub(super) fn not_up<'p>(&self, place: &'p Place) -> Option<&'p str> {
         let netdev = place.representor.as_ref()?;
         let Program::Flows(program) = self.planner.plan().programs.get(&place.adapter)? else {
             return None;
