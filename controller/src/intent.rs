@@ -4,7 +4,7 @@
 //! In: committed changes from `store/`. Out: what `plan/` reads. Nothing here is validated again;
 //! `eswitchd-api` checked it before it was stored.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, ops::Deref};
 
 use api::{
     batch::{ChangeOutcome, Wanted},
@@ -12,21 +12,23 @@ use api::{
     resources::{EswitchShape, GuestSpec, NetworkSpec, PortSpec},
     types::{Id, MacAddr},
 };
+use rpds::RedBlackTreeMapSync;
 use serde::{Deserialize, Serialize};
 
-/// Everything that clients want.
+/// Everything that clients want. A copy costs the same however much there is, and shares what has
+/// not changed since.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Intent {
     /// The revision of the last committed change.
     pub revision: u64,
     /// Networks by id.
-    pub networks: BTreeMap<Id, Stored<NetworkSpec>>,
+    pub networks: Table<NetworkSpec>,
     /// Ports by id.
-    pub ports: BTreeMap<Id, Stored<PortSpec>>,
+    pub ports: Table<PortSpec>,
     /// Guests that were put (others are only discovered).
-    pub guests: BTreeMap<Id, Stored<GuestSpec>>,
+    pub guests: Table<GuestSpec>,
     /// What the eswitches of adapters were asked to be.
-    pub eswitches: BTreeMap<Id, Stored<EswitchOrder>>,
+    pub eswitches: Table<EswitchOrder>,
 }
 
 /// What an eswitch was asked to be, and how far that is.
@@ -84,15 +86,139 @@ pub struct Stored<Spec> {
     pub spec: Spec,
 }
 
+/// Resources of one kind by id. Reads as a map.
+#[derive(Debug, Clone)]
+pub struct Table<Spec> {
+    stored: RedBlackTreeMapSync<Id, Stored<Spec>>,
+    free: FreeNumbers,
+}
+
+impl<Spec> Default for Table<Spec> {
+    fn default() -> Self {
+        Table { stored: RedBlackTreeMapSync::default(), free: FreeNumbers::beside([]) }
+    }
+}
+
+impl<Spec: PartialEq> PartialEq for Table<Spec> {
+    fn eq(&self, other: &Self) -> bool {
+        self.stored == other.stored
+    }
+}
+
+impl<Spec: Eq> Eq for Table<Spec> {}
+
+impl<Spec> Deref for Table<Spec> {
+    type Target = RedBlackTreeMapSync<Id, Stored<Spec>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.stored
+    }
+}
+
+impl<'t, Spec> IntoIterator for &'t Table<Spec> {
+    type Item = (&'t Id, &'t Stored<Spec>);
+    type IntoIter = <&'t RedBlackTreeMapSync<Id, Stored<Spec>> as IntoIterator>::IntoIter;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.stored.iter()
+    }
+}
+
+impl<Spec> FromIterator<(Id, Stored<Spec>)> for Table<Spec> {
+    fn from_iter<I: IntoIterator<Item = (Id, Stored<Spec>)>>(stored: I) -> Self {
+        let stored: RedBlackTreeMapSync<Id, Stored<Spec>> = stored.into_iter().collect();
+        let free = FreeNumbers::beside(stored.values().map(|stored| stored.number));
+        Table { stored, free }
+    }
+}
+
+impl<Spec: Clone + PartialEq> Table<Spec> {
+    /// Makes one resource what is wanted.
+    fn put(&mut self, id: Id, spec: Option<Spec>, revision: u64) -> Effect {
+        let before = self.stored.get(&id);
+        let Some(spec) = spec else {
+            let Some(before) = before else { return Effect::Absent };
+            self.free.release(before.number);
+            self.stored.remove_mut(&id);
+            return Effect::Deleted;
+        };
+        let (created, number, effect) = match before {
+            Some(before) if before.spec == spec => return Effect::Unchanged,
+            Some(before) => (before.created, before.number, Effect::Updated),
+            None => (revision, self.free.take(), Effect::Created),
+        };
+        self.stored.insert_mut(id, Stored { created, revision, number, spec });
+        effect
+    }
+
+    /// Puts another table in the place of this one; whether that changes anything. What is as it
+    /// was keeps its revision.
+    fn replace(&mut self, with: Table<Spec>, revision: u64) -> bool {
+        let kept = |id: &Id, now: &Stored<Spec>| {
+            let was = self.stored.get(id)?;
+            let same = (was.created, was.number, &was.spec) == (now.created, now.number, &now.spec);
+            same.then_some(was.revision)
+        };
+        let after = with.iter().map(|(id, now)| {
+            let revision = kept(id, now).unwrap_or(revision);
+            (id.clone(), Stored { revision, ..now.clone() })
+        });
+        let after: Table<Spec> = after.collect();
+        let changed = *self != after;
+        *self = after;
+        changed
+    }
+}
+
+/// The numbers from 1 that no resource of a table has: ranges, by the first of each with the last.
+#[derive(Debug, Clone)]
+struct FreeNumbers(RedBlackTreeMapSync<u32, u32>);
+
+impl FreeNumbers {
+    /// All but these.
+    fn beside(taken: impl IntoIterator<Item = u32>) -> Self {
+        let taken: BTreeSet<u32> = taken.into_iter().collect();
+        let mut free = RedBlackTreeMapSync::default();
+        let mut first = Some(1);
+        for number in taken.into_iter().filter(|number| *number > 0) {
+            if let Some(first) = first.filter(|first| *first < number) {
+                free.insert_mut(first, number - 1);
+            }
+            first = number.checked_add(1);
+        }
+        if let Some(first) = first {
+            free.insert_mut(first, u32::MAX);
+        }
+        FreeNumbers(free)
+    }
+
+    /// The least of them, free no longer.
+    fn take(&mut self) -> u32 {
+        // Four billion resources are more than anybody has.
+        let Some((&number, &last)) = self.0.first() else { return u32::MAX };
+        self.0.remove_mut(&number);
+        if number < last {
+            self.0.insert_mut(number + 1, last);
+        }
+        number
+    }
+
+    /// Free again.
+    fn release(&mut self, number: u32) {
+        self.0.insert_mut(number, number);
+    }
+}
+
 /// An address in a network.
 pub type Address = (Id, MacAddr);
 
-/// Which port holds which address in which network. First come keeps it, across restarts.
+/// Which port holds which address in which network. First come keeps it, across restarts. Copies
+/// share what neither has changed since.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Claims {
-    holders: BTreeMap<Address, Id>,
+    holders: RedBlackTreeMapSync<Address, Id>,
     /// The same by port.
-    held: BTreeMap<Id, BTreeSet<Address>>,
+    held: RedBlackTreeMapSync<Id, BTreeSet<Address>>,
 }
 
 impl Claims {
@@ -103,23 +229,34 @@ impl Claims {
 
     /// Gives an address to a port, whoever held it.
     pub fn give(&mut self, address: Address, port: Id) {
-        if let Some(before) = self.holders.insert(address.clone(), port.clone())
-            && before != port
-            && let Some(held) = self.held.get_mut(&before)
-        {
-            held.remove(&address);
-            if held.is_empty() {
-                self.held.remove(&before);
-            }
+        match self.holders.get(&address).cloned() {
+            Some(before) if before == port => return,
+            Some(before) => self.no_longer_held(&before, &address),
+            None => {}
         }
-        self.held.entry(port).or_default().insert(address);
+        self.holders.insert_mut(address.clone(), port.clone());
+        match self.held.get_mut(&port) {
+            Some(held) => {
+                held.insert(address);
+            }
+            None => self.held.insert_mut(port, [address].into()),
+        }
+    }
+
+    fn no_longer_held(&mut self, port: &Id, address: &Address) {
+        let Some(held) = self.held.get_mut(port) else { return };
+        held.remove(address);
+        if held.is_empty() {
+            self.held.remove_mut(port);
+        }
     }
 
     /// Takes everything from a port: what that was.
     pub fn take_from(&mut self, port: &Id) -> BTreeSet<Address> {
-        let held = self.held.remove(port).unwrap_or_default();
+        let held = self.held.get(port).cloned().unwrap_or_default();
+        self.held.remove_mut(port);
         for address in &held {
-            self.holders.remove(address);
+            self.holders.remove_mut(address);
         }
         held
     }
@@ -235,7 +372,7 @@ impl Intent {
     pub fn subject<'c>(&self, change: &'c Change) -> Option<Subject<'c>> {
         fn of<'c, Spec: PartialEq>(
             kind: ResourceKind,
-            table: &BTreeMap<Id, Stored<Spec>>,
+            table: &Table<Spec>,
             id: &'c Id,
             wanted: Option<&Spec>,
         ) -> Subject<'c> {
@@ -269,17 +406,17 @@ impl Intent {
             _ => self.revision + 1,
         };
         let effect = match change {
-            Change::Network(id, spec) => put(&mut self.networks, id, spec, revision),
-            Change::Port(id, spec) => put(&mut self.ports, id, spec, revision),
-            Change::Guest(id, spec) => put(&mut self.guests, id, spec, revision),
-            Change::Eswitch(id, order) => put(&mut self.eswitches, id, order, revision),
+            Change::Network(id, spec) => self.networks.put(id, spec, revision),
+            Change::Port(id, spec) => self.ports.put(id, spec, revision),
+            Change::Guest(id, spec) => self.guests.put(id, spec, revision),
+            Change::Eswitch(id, order) => self.eswitches.put(id, order, revision),
             Change::Everything(restoration) => {
                 // Steps that an eswitch is taken through go on.
                 let Intent { networks, ports, guests, .. } = restoration.intent;
                 let changed = [
-                    replace(&mut self.networks, networks, revision),
-                    replace(&mut self.ports, ports, revision),
-                    replace(&mut self.guests, guests, revision),
+                    self.networks.replace(networks, revision),
+                    self.ports.replace(ports, revision),
+                    self.guests.replace(guests, revision),
                 ];
                 if changed.contains(&true) { Effect::Updated } else { Effect::Unchanged }
             }
@@ -289,64 +426,6 @@ impl Intent {
         }
         effect
     }
-}
-
-/// Puts one table in the place of another; whether that changes anything. What is as it was keeps
-/// its revision.
-fn replace<Spec: PartialEq>(
-    table: &mut BTreeMap<Id, Stored<Spec>>,
-    with: BTreeMap<Id, Stored<Spec>>,
-    revision: u64,
-) -> bool {
-    let before = std::mem::replace(table, with);
-    for (id, stored) in table.iter_mut() {
-        stored.revision = match before.get(id) {
-            Some(was)
-                if (was.created, was.number, &was.spec)
-                    == (stored.created, stored.number, &stored.spec) =>
-            {
-                was.revision
-            }
-            _ => revision,
-        };
-    }
-    *table != before
-}
-
-fn put<Spec: PartialEq>(
-    table: &mut BTreeMap<Id, Stored<Spec>>,
-    id: Id,
-    spec: Option<Spec>,
-    revision: u64,
-) -> Effect {
-    let Some(spec) = spec else {
-        return if table.remove(&id).is_some() { Effect::Deleted } else { Effect::Absent };
-    };
-    match table.get_mut(&id) {
-        Some(stored) if stored.spec == spec => Effect::Unchanged,
-        Some(stored) => {
-            stored.spec = spec;
-            stored.revision = revision;
-            Effect::Updated
-        }
-        None => {
-            let number = free_number(table.values().map(|stored| stored.number), table.len());
-            table.insert(id, Stored { created: revision, revision, number, spec });
-            Effect::Created
-        }
-    }
-}
-
-/// The first number from 1 that none of `count` others has.
-fn free_number(taken: impl Iterator<Item = u32>, count: usize) -> u32 {
-    let mut free = vec![true; count + 2];
-    for number in taken {
-        if let Some(slot) = free.get_mut(number as usize) {
-            *slot = false;
-        }
-    }
-    let number = free.iter().skip(1).position(|free| *free).map_or(count, |first| first);
-    u32::try_from(number).map_or(u32::MAX, |number| number.saturating_add(1))
 }
 
 #[cfg(test)]
@@ -382,5 +461,43 @@ mod tests {
         intent.apply(Change::Guest(id("d"), guest("/q")));
         assert_eq!(intent.guests[&id("d")].number, 1);
         assert_eq!(intent.apply(Change::Guest(id("a"), None)), Effect::Absent);
+    }
+
+    #[test]
+    fn numbers_are_the_least_that_are_free_also_between_and_beside_those_that_were_stored() {
+        let stored =
+            |number| Stored { created: 1, revision: 1, number, spec: GuestSpec::default() };
+        let there = [2, 3, 6, u32::MAX].map(|number| (id(&format!("g{number}")), stored(number)));
+        let mut intent = Intent { guests: there.into_iter().collect(), ..Intent::default() };
+        let mut put = |name: &str, spec| {
+            intent.apply(Change::Guest(id(name), spec));
+            intent.guests.get(&id(name)).map(|guest| guest.number)
+        };
+        let numbers: Vec<_> = ["a", "b", "c", "d"].map(|name| put(name, guest("/q"))).into();
+        assert_eq!(numbers, [1, 4, 5, 7].map(Some));
+        assert_eq!((put("g3", None), put("a", None)), (None, None));
+        let numbers: Vec<_> = ["e", "f", "g"].map(|name| put(name, guest("/q"))).into();
+        assert_eq!(numbers, [1, 3, 8].map(Some));
+    }
+
+    #[test]
+    fn a_copy_stays_as_it_was_and_what_is_equal_is_equal_however_it_came_about() {
+        let mut intent = Intent::default();
+        let mut claims = Claims::default();
+        let address = |last| (id("net"), MacAddr([2, 0, 0, 0, 0, last]));
+        intent.apply(Change::Guest(id("a"), guest("/q")));
+        claims.give(address(1), id("p"));
+        let (was, held) = (intent.clone(), claims.clone());
+        intent.apply(Change::Guest(id("a"), guest("/r")));
+        claims.give(address(1), id("q"));
+        claims.give(address(2), id("p"));
+        assert_eq!(was.guests[&id("a")].spec.qmp.as_deref(), Some("/q"));
+        assert_eq!(held.holder(&id("net"), address(1).1), Some(&id("p")));
+        assert_eq!(held.of_port(&id("q")).count(), 0);
+        assert!(was != intent && held != claims);
+        claims.take_from(&id("q"));
+        claims.take_from(&id("p"));
+        claims.give(address(1), id("p"));
+        assert_eq!(held, claims);
     }
 }

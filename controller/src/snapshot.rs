@@ -3,8 +3,6 @@
 //! In: the intent and who holds which address, or a snapshot that is valid by itself. Out: the one
 //! from the other. Pure: nothing is stored or planned here.
 
-use std::collections::BTreeMap;
-
 use api::{
     error::InvalidField,
     snapshot::{FORMAT, HeldAddress, Saved, Snapshot},
@@ -12,7 +10,7 @@ use api::{
 };
 
 use crate::{
-    intent::{Claims, Intent, Restoration, Stored},
+    intent::{Claims, Intent, Restoration, Stored, Table},
     plan::switchdev::MAX_NETWORK_NUMBER,
 };
 
@@ -35,7 +33,7 @@ pub fn snapshot(intent: &Intent, claims: &Claims) -> Snapshot {
     }
 }
 
-fn saved<Spec: Clone>(table: &BTreeMap<Id, Stored<Spec>>) -> Vec<Saved<Spec>> {
+fn saved<Spec: Clone>(table: &Table<Spec>) -> Vec<Saved<Spec>> {
     let saved = |(id, stored): (&Id, &Stored<Spec>)| Saved {
         id: id.clone(),
         created: stored.created,
@@ -65,13 +63,13 @@ pub fn restoration(snapshot: Snapshot) -> Result<Restoration, InvalidField> {
             networks: stored(snapshot.networks),
             ports: stored(snapshot.ports),
             guests: stored(snapshot.guests),
-            eswitches: BTreeMap::new(),
+            eswitches: Table::default(),
         },
         claims: claims.collect(),
     })
 }
 
-fn stored<Spec>(saved: Vec<Saved<Spec>>) -> BTreeMap<Id, Stored<Spec>> {
+fn stored<Spec>(saved: Vec<Saved<Spec>>) -> Table<Spec> {
     let stored = |Saved { id, created, number, spec }| {
         (id, Stored { created, revision: created, number, spec })
     };

@@ -107,7 +107,17 @@ impl ConditionLog {
         })
     }
 
-    /// Forgets resources that are no more.
+    /// Forgets a resource that is no more.
+    pub(super) fn forget(&mut self, resource: &str) {
+        let from = (resource.to_owned(), "");
+        let said = self.seen.range(from..).map(|(key, _)| key);
+        let keys: Vec<_> = said.take_while(|(of, _)| of == resource).cloned().collect();
+        for key in keys {
+            self.seen.remove(&key);
+        }
+    }
+
+    /// Forgets all resources that are no more.
     pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.seen.retain(|(resource, _), _| keep(resource));
     }
@@ -131,5 +141,23 @@ mod tests {
         assert_eq!(first, "1970-01-01T00:00:01.000Z");
         assert_eq!(stamp(2, ConditionStatus::False, "VfDisabled"), first);
         assert_eq!(stamp(3, ConditionStatus::True, "Bound"), "1970-01-01T00:00:03.000Z");
+    }
+
+    #[test]
+    fn what_is_forgotten_begins_anew_and_takes_no_neighbour_with_it() {
+        let mut log = ConditionLog::default();
+        let say = |log: &mut ConditionLog, resource: &str, seconds| {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            let statements = ["Bound", "Conflict"]
+                .map(|about| Statement::new(about, ConditionStatus::True, "", ""));
+            log.stamp(resource, now, statements.into()).remove(0).last_transition
+        };
+        let names = ["ports/a", "ports/a-1", "ports/b"];
+        let first = names.map(|name| say(&mut log, name, 1));
+        log.forget("ports/a");
+        let ids: Vec<&str> = log.of_kind("ports/").map(|(id, ..)| id).collect();
+        assert_eq!(ids, ["a-1", "a-1", "b", "b"]);
+        let second = names.map(|name| say(&mut log, name, 2));
+        assert!(first[0] != second[0] && first[1..] == second[1..]);
     }
 }

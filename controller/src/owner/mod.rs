@@ -249,6 +249,22 @@ struct Stale {
     guests: BTreeSet<Id>,
 }
 
+impl Stale {
+    /// The intent has changed. What else is planned otherwise because of it, planning says.
+    fn change(&mut self, change: &Change) {
+        match change {
+            Change::Port(id, _) => {
+                self.ports.insert(id.clone());
+            }
+            // The conditions of ports tell of their networks too.
+            Change::Network(..)
+            | Change::Guest(..)
+            | Change::Eswitch(..)
+            | Change::Everything(_) => self.all = true,
+        }
+    }
+}
+
 /// The store, which one blocking task at a time may hold.
 struct StoreSlot {
     store: Option<Box<dyn Store>>,
@@ -644,7 +660,6 @@ impl Owner {
             self.stale.ports.insert(id.clone());
             let Some(port) = plan.ports.get(id) else {
                 self.timings.remove(id);
-                self.stale.all = true;
                 continue;
             };
             debug!(port = %id, placed = port.place.is_ok(), macs = ?port.macs, "port planned");
@@ -1074,7 +1089,7 @@ impl Owner {
             }
             Change::Network(id, Some(_))
                 if !self.intent.networks.contains_key(id)
-                    && after.networks.len() >= MAX_NETWORK_NUMBER as usize =>
+                    && after.networks.size() >= MAX_NETWORK_NUMBER as usize =>
             {
                 Err(ApiError::Conflict {
                     detail: format!("there are {MAX_NETWORK_NUMBER} networks, which is the most"),
@@ -1101,13 +1116,18 @@ impl Owner {
                     for (change, effect) in changes.iter().zip(&effects) {
                         self.tell_of_change(change, *effect);
                         match (effect, change.claims()) {
-                            (Effect::Unchanged, _) => {}
+                            (Effect::Unchanged, _) => continue,
                             (_, Some(claims)) => self.plan_anew(claims.clone()),
                             (_, None) => self.dirty.change(change),
                         }
+                        self.stale.change(change);
                     }
-                    self.stale.all = true;
-                    self.tell_guest_watch();
+                    let names_guests = |change: &Change| {
+                        matches!(change, Change::Guest(..) | Change::Everything(_))
+                    };
+                    if changes.iter().any(names_guests) {
+                        self.tell_guest_watch();
+                    }
                     Ok(Written { effects, revision: self.intent.revision })
                 }
                 Err(error) => {
@@ -1137,11 +1157,10 @@ impl Owner {
 
     /// Writes what a restart should know, off the loop, if it changed and the store is free.
     fn remember_later(&mut self) {
-        if !self.may_act() || !self.forgetful() {
+        if !self.may_act() || self.store.store.is_none() || !self.forgetful() {
             return;
         }
         let Some(mut store) = self.store.store.take() else { return };
-        self.store.remembered = (self.planner.claims().clone(), self.world.guests.clone());
         let (claims, guests) = self.store.remembered.clone();
         let (intent, returned) = (self.intent.clone(), self.store.returned_to.clone());
         tokio::task::spawn_blocking(move || {
@@ -1164,9 +1183,16 @@ impl Owner {
         }
     }
 
-    /// Whether what is remembered differs from what is.
-    fn forgetful(&self) -> bool {
-        self.store.remembered.0 != *self.planner.claims()
-            || self.store.remembered.1 != self.world.guests
+    /// Notes what is to be remembered; whether that differs from what was.
+    fn forgetful(&mut self) -> bool {
+        let claims = self.planner.claims().clone();
+        // The next look at the same claims is short: copies know each other.
+        let other_claims =
+            std::mem::replace(&mut self.store.remembered.0, claims.clone()) != claims;
+        let other_guests = self.store.remembered.1 != self.world.guests;
+        if other_guests {
+            self.store.remembered.1.clone_from(&self.world.guests);
+        }
+        other_claims || other_guests
     }
 }

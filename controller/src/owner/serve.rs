@@ -402,9 +402,9 @@ impl Daemon for DaemonHandle {
         };
         let resource = self.read(|owner| Restored {
             revision: owner.intent.revision,
-            networks: owner.intent.networks.len(),
-            ports: owner.intent.ports.len(),
-            guests: owner.intent.guests.len(),
+            networks: owner.intent.networks.size(),
+            ports: owner.intent.ports.size(),
+            guests: owner.intent.guests.size(),
         });
         Ok(Put { outcome, resource: resource.await? })
     }

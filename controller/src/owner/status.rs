@@ -598,6 +598,8 @@ impl Owner {
             if self.intent.ports.contains_key(&id) {
                 let statements = self.port_statements(&id, &self.summary(&id));
                 said.push(("ports", id, statements));
+            } else {
+                self.conditions.forget(&format!("ports/{id}"));
             }
         }
         for id in stale.guests {

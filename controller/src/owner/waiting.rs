@@ -124,10 +124,9 @@ impl Owner {
     /// Notes the VFs on which ports stand that the wait is about.
     fn planned(&self, wait: &mut Wait) {
         wait.planned = true;
-        let of_network = self.intent.ports.iter().filter(|(_, port)| {
-            port.spec.attachments.iter().any(|at| wait.about.networks.contains(&at.network))
-        });
-        let ports = of_network.map(|(id, _)| id).chain(&wait.about.touched);
+        let networks = wait.about.networks.iter();
+        let of_networks = networks.flat_map(|network| self.planner.ports_of_network(network));
+        let ports = of_networks.chain(&wait.about.touched);
         let plans = ports.filter_map(|id| self.planner.plan().ports.get(id));
         wait.vfs.extend(plans.filter_map(vf));
     }

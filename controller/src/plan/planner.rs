@@ -98,6 +98,11 @@ impl Planner {
         self.admissions.claims()
     }
 
+    /// The ports that are attached to a network, in order of creation.
+    pub fn ports_of_network(&self, network: &Id) -> impl Iterator<Item = &Id> {
+        self.roster.of_network(network)
+    }
+
     /// The plan, when no more is to come.
     pub fn into_plan(self) -> Plan {
         self.plan

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Remembered, Store, StoreError};
 use crate::{
-    intent::{Change, Claims, Effect, Intent, Stored},
+    intent::{Change, Claims, Effect, Intent, Table},
     world::GuestView,
 };
 
@@ -103,10 +103,10 @@ impl RedbStore {
         })
     }
 
-    fn parsed<T: DeserializeOwned>(
+    fn parsed<T: DeserializeOwned, All: FromIterator<(Id, T)>>(
         &self,
         table: TableDefinition<'_, &str, &[u8]>,
-    ) -> Result<BTreeMap<Id, T>, StoreError> {
+    ) -> Result<All, StoreError> {
         self.records(table)?
             .into_iter()
             .map(|(key, json)| {
@@ -198,16 +198,41 @@ fn migrate(database: &Database, migrations: &[Migration]) -> Result<u64, redb::E
     Ok(found)
 }
 
-/// Writes all records of a kind, and no others.
-fn put_all<Value: Serialize>(
+/// What is to be removed from a table, and what to be inserted, so that it holds these records and
+/// no others. What is there already is in neither.
+fn differences<V: redb::Value + 'static, Record: AsRef<[u8]>>(
+    table: &impl ReadableTable<&'static str, V>,
+    mut wanted: BTreeMap<String, Record>,
+) -> Result<(Vec<String>, BTreeMap<String, Record>), redb::Error> {
+    let mut gone = Vec::new();
+    for entry in table.iter()? {
+        let (key, value) = entry?;
+        let there = value.value();
+        match wanted.get(key.value()) {
+            None => gone.push(key.value().to_owned()),
+            Some(record) if record.as_ref() == V::as_bytes(&there).as_ref() => {
+                wanted.remove(key.value());
+            }
+            Some(_) => {}
+        }
+    }
+    Ok((gone, wanted))
+}
+
+/// Has a table hold these records, and no others.
+fn put_all<'r, Value: Serialize + 'r>(
     transaction: &WriteTransaction,
-    table: TableDefinition<'_, &str, &[u8]>,
-    records: &BTreeMap<Id, Value>,
+    table: TableDefinition<'_, &'static str, &'static [u8]>,
+    records: impl IntoIterator<Item = (&'r Id, &'r Value)>,
 ) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(table)?;
-    table.retain(|_, _| false)?;
-    for (id, record) in records {
-        table.insert(id.as_str(), json(record)?.as_slice())?;
+    let wanted = records.into_iter().map(|(id, record)| Ok((id.to_string(), json(record)?)));
+    let (gone, new) = differences(&table, wanted.collect::<Result<_, redb::Error>>()?)?;
+    for id in gone {
+        table.remove(id.as_str())?;
+    }
+    for (id, record) in new {
+        table.insert(id.as_str(), record.as_slice())?;
     }
     Ok(())
 }
@@ -227,9 +252,16 @@ fn put_revision(transaction: &WriteTransaction, intent: &Intent) -> Result<(), r
 
 fn put_claims(transaction: &WriteTransaction, claims: &Claims) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(CLAIMS)?;
-    table.retain(|_, _| false)?;
-    for ((network, mac), port) in claims.iter() {
-        table.insert(format!("{network} {mac}").as_str(), port.as_str())?;
+    let wanted = claims
+        .iter()
+        .map(|((network, mac), port)| (format!("{network} {mac}"), port.to_string()))
+        .collect();
+    let (gone, new) = differences(&table, wanted)?;
+    for address in gone {
+        table.remove(address.as_str())?;
+    }
+    for (address, port) in new {
+        table.insert(address.as_str(), port.as_str())?;
     }
     Ok(())
 }
@@ -239,7 +271,7 @@ fn put<Spec: Serialize>(
     transaction: &WriteTransaction,
     table: TableDefinition<'_, &str, &[u8]>,
     id: &Id,
-    stored: &BTreeMap<Id, Stored<Spec>>,
+    stored: &Table<Spec>,
 ) -> Result<(), redb::Error> {
     let mut table = transaction.open_table(table)?;
     match stored.get(id) {
@@ -375,6 +407,48 @@ mod tests {
         let remembered = RedbStore::open(&path).unwrap().load().unwrap();
         assert_eq!(remembered, Remembered { intent, claims, guests });
         assert_eq!(remembered.intent.revision, 4);
+    }
+
+    #[test]
+    fn what_is_remembered_again_is_written_only_where_it_differs() {
+        let held = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(key, port)| ((*key).to_owned(), (*port).to_owned())).collect()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(&dir.path().join("state.redb")).unwrap();
+        let transaction = store.database.as_ref().unwrap().begin_write().unwrap();
+        let mut table = transaction.open_table(CLAIMS).unwrap();
+        for (key, port) in [("net a", "p"), ("net b", "q"), ("net c", "r")] {
+            table.insert(key, port).unwrap();
+        }
+        let wanted = held(&[("net a", "p"), ("net c", "s"), ("net d", "t")]);
+        let (gone, new) = differences(&table, wanted).unwrap();
+        assert_eq!(
+            (gone, new),
+            (vec!["net b".to_owned()], held(&[("net c", "s"), ("net d", "t")]))
+        );
+    }
+
+    #[test]
+    fn what_is_remembered_no_longer_is_gone_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let intent = Intent::default();
+        let claims = |port: &str, last: &[u8]| -> Claims {
+            let held = last.iter().map(|last| (id("net"), MacAddr([2, 0, 0, 0, 0, *last])));
+            held.map(|address| (address, id(port))).collect()
+        };
+        let guests = |names: &[&str], pid| -> BTreeMap<Id, GuestView> {
+            let view = GuestView { pid: Some(pid), ..GuestView::default() };
+            names.iter().map(|name| (id(name), view.clone())).collect()
+        };
+        let mut store = RedbStore::open(&path).unwrap();
+        store.remember(&intent, &claims("p", &[1, 2, 3]), &guests(&["a", "b"], 7)).unwrap();
+        let (claims, guests) = (claims("q", &[2, 4]), guests(&["b", "c"], 8));
+        store.remember(&intent, &claims, &guests).unwrap();
+        drop(store);
+        let remembered = RedbStore::open(&path).unwrap().load().unwrap();
+        assert_eq!(remembered, Remembered { intent, claims, guests });
     }
 
     /// Sets numbers in `meta` behind the store's back.
