@@ -29,6 +29,10 @@ pub const VIRTIO_PF_ADDRESS: &str = "0000:02:00.0";
 /// VFs that the virtio PF can create; index 0 is function 1.
 pub const VIRTIO_VFS: usize = 3;
 // The IOMMU is for vhost_vdpa, which takes only devices behind one; other devices pass through it.
+/// Serial number of the scratch disk, by which the job finds it in `/sys/block`.
+pub const SCRATCH: &str = "scratch";
+/// Its size in bytes; only what is written takes room.
+const SCRATCH_SIZE: u64 = 256 << 20;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog audit=0 \
     apparmor=0 init_on_alloc=0 kfence.sample_interval=0 random.trust_cpu=on net.ifnames=0 \
     tsc=reliable no_timer_check intel_iommu=on iommu=pt";
@@ -95,6 +99,36 @@ impl Job {
     /// Shares a folder of the machine as `/share`, writable.
     pub fn share(&mut self, folder: PathBuf) {
         self.share = Some(folder);
+    }
+
+    /// Gives the VM an empty disk with ext4 and a journal, on which an fsync is one of the machine's
+    /// disk too. (That of the VM itself forgets, and syncs nothing.)
+    ///
+    /// # Errors
+    /// The disk cannot be made.
+    pub fn scratch_disk(&mut self) -> Result<()> {
+        let path = self.folder.path().join("scratch.img");
+        let file = fs::File::create(&path).at("creating the scratch disk")?;
+        file.set_len(SCRATCH_SIZE).at("creating the scratch disk")?;
+        let mut command = Command::new("mke2fs");
+        command.args(["-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0"]).arg(&path);
+        let output = command.stdin(Stdio::null()).output().at("starting mke2fs")?;
+        if !output.status.success() {
+            return Err(Error::Command {
+                program: "mke2fs".into(),
+                status: output.status.to_string(),
+                tail: String::from_utf8_lossy(&output.stderr).into_owned(),
+            });
+        }
+        let path = quote_comma(&path);
+        // Behind the VM's own disk, which its init takes to be the first.
+        self.arguments([
+            "-drive".into(),
+            format!("file={path},format=raw,if=none,id=scratch,cache=writeback"),
+            "-device".into(),
+            format!("virtio-blk-pci,drive=scratch,serial={SCRATCH},addr=0x1e"),
+        ]);
+        Ok(())
     }
 
     /// Adds arguments for the VM's QEMU, for instance devices.

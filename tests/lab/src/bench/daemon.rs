@@ -14,9 +14,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tc_flows::{Hook, Kernel, Mode, Op, OwnChanges, OwnRule, Owner, Watch};
+use tc_flows::{Hook, Kernel, Mode, Op, OwnChanges, OwnRule, Watch};
 
-use super::{Line, Run, ifindex, kernel, refused};
+use super::{Line, Run, guest::ESWITCHD, ifindex, kernel, refused};
 use crate::{At, Error, Result, daemon::Daemon, net, qmp_double::Double};
 
 const ADOPT: &str = "daemon/adopt/100k";
@@ -38,9 +38,6 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .into_iter()
         .chain(MAC_CHANGE.iter().map(|(name, ..)| *name))
 }
-
-/// The owner of eswitchd's flows, as its cookies say.
-const ESWITCHD: Owner = Owner(*b"eswd");
 
 /// Ports of one network that take about 100,000 flows: each knows every other.
 const MANY: usize = 313;
@@ -84,13 +81,13 @@ pub fn run(
 }
 
 /// A software adapter of dummies, gone with this.
-struct Host {
+pub(super) struct Host {
     links: Vec<String>,
     folder: PathBuf,
 }
 
 impl Host {
-    fn new(representors: usize) -> Result<Host> {
+    pub(super) fn new(representors: usize) -> Result<Host> {
         let mut links: Vec<String> = (0..representors).map(|n| format!("rep{n}")).collect();
         links.push("up0".to_owned());
         let folder = std::env::temp_dir().join(format!("eswitchd-bench-{representors}"));
@@ -98,6 +95,16 @@ impl Host {
         let host = Host { links, folder };
         host.each(|link| format!("link add {link} up type dummy"))?;
         Ok(host)
+    }
+
+    /// The uplink and the representors.
+    pub(super) fn links(&self) -> &[String] {
+        &self.links
+    }
+
+    /// The folder that has the daemon's, `eswitchd`.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// One line of `ip -batch` for each netdev.
@@ -119,7 +126,7 @@ impl Host {
         Ok(())
     }
 
-    fn daemon(&self) -> Result<Daemon> {
+    pub(super) fn daemon(&self) -> Result<Daemon> {
         let configuration =
             "\n[[adapter]]\nsoftware = \"lab\"\nuplink = \"up0\"\nrepresentors = [\"rep*\"]\n";
         Daemon::start(&self.folder.join("eswitchd"), configuration)
@@ -366,7 +373,7 @@ fn is_ready(daemon: &Daemon) -> bool {
 }
 
 /// Waits until no flow is on its way.
-fn settled(daemon: &Daemon) -> Result<()> {
+pub(super) fn settled(daemon: &Daemon) -> Result<()> {
     let path = "/v1/adapters/soft-lab";
     let mut last = Value::Null;
     net::wait_for("all flows", LIMIT, || {
@@ -374,6 +381,15 @@ fn settled(daemon: &Daemon) -> Result<()> {
         (last["pending"] == 0).then_some(())
     })
     .map_err(|error| Error::Format { what: error.to_string(), text: last.to_string() })
+}
+
+/// A metric without labels, as `GET /metrics` answers it.
+pub(super) fn metric(metrics: &str, name: &str) -> Result<f64> {
+    let sample = |line: &str| line.strip_prefix(name)?.trim().parse().ok();
+    metrics
+        .lines()
+        .find_map(sample)
+        .ok_or_else(|| Error::Format { what: format!("{name} in /metrics"), text: String::new() })
 }
 
 /// Changes of flows that the kernel has made for this daemon.
@@ -385,7 +401,7 @@ fn changes(daemon: &Daemon) -> Result<f64> {
     Ok(ours.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
 }
 
-fn process_file(daemon: &Daemon, file: &str) -> Result<String> {
+pub(super) fn process_file(daemon: &Daemon, file: &str) -> Result<String> {
     let pid = daemon.pid().unwrap_or_default();
     fs::read_to_string(format!("/proc/{pid}/{file}")).at("reading about the daemon's process")
 }

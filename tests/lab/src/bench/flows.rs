@@ -26,7 +26,8 @@ use crate::net::{self, Netdevsim};
 use crate::{At, Error, Result};
 
 const OURS: Owner = Owner(*b"ours");
-const FLOOR: Owner = Owner(*b"flor");
+/// The owner of the floor's flows.
+pub(super) const FLOOR: Owner = Owner(*b"flor");
 
 /// Batches among which the floor takes the fastest, in messages.
 const BATCHES: [usize; 5] = [16, 128, 512, 1024, 2048];
@@ -144,13 +145,13 @@ impl Change {
 }
 
 /// The floor: a socket, and messages that were encoded beforehand.
-struct Floor {
+pub(super) struct Floor {
     socket: Socket,
     datagram: Vec<u8>,
 }
 
 impl Floor {
-    fn open() -> Result<Floor> {
+    pub(super) fn open() -> Result<Floor> {
         let mut socket = Socket::new(NETLINK_ROUTE).at("opening the floor's socket")?;
         socket.bind_auto().at("binding the floor's socket")?;
         socket.connect(&SocketAddr::new(0, 0)).at("connecting the floor's socket")?;
@@ -162,7 +163,7 @@ impl Floor {
     }
 
     /// Sends each batch and waits for the answer to its last message. Counts errors.
-    fn send(&mut self, batches: &[(Vec<u8>, u32)]) -> Result<usize> {
+    pub(super) fn send(&mut self, batches: &[(Vec<u8>, u32)]) -> Result<usize> {
         let mut errors = 0;
         for (bytes, last) in batches {
             self.socket.send(bytes, 0).at("sending the floor's batch")?;
@@ -186,7 +187,7 @@ impl Floor {
 }
 
 /// The floor's messages, so many to a batch, each batch with the sequence number of its last.
-fn batches(ops: &[Op], mode: Mode, batch: usize) -> Vec<(Vec<u8>, u32)> {
+pub(super) fn batches(ops: &[Op], mode: Mode, batch: usize) -> Vec<(Vec<u8>, u32)> {
     let mut first = 1;
     ops.chunks(batch)
         .map(|chunk| {

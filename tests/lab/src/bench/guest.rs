@@ -13,7 +13,7 @@ use tc_flows::{
     Action, Hook, Ifindex, Installed, Kernel, Mode, NetlinkKernel, Owner, Rule, RuleSet, diff,
 };
 
-use super::{Line, Run, ifindex, kernel, refused};
+use super::{Line, Run, flows::FLOOR, ifindex, kernel, refused};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -31,10 +31,7 @@ use crate::{
 pub const EVENT_TO_FLOW: &str = "guest/event_to_flow";
 
 /// The owner of eswitchd's flows, as its cookies say.
-const ESWITCHD: Owner = Owner(*b"eswd");
-
-/// The owner of the floor's.
-const FLOOR: Owner = Owner(*b"flor");
+pub(super) const ESWITCHD: Owner = Owner(*b"eswd");
 
 /// How long everything is left alone before a figure is taken or asked for.
 const QUIET: Duration = Duration::from_millis(500);
@@ -146,7 +143,7 @@ pub fn event_to_flow(folder: &Path, runs: usize, say: &mut dyn FnMut(&str)) -> R
 }
 
 /// The daemon's rules as they stand in the kernel, moved to the floor's netdevs.
-fn copied(
+pub(super) fn copied(
     kernel: &mut NetlinkKernel,
     hooks: &[Hook],
     moved: &BTreeMap<Ifindex, Ifindex>,
@@ -181,7 +178,7 @@ fn copied(
 }
 
 /// Brings the floor's netdevs to these rules; what they hold then.
-fn install(kernel: &mut NetlinkKernel, rules: &RuleSet) -> Result<Installed> {
+pub(super) fn install(kernel: &mut NetlinkKernel, rules: &RuleSet) -> Result<Installed> {
     let mut installed = Installed::new();
     let hooks: std::collections::BTreeSet<Hook> =
         rules.iter().map(|rule| rule.id().hook()).collect();

@@ -17,6 +17,7 @@ pub mod flows;
 pub mod guest;
 pub mod native;
 pub mod observer;
+pub mod plug;
 pub mod switch;
 
 /// One benchmark's result.

@@ -7,7 +7,7 @@ use std::{
 
 use lab::{
     At, Error, Result,
-    bench::{Line, api, daemon, flows, guest, native, observer, switch},
+    bench::{Line, api, daemon, flows, guest, native, observer, plug, switch},
     setup,
     vm::{self, Job},
 };
@@ -39,7 +39,7 @@ impl Arguments {
 /// On the machine: runs what needs no VM, boots the VM and has the others run in it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut all_in_vm = flows::names();
-    all_in_vm.push(guest::EVENT_TO_FLOW.to_owned());
+    all_in_vm.extend([guest::EVENT_TO_FLOW, plug::PLUG_WAIT].map(str::to_owned));
     all_in_vm.extend(daemon::names().chain(switch::names()).map(str::to_owned));
     let in_vm: Vec<&String> = all_in_vm.iter().filter(|name| arguments.wants(name)).collect();
     let native: Vec<&str> =
@@ -71,6 +71,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut job = Job::new(&lab)?;
     prepare(&mut job, &lab::cargo::binaries(lab::cargo::Profile::Release)?)?;
     job.limit(LIMIT);
+    if arguments.wants(plug::PLUG_WAIT) {
+        job.scratch_disk()?;
+    }
     let mut script = "exec lab inside bench".to_owned();
     if let Some(runs) = arguments.runs {
         script.push_str(&format!(" --runs {runs}"));
@@ -126,6 +129,10 @@ pub(crate) fn inside(arguments: &Arguments) -> Result<ExitCode> {
         let folder = std::env::temp_dir().join("eswitchd-bench");
         std::fs::create_dir_all(&folder).at("creating the benchmark's folder")?;
         let line = guest::event_to_flow(&folder, arguments.runs.unwrap_or(20), &mut say)?;
+        tell(&line, arguments.json);
+    }
+    if arguments.wants(plug::PLUG_WAIT) {
+        let line = plug::plug_wait(arguments.runs.unwrap_or(20), &mut say)?;
         tell(&line, arguments.json);
     }
     daemon::run(

@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// A folder of this machine that the VM sees as /share.
     #[arg(long)]
     share: Option<PathBuf>,
+    /// Gives the VM an empty disk with ext4, whose serial number is `scratch`.
+    #[arg(long)]
+    disk: bool,
     /// Ends the VM after this many seconds.
     #[arg(long)]
     limit: Option<u64>,
@@ -39,6 +42,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(folder) = &arguments.share {
         let folder = folder.canonicalize().at(format!("sharing {}", folder.display()))?;
         job.share(folder);
+    }
+    if arguments.disk {
+        job.scratch_disk()?;
     }
     if let Some(seconds) = arguments.limit {
         job.limit(Duration::from_secs(seconds));
