@@ -108,6 +108,30 @@ impl<'a> Demo<'a> {
         self.daemon.socket()
     }
 
+    /// The address of a guest's container: of guest a with 0, of guest b with 1.
+    pub fn mac(&self, number: usize) -> &str {
+        &self.tenants[number].mac
+    }
+
+    /// Has the container of guest b ping that of guest a from now on, as fast as it answers, for two
+    /// minutes.
+    ///
+    /// # Errors
+    /// The guest does not do it.
+    pub fn ping_on(&self) -> Result<()> {
+        let to = self.tenants[0].address;
+        self.tenants[1].in_container(&format!("ping -A -s 1400 -w 120 {to} > /dev/null 2>&1 &"))
+    }
+
+    /// Has guest b take the address of guest a, which the daemon refuses.
+    ///
+    /// # Errors
+    /// The guest does not do it, or the daemon does not refuse it.
+    pub fn steal(&mut self) -> Result<()> {
+        self.tenants[1].set_mac(&self.tenants[0].mac)?;
+        self.daemon.wait_for_condition("/v1/ports/b", "Quarantined", "True").map(drop)
+    }
+
     fn say(&mut self, what: &str) {
         let at = self.began.elapsed().as_secs_f64();
         (self.say)(&format!("[{at:6.1} s] {what}"));

@@ -4,7 +4,7 @@
 //! In: a Debian mirror, the workspace's binaries. Out: a cached lab, exit statuses and test totals.
 //! Two kinds of callers: the `cargo lab` tool builds and boots the lab on the machine ([`setup`],
 //! [`vm`], [`cargo`], [`native`]); tests, demo and benchmarks *inside* it use [`guest`] and [`net`].
-//! Only [`daemon`], [`demo`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
+//! Only [`daemon`], [`demo`], [`screens`] and [`bench`] know anything about eswitchd, and nothing touches the machine's own network.
 
 pub mod bench;
 pub mod browser;
@@ -23,6 +23,7 @@ pub mod pictures;
 pub mod python;
 pub mod qmp_double;
 pub mod recording;
+pub mod screens;
 pub mod setup;
 pub mod totals;
 pub mod vm;

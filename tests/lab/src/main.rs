@@ -11,6 +11,7 @@ mod command {
     pub(crate) mod inside;
     pub(crate) mod pictures;
     pub(crate) mod record;
+    pub(crate) mod screens;
     pub(crate) mod setup;
     pub(crate) mod shell;
     pub(crate) mod test;
@@ -44,6 +45,8 @@ enum Commands {
     Record(command::record::Arguments),
     /// Renews the pictures in the documentation.
     Pictures(command::pictures::Arguments),
+    /// Renews the screens of eswitchctl in the documentation.
+    Screens(command::screens::Arguments),
     /// Opens a shell in the lab VM, or runs one command there.
     Shell(command::shell::Arguments),
     /// What runs inside the lab.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Commands::Fuzz(arguments) => command::fuzz::run(&arguments),
         Commands::Record(arguments) => command::record::run(&arguments),
         Commands::Pictures(arguments) => command::pictures::run(&arguments),
+        Commands::Screens(arguments) => command::screens::run(&arguments),
         Commands::Shell(arguments) => command::shell::run(&arguments),
         Commands::Inside(arguments) => command::inside::run(&arguments),
     };

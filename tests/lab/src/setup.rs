@@ -37,6 +37,7 @@ pub const PACKAGES: &[&str] = &[
     "qemu-system-x86",            // the VM itself, and the guests in it
     "strace",                     // ends the daemon at a system call
     "tcpdump",                    // captures with VLAN tags put back
+    "tmux",                       // a terminal for eswitchctl
 ];
 
 /// What building the modules needs. Packages of the kernel itself are resolved by the recipe.

@@ -30,6 +30,8 @@ enum Part {
     Record(super::record::InsideArguments),
     /// The demo's scenario.
     Demo(super::demo::InsideArguments),
+    /// The screens of eswitchctl.
+    Screens(super::screens::InsideArguments),
 }
 
 #[derive(clap::Args)]
@@ -55,6 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Part::BenchApi(arguments) => super::bench::inside_api(arguments),
         Part::Record(arguments) => super::record::inside(arguments),
         Part::Demo(arguments) => super::demo::inside(arguments),
+        Part::Screens(arguments) => super::screens::inside(arguments),
     }
 }
 
