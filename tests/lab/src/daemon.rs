@@ -22,7 +22,13 @@ use serde_json::{Value, json};
 use crate::{At, Error, Result, net};
 
 /// How long the daemon may take to start, to converge, or to end; software emulation is slow.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The last lines of its log that a failure shows.
+const SHOWN: usize = 100;
+
+/// As much of each as is shown, in characters: what lists flows or addresses is far longer.
+const SHOWN_OF_LINE: usize = 240;
 
 /// A running eswitchd.
 #[derive(Debug)]
@@ -291,12 +297,8 @@ impl Daemon {
 
     fn wait_until(&self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
         net::wait_for(what, PATIENCE, || condition().then_some(())).map_err(|error| {
-            let tail: Vec<String> = self.log().lines().rev().take(20).map(str::to_owned).collect();
-            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-            Error::Missing {
-                what: error.to_string(),
-                remedy: format!("its log ends with:\n{tail}"),
-            }
+            let remedy = format!("its log ends with:\n{}", end_of(&self.log(), 20));
+            Error::Missing { what: error.to_string(), remedy }
         })
     }
 }
@@ -309,9 +311,20 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("eswitchd's log:\n{}", self.log());
+            eprintln!("eswitchd's log ends with:\n{}", end_of(&self.log(), SHOWN));
         }
     }
+}
+
+/// The last so many lines of a log, each cut short.
+fn end_of(log: &str, count: usize) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let last = lines.iter().skip(lines.len().saturating_sub(count));
+    let short = |line: &&str| match line.char_indices().nth(SHOWN_OF_LINE) {
+        Some((end, _)) => format!("{}…\n", &line[..end]),
+        None => format!("{line}\n"),
+    };
+    last.map(short).collect()
 }
 
 /// The daemon's binary: `ESWITCHD_BIN`.
@@ -347,6 +360,15 @@ fn parse(answer: &str) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_log_its_end_is_shown_and_of_a_line_its_beginning() {
+        let log = format!("first\nsecond {}\nthird\n", "é".repeat(1000));
+        let shown = end_of(&log, 2);
+        let cut = format!("second {}…\nthird\n", "é".repeat(SHOWN_OF_LINE - 7));
+        assert_eq!(shown, cut);
+        assert_eq!(end_of("", 2), "");
+    }
 
     #[test]
     fn an_answer_is_its_status_and_its_json() {
