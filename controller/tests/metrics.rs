@@ -14,8 +14,8 @@ const BEFORE: &str = "\
 `Accept` prefers them, as Prometheus' does that scrapes native histograms. No label has a value \
 that a guest can choose. \
 Counters of ports and flows are read from the kernel when somebody asks; who asks within a second \
-of the last reading shares it, and where the kernel takes longer than eight seconds the answer has \
-what was read last. What ports received and sent is from the guest's side.
+of the last reading shares it, and where the kernel takes longer than eight seconds, or \
+than 70 % of Prometheus' time limit, the answer has what was read last. What ports received and sent is from the guest's side.
 
 Where frames of a port are dropped, `reason` is one of:
 

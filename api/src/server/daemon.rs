@@ -255,9 +255,11 @@ pub trait Daemon: Send + Sync + 'static {
     /// Whether the daemon has converged once and does its work.
     fn ready(&self) -> impl Future<Output = Result<(), NotReady>> + Send;
 
-    /// All metrics in one of Prometheus' formats.
+    /// All metrics in one of Prometheus' formats. What the kernel has not told within `patience` is
+    /// as it was told before.
     fn metrics(
         &self,
         format: MetricsFormat,
+        patience: Duration,
     ) -> impl Future<Output = Result<Vec<u8>, ApiError>> + Send;
 }

@@ -23,6 +23,7 @@ use super::{
         BatchBody, ChangeQuery, EswitchBody, ListQuery, NoQuery, PathId, SnapshotBody, SpecBody,
         TraceBody,
     },
+    scrape,
     stream::{self, EventQuery},
 };
 use crate::{
@@ -276,7 +277,7 @@ async fn metrics<D: Daemon>(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let format = MetricsFormat::accepted(&headers);
-    let metrics = app.daemon.metrics(format).await?;
+    let metrics = app.daemon.metrics(format, scrape::patience(&headers)).await?;
     Ok(([(CONTENT_TYPE, format.media_type())], metrics).into_response())
 }
 

@@ -1,7 +1,9 @@
-//! The formats of metrics, and who asks for which.
+//! The formats of metrics, who asks for which, and how long he waits.
 //!
-//! In: the header `Accept`. Out: a format. Whoever names none it knows gets text, as Prometheus'
-//! own libraries do it.
+//! In: the headers `Accept` and `X-Prometheus-Scrape-Timeout-Seconds`. Out: a format and a time.
+//! Whoever names no format that is known gets text, as Prometheus' own libraries do it.
+
+use std::time::Duration;
 
 use axum::http::{HeaderMap, header::ACCEPT};
 
@@ -9,6 +11,25 @@ pub(super) const METRICS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=
 
 const PROTOBUF_MEDIA_TYPE: &str = "application/vnd.google.protobuf; \
                                    proto=io.prometheus.client.MetricFamily; encoding=delimited";
+
+/// What Prometheus says in each scrape (`scrape/scrape.go` in its repository): after so many seconds
+/// it gives up, and takes the daemon for down.
+const TIMEOUT_HEADER: &str = "x-prometheus-scrape-timeout-seconds";
+
+/// The longest that the kernel's counters are waited for: less than Prometheus waits, which is 10 s
+/// where it is not told otherwise.
+const PATIENCE_MAX: Duration = Duration::from_secs(8);
+
+/// As much of the time that a client waits goes to the kernel; the rest is for everything else.
+const PATIENCE_OF_TIMEOUT: f64 = 0.7;
+
+/// How long the kernel's counters may be waited for, so that who asks gets an answer in time.
+pub(super) fn patience(headers: &HeaderMap) -> Duration {
+    let timeout = headers.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let patience = timeout.map(|seconds: f64| seconds * PATIENCE_OF_TIMEOUT);
+    let patience = patience.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    patience.unwrap_or(PATIENCE_MAX).min(PATIENCE_MAX)
+}
 
 /// A format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +99,27 @@ mod tests {
                     q=0.3,application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;\
                     encoding=delimited;q=0.2";
         assert_eq!(accepted(text), MetricsFormat::Text);
+    }
+
+    #[test]
+    fn the_kernel_has_less_time_than_who_asks_and_a_strange_wish_is_none() {
+        for (timeout, milliseconds) in
+            [("4", 2800), ("0.5", 350), ("0", 0), ("10", 7000), ("60", 8000), ("1e300", 8000)]
+        {
+            let headers = HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static(TIMEOUT_HEADER),
+                timeout.parse().unwrap(),
+            )]);
+            assert_eq!(patience(&headers), Duration::from_millis(milliseconds), "{timeout}");
+        }
+        for strange in ["", "-1", "NaN", "inf", "soon"] {
+            let headers = HeaderMap::from_iter([(
+                axum::http::HeaderName::from_static(TIMEOUT_HEADER),
+                strange.parse().unwrap(),
+            )]);
+            assert_eq!(patience(&headers), PATIENCE_MAX, "{strange}");
+        }
+        assert_eq!(patience(&HeaderMap::new()), PATIENCE_MAX);
     }
 
     #[test]

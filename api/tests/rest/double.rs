@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) flows: Vec<Flow>,
     pub(crate) not_ready: Vec<String>,
     pub(crate) metrics: String,
+    /// How long whoever asked for metrics let the daemon wait.
+    pub(crate) metrics_waited: Option<Duration>,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) not_torn_down: Vec<String>,
     /// What is missing, for so many requests that wait.
@@ -486,8 +488,9 @@ impl Daemon for Double {
         if reasons.is_empty() { Ok(()) } else { Err(NotReady { reasons }) }
     }
 
-    async fn metrics(&self, format: MetricsFormat) -> Result<Vec<u8>, ApiError> {
+    async fn metrics(&self, format: MetricsFormat, wait: Duration) -> Result<Vec<u8>, ApiError> {
         self.trouble().await?;
+        self.change(|state| state.metrics_waited = Some(wait));
         match format {
             MetricsFormat::Text => Ok(self.change(|state| state.metrics.clone().into_bytes())),
             MetricsFormat::Protobuf => Ok(b"protobuf".to_vec()),

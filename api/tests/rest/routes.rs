@@ -240,6 +240,16 @@ async fn metrics_are_protobuf_for_who_would_rather_have_that() {
 }
 
 #[tokio::test]
+async fn metrics_are_told_before_prometheus_gives_up() {
+    let double = Double::with(|_| {});
+    let api = router(Arc::clone(&double));
+    let request = Request::get("/metrics").header("X-Prometheus-Scrape-Timeout-Seconds", "2.5");
+    assert_eq!(send(&api, request.body(Body::empty()).unwrap()).await.status, 200);
+    let waited = double.change(|state| state.metrics_waited);
+    assert!(waited.unwrap() < Duration::from_millis(2500), "{waited:?}");
+}
+
+#[tokio::test]
 async fn no_answer_is_cached_or_guessed_at() {
     for path in ["/v1/networks", "/v1/networks/none", "/nowhere", "/healthz"] {
         let answer = get(&api(), path).await;

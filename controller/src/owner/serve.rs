@@ -39,10 +39,6 @@ use crate::{
 /// How long a teardown waits for what is under way.
 const REST: Duration = Duration::from_secs(20);
 
-/// How long who asks for metrics waits for the kernel's counters: less than Prometheus waits, which
-/// is 10 s where it is not told otherwise.
-const COUNTING: Duration = Duration::from_secs(8);
-
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -434,7 +430,11 @@ impl Daemon for DaemonHandle {
         }
     }
 
-    async fn metrics(&self, format: MetricsFormat) -> Result<Vec<u8>, ApiError> {
+    async fn metrics(
+        &self,
+        format: MetricsFormat,
+        patience: Duration,
+    ) -> Result<Vec<u8>, ApiError> {
         let (counted, fresh) = oneshot::channel();
         self.read(|owner| {
             owner.update_gauges();
@@ -442,7 +442,7 @@ impl Daemon for DaemonHandle {
         })
         .await?;
         // What has not come by then is as it was.
-        tokio::time::timeout(COUNTING, fresh).await.ok();
+        tokio::time::timeout(patience, fresh).await.ok();
         let ends = self.certificate.as_deref().and_then(certificate::end_of);
         let ends = ends.map(|ends| (Vec::new(), ends.as_secs_f64()));
         self.metrics.certificate_ends.replace(ends.into_iter().collect());
