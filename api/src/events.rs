@@ -2,18 +2,22 @@
 //!
 //! In: news of the daemon. Out: the last of it, for any number of readers, each at its own pace. A
 //! [`Feed`] never waits for a reader and holds no queue for one: who falls behind finds that what
-//! it has not read is gone, and is told so.
+//! it has not read is gone, and is told so. Beside them goes the traffic of ports, for readers that
+//! ask for it: of that only the latest is kept.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt::Write,
     sync::{PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
+
+use crate::{resources::FrameCounts, types::Id};
 
 /// Events that are kept.
 pub const EVENTS_KEPT: usize = 4096;
@@ -50,6 +54,28 @@ pub struct News {
     /// The revision that the resource has now, where its spec changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
+}
+
+/// What ports have received and sent between two readings of the kernel's counters: the data of the
+/// server-sent event `traffic`. Counts divided by the time are rates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    /// When it was read, RFC 3339.
+    pub at: String,
+    /// The time between the two readings, in milliseconds; never 0.
+    pub over_ms: u64,
+    /// By port. One that is not here has neither received nor sent anything, or stands on no
+    /// representor.
+    pub ports: BTreeMap<Id, PortTraffic>,
+}
+
+/// What a port's VF has received and sent in some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortTraffic {
+    /// What it has received.
+    pub received: FrameCounts,
+    /// What it has sent.
+    pub sent: FrameCounts,
 }
 
 /// Kinds of news.
@@ -92,6 +118,8 @@ pub struct Feed {
     ring: RwLock<Ring>,
     /// The number of the event that comes next, and whether none will.
     state: watch::Sender<State>,
+    /// The latest traffic, as it goes over the wire to everybody who asks for it.
+    traffic: watch::Sender<Bytes>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +168,7 @@ impl Default for Feed {
             run: format!("{:x}", since.as_millis()),
             ring: RwLock::default(),
             state: watch::Sender::new(State { next: 0, closed: false }),
+            traffic: watch::Sender::new(Bytes::new()),
         }
     }
 }
@@ -160,6 +189,23 @@ impl Feed {
         }
         drop(ring);
         self.state.send_modify(|state| state.next = number + 1);
+    }
+
+    /// Tells what ports have received and sent to everybody who follows that.
+    pub fn tell_traffic(&self, traffic: &Traffic) {
+        let Ok(json) = serde_json::to_string(traffic) else { return };
+        self.traffic.send_replace(Bytes::from(format!("event: traffic\ndata: {json}\n\n")));
+    }
+
+    /// Whether anybody follows what ports receive and send.
+    pub fn is_traffic_wanted(&self) -> bool {
+        self.traffic.receiver_count() > 0
+    }
+
+    /// What ports receive and send from now on. While this is there,
+    /// [`is_traffic_wanted`](Self::is_traffic_wanted).
+    pub fn traffic(&self) -> LatestTraffic {
+        LatestTraffic(self.traffic.subscribe())
     }
 
     /// There will be no more: the daemon ends.
@@ -241,6 +287,27 @@ impl Changes {
     }
 }
 
+/// Traffic as it is told, for one reader. Who reads slowly misses what was not the latest.
+#[derive(Debug)]
+pub struct LatestTraffic(watch::Receiver<Bytes>);
+
+impl LatestTraffic {
+    /// The server-sent event of what was told last, where that was not taken yet.
+    pub fn take(&mut self) -> Option<Bytes> {
+        let is_new = self.0.has_changed().unwrap_or(false);
+        is_new.then(|| self.0.borrow_and_update().clone())
+    }
+
+    /// The server-sent event of what is told next. Nothing is lost where the caller stops waiting.
+    pub async fn next(&mut self) -> Bytes {
+        if self.0.changed().await.is_err() {
+            // The feed is gone, and nothing will be told any more.
+            std::future::pending::<()>().await;
+        }
+        self.0.borrow_and_update().clone()
+    }
+}
+
 /// A server-sent event that is no news: `start`, `lost` or `end`.
 pub fn notice(name: &str, id: &str, message: &str) -> String {
     let mut text = format!("event: {name}\n");
@@ -319,6 +386,26 @@ mod tests {
         }
         assert!(feed.place(&Since::Event(feed.id(10))).is_ok());
         assert_eq!(feed.read(Place(0)), Read::Lost(10));
+    }
+
+    #[test]
+    fn traffic_is_told_to_who_follows_it_and_only_the_latest_is_kept() {
+        let feed = Feed::default();
+        assert!(!feed.is_traffic_wanted());
+        feed.tell_traffic(&Traffic { over_ms: 1, ..Traffic::default() });
+        let mut traffic = feed.traffic();
+        assert!(feed.is_traffic_wanted());
+        assert_eq!(traffic.take(), None, "what was told before is of the past");
+        for over_ms in [2, 3] {
+            feed.tell_traffic(&Traffic { over_ms, ..Traffic::default() });
+        }
+        let frame = traffic.take().unwrap();
+        let data = frame.strip_prefix(b"event: traffic\ndata: ").unwrap();
+        let told: Traffic = serde_json::from_slice(data).unwrap();
+        assert_eq!(told.over_ms, 3);
+        assert_eq!(traffic.take(), None);
+        drop(traffic);
+        assert!(!feed.is_traffic_wanted());
     }
 
     #[test]

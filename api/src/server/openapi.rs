@@ -36,7 +36,7 @@ use crate::{
     error::{
         ApiError, InvalidField, NotReady, PROBLEM_MEDIA_TYPE, Problem, ResourceKind, ResourceRef,
     },
-    events::Event,
+    events::{Event, Traffic},
     explain::Explanation,
     resources::{
         Adapter, Backing, Desired, EswitchChange, EswitchSpec, Flow, GuestSpec, NetworkKind,
@@ -147,6 +147,7 @@ fn schemas() -> BTreeMap<String, RefOr<Schema>> {
     found_schemas::<TornDown>(&mut schemas);
     found_schemas::<Batch>(&mut schemas);
     found_schemas::<Event>(&mut schemas);
+    found_schemas::<Traffic>(&mut schemas);
     found_schemas::<Applied>(&mut schemas);
     found_schemas::<DryRun>(&mut schemas);
     found_schemas::<TraceRequest>(&mut schemas);
@@ -718,6 +719,16 @@ pub(super) fn events() -> PathItem {
         .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
         .example(Some(false.into()))
         .build();
+    let traffic = ParameterBuilder::new()
+        .name("traffic")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False)
+        .description(Some(
+            "true: also what ports receive and send, every other second, as events `traffic`.",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
+        .example(Some(false.into()))
+        .build();
     let sample = "id: 19abf3c2d10-16\nevent: start\ndata: {\"message\": \"events that follow \
                   happened behind this one\"}\n\nid: 19abf3c2d10-17\nevent: condition\n\
                   data: {\"id\": \"19abf3c2d10-17\", \"at\": \"2026-11-22T15:04:05.123Z\", \
@@ -732,11 +743,12 @@ pub(super) fn events() -> PathItem {
         .description(Some(
             "The data of each is an Event, but for `start` (the first: from where), `lost` (events \
              are gone that were not read: read again what there is; the stream goes on after it \
-             only where it is the first) and `end` (the daemon ends). Goes on until the client \
-             closes it.",
+             only where it is the first), `end` (the daemon ends) and `traffic`, whose data is a \
+             Traffic. Goes on until the client closes it.",
         ))
         .parameter(since)
         .parameter(follow)
+        .parameter(traffic)
         .response("200", stream);
     get(with_problems(operation, reading(vec![])))
 }

@@ -250,13 +250,14 @@ impl<S: Send + Sync> FromRequestParts<S> for EventQuery {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let (mut since, mut follow) = (None, None);
+        let (mut since, mut follow, mut traffic) = (None, None, None);
         for (key, value) in query(parts)? {
             let again = match key.as_str() {
+                "traffic" => traffic.replace(yes_or_no(&key, &value)?).is_some(),
                 "since" => since.replace(value).is_some(),
                 "follow" => follow.replace(yes_or_no(&key, &value)?).is_some(),
                 _ => {
-                    let remedy = "use since or follow";
+                    let remedy = "use since, follow or traffic";
                     return Err(parameter(&key, "no such query parameter", remedy));
                 }
             };
@@ -272,7 +273,12 @@ impl<S: Send + Sync> FromRequestParts<S> for EventQuery {
             Some(oldest) if oldest == "0" => Since::Oldest,
             Some(id) => Since::Event(id),
         };
-        Ok(EventQuery { since, follow: follow.unwrap_or(true) })
+        let (follow, traffic) = (follow.unwrap_or(true), traffic.unwrap_or(false));
+        if traffic && !follow {
+            let detail = "only who follows the stream is told of traffic";
+            return Err(contradiction("traffic", detail, "leave traffic or follow out"));
+        }
+        Ok(EventQuery { since, follow, traffic })
     }
 }
 

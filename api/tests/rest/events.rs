@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::http::Method;
 use eswitchd_api::{
     client::{ClientError, Told},
-    events::{EVENTS_KEPT, Feed, News, NewsKind},
+    events::{EVENTS_KEPT, Feed, News, NewsKind, PortTraffic, Traffic},
+    resources::FrameCounts,
     server::{Daemon, Limits, router, router_with},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -109,6 +110,81 @@ async fn a_thousand_streams_all_get_every_event_and_the_api_answers_beside_them(
     for reader in readers {
         assert_eq!(within(60, reader).await.unwrap(), expected);
     }
+}
+
+/// Reads a stream until it says this; all of it.
+async fn read_until(stream: &mut tokio::net::UnixStream, words: &str) -> String {
+    let mut text = Vec::new();
+    within(10, async {
+        while !String::from_utf8_lossy(&text).contains(words) {
+            let read = stream.read_buf(&mut text).await.unwrap();
+            assert!(read > 0, "it ended: {}", String::from_utf8_lossy(&text));
+        }
+    })
+    .await;
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn who_asks_for_traffic_is_told_between_the_events_and_nobody_else_is() {
+    let (feed, daemon) = daemon().await;
+    let mut streams = Vec::new();
+    for query in ["?traffic=true", "?traffic=true", "", "?traffic=false"] {
+        let mut stream = daemon.connect().await;
+        let request = format!("GET /v1/events{query} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_until(&mut stream, "event: start").await;
+        streams.push(stream);
+    }
+    assert!(feed.is_traffic_wanted());
+    let received = FrameCounts { packets: 3, bytes: 180 };
+    let port = PortTraffic { received, ..PortTraffic::default() };
+    let ports = [("web-1".parse().unwrap(), port)].into();
+    let traffic = Traffic { at: "2026-11-22T15:04:05.000Z".into(), over_ms: 2003, ports };
+    feed.tell_traffic(&traffic);
+    let mut texts = Vec::new();
+    for stream in &mut streams[..2] {
+        texts.push(read_until(stream, "\"bytes\":0}}}}").await);
+    }
+    for text in texts {
+        let data = text.split_once("event: traffic\ndata: ").unwrap().1.lines().next().unwrap();
+        assert_eq!(serde_json::from_str::<Traffic>(data).unwrap(), traffic);
+    }
+    tell(&feed, "news");
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let text = read_until(stream, "news").await;
+        assert!(!text.contains("traffic"), "{number}: {text}");
+    }
+    drop(streams);
+    within(10, async {
+        while feed.is_traffic_wanted() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn traffic_comes_through_a_flood_of_events() {
+    let (feed, daemon) = daemon().await;
+    let mut stream = daemon.connect().await;
+    stream.write_all(b"GET /v1/events?traffic=true HTTP/1.0\r\n\r\n").await.unwrap();
+    read_until(&mut stream, "event: start").await;
+    (0..EVENTS_KEPT / 2).for_each(|_| tell(&feed, "flood"));
+    feed.tell_traffic(&Traffic::default());
+    let text = read_until(&mut stream, "event: traffic").await;
+    // What one read gives may be on its way already, and what the sockets hold.
+    let told = text.matches("flood").count();
+    assert!(told < EVENTS_KEPT / 2, "{told} events came before it");
+}
+
+#[tokio::test]
+async fn traffic_is_refused_to_who_does_not_stay() {
+    let api = router(Double::with(|_| {}));
+    let refused = get(&api, "/v1/events?traffic=true&follow=false").await.problem();
+    assert_eq!(refused.field.as_deref(), Some("traffic"));
+    assert_eq!(get(&api, "/v1/events?traffic=false&follow=false").await.status, 200);
+    assert_eq!(get(&api, "/v1/events?traffic=maybe").await.status, 400);
 }
 
 #[tokio::test]

@@ -4,14 +4,16 @@
 //! In: netdevs' counters and terse dumps, hook by hook, from a task with connections of its own, so
 //! that a slow kernel delays who asks and never the loop. Out: metrics, and each port's statistics. Who
 //! asks for metrics within [`FRESH`] of the last reading, or while one is under way, shares it; who
-//! asks for a port gets what was read last.
+//! asks for a port gets what was read last. While somebody follows what ports receive and send,
+//! netdevs' counters alone are read every [`PACE`], however many follow.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use api::{
+    events::{self, PortTraffic},
     resources::{FrameCounts, PortStatistics},
     types::Id,
 };
@@ -35,6 +37,9 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// How old it may be where a port is asked for, before the next reading begins.
 const RECENT: Duration = Duration::from_secs(10);
+
+/// How often what ports receive and send is told to who follows it.
+const PACE: Duration = Duration::from_secs(2);
 
 /// Of what there are ceilings, as the label says it.
 pub(super) const CEILINGS: [&str; 3] = ["actions", "chain", "prio"];
@@ -95,6 +100,19 @@ fn more_traffic(now: Traffic, before: Option<&Traffic>) -> Traffic {
     Traffic { received: less(now.received, before.received), sent: less(now.sent, before.sent) }
 }
 
+/// What each port has received and sent since; without those that have not. What a representor
+/// receives its VF has sent.
+fn moved_since(
+    now: &BTreeMap<Id, Traffic>,
+    before: &BTreeMap<Id, Traffic>,
+) -> BTreeMap<Id, PortTraffic> {
+    let moved = now.iter().map(|(port, now)| {
+        let Traffic { received: sent, sent: received } = more_traffic(*now, before.get(port));
+        (port.clone(), PortTraffic { received: frames(received), sent: frames(sent) })
+    });
+    moved.filter(|(_, moved)| *moved != PortTraffic::default()).collect()
+}
+
 fn add(sum: &mut Counters, more: Counters) {
     sum.packets += more.packets;
     sum.bytes += more.bytes;
@@ -110,6 +128,11 @@ pub(super) struct Counting {
     read: Option<Instant>,
     under_way: bool,
     waiting: Vec<oneshot::Sender<()>>,
+    /// Whether netdevs are being read: one reading at a time, so that none is overtaken by an older
+    /// one.
+    reading_netdevs: bool,
+    /// When what has moved was told last, and what had moved then.
+    told: Option<(Instant, BTreeMap<Id, Traffic>)>,
     /// What netdevs had counted when they were read last.
     traffic: BTreeMap<Ifindex, Traffic>,
     /// What each port's representor has received and sent, over all that it has had.
@@ -176,9 +199,10 @@ impl Owner {
             })
             .collect();
         let finished = self.finished_to.clone();
+        let netdevs = self.read_netdevs();
         tokio::spawn(async move {
-            let traffic = traffic().await;
-            let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
+            // First these: who follows them does not wait for all flows.
+            netdevs.await;
             tokio::task::spawn_blocking(move || {
                 match NetlinkKernel::open(FLOW_OWNER) {
                     Ok(mut kernel) => {
@@ -190,9 +214,77 @@ impl Owner {
                     }
                     Err(error) => warn!(%error, "counters of flows"),
                 }
-                finished.send(Finished::CountedAll(traffic)).ok();
+                finished.send(Finished::CountedAll).ok();
             });
         });
+    }
+
+    /// Reads what netdevs have counted, unless that is under way.
+    fn read_netdevs(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let under_way = std::mem::replace(&mut self.counting.reading_netdevs, true);
+        let finished = self.finished_to.clone();
+        async move {
+            if under_way {
+                return;
+            }
+            let traffic = traffic().await;
+            let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
+            finished.send(Finished::Moved(traffic)).ok();
+        }
+    }
+
+    /// Has netdevs read again where somebody follows what ports receive and send, and that was told
+    /// some time ago.
+    pub(super) fn follow_traffic(&mut self) {
+        if !self.outlets.feed.is_traffic_wanted() {
+            self.counting.told = None;
+            return;
+        }
+        let told = self.counting.told.as_ref();
+        let is_due = told.is_none_or(|(told, _)| told.elapsed() >= PACE);
+        if is_due && !self.counting.reading_netdevs {
+            tokio::spawn(self.read_netdevs());
+        }
+    }
+
+    /// Books what netdevs have counted; nothing new where they could not be read.
+    pub(super) fn moved(&mut self, traffic: Option<BTreeMap<Ifindex, Traffic>>) {
+        let Owner { counting, intent, planner, .. } = self;
+        counting.reading_netdevs = false;
+        counting.moved.retain(|port, _| intent.ports.contains_key(port));
+        let Some(traffic) = traffic else { return };
+        let before = std::mem::replace(&mut counting.traffic, traffic);
+        for (id, plan) in &planner.plan().ports {
+            let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
+            let Some(ifindex) = netdev.map(|netdev| netdev.ifindex) else { continue };
+            let Some(now) = counting.traffic.get(&ifindex) else { continue };
+            let more = more_traffic(*now, before.get(&ifindex));
+            let sum = counting.moved.entry(id.clone()).or_default();
+            add(&mut sum.received, more.received);
+            add(&mut sum.sent, more.sent);
+        }
+        self.tell_traffic();
+    }
+
+    /// Tells who follows it what has moved since it was told last.
+    fn tell_traffic(&mut self) {
+        if !self.outlets.feed.is_traffic_wanted() {
+            return;
+        }
+        let now = Instant::now();
+        let is_due = |(told, _): &(Instant, _)| now.saturating_duration_since(*told) >= FRESH;
+        if self.counting.told.as_ref().is_some_and(|told| !is_due(told)) {
+            return;
+        }
+        let moved = self.counting.moved.clone();
+        if let Some((told, before)) = self.counting.told.replace((now, moved)) {
+            let over_ms = now.saturating_duration_since(told).as_millis();
+            self.outlets.feed.tell_traffic(&events::Traffic {
+                at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+                over_ms: u64::try_from(over_ms).unwrap_or(u64::MAX),
+                ports: moved_since(&self.counting.moved, &before),
+            });
+        }
     }
 
     /// Books what the rules of a hook have counted.
@@ -262,28 +354,22 @@ impl Owner {
         }
     }
 
-    /// Tells what was counted; of netdevs nothing new where they could not be read.
-    pub(super) fn counted_all(&mut self, traffic: Option<BTreeMap<Ifindex, Traffic>>) {
+    /// Tells what was counted.
+    pub(super) fn counted_all(&mut self) {
         let Owner { counting, metrics, intent, planner, .. } = self;
         counting.under_way = false;
         counting.read = Some(Instant::now());
         counting.dropped.retain(|port, _| intent.ports.contains_key(port));
         counting.first.retain(|port, _| intent.ports.contains_key(port));
-        counting.moved.retain(|port, _| intent.ports.contains_key(port));
-        let before = traffic.map(|now| std::mem::replace(&mut counting.traffic, now));
         let [mut received_bytes, mut received_packets, mut sent_bytes, mut sent_packets] =
             [const { Vec::<Row>::new() }; 4];
         let [mut dropped_bytes, mut dropped_packets, mut frames] = [const { Vec::<Row>::new() }; 3];
         for (id, plan) in &planner.plan().ports {
             let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
-            let Some(netdev) = netdev else { continue };
-            let label = || vec![id.to_string()];
-            if let (Some(before), Some(now)) = (&before, counting.traffic.get(&netdev.ifindex)) {
-                let more = more_traffic(*now, before.get(&netdev.ifindex));
-                let sum = counting.moved.entry(id.clone()).or_default();
-                add(&mut sum.received, more.received);
-                add(&mut sum.sent, more.sent);
+            if netdev.is_none() {
+                continue;
             }
+            let label = || vec![id.to_string()];
             // What a representor receives its VF has sent.
             if let Some(Traffic { received: sent, sent: received }) = counting.moved.get(id) {
                 received_bytes.push((label(), number(received.bytes)));

@@ -181,7 +181,8 @@ enum Finished {
     Probed(Id, Ifindex, Result<Capabilities, String>),
     RateSet(Id, u16, LeafRate, Result<(), KernelRefusal>),
     Counted(Id, Hook, Vec<TerseRule>),
-    CountedAll(Option<BTreeMap<Ifindex, Traffic>>),
+    CountedAll,
+    Moved(Option<BTreeMap<Ifindex, Traffic>>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -864,11 +865,13 @@ impl Owner {
     }
 
     fn task_finished(&mut self, finished: Finished) {
-        let counts = matches!(finished, Finished::Counted(..) | Finished::CountedAll(_));
+        let counts =
+            matches!(finished, Finished::Counted(..) | Finished::CountedAll | Finished::Moved(_));
         self.stale.all |= !counts;
         match finished {
             Finished::Counted(id, hook, rules) => self.counted(&id, hook, &rules),
-            Finished::CountedAll(traffic) => self.counted_all(traffic),
+            Finished::CountedAll => self.counted_all(),
+            Finished::Moved(traffic) => self.moved(traffic),
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);
             }
@@ -968,6 +971,7 @@ impl Owner {
             self.stamp_conditions();
         }
         self.remember_later();
+        self.follow_traffic();
     }
 
     /// Opens the connections anew through which the host is changed, where their sockets broke.

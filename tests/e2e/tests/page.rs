@@ -117,6 +117,11 @@ fn the_page_shows_adapters_ports_and_guests_and_what_becomes_of_them() {
     let b = if programmed["status"] == "True" { "good" } else { "bad" };
     assert_eq!(shades, json!(["none", b]), "{programmed}");
 
+    // What ports send and receive comes with the events.
+    browser
+        .wait_for("document.querySelector('[data-port=b]').innerText.includes('bit/s')")
+        .unwrap();
+
     // Nobody loads the page again.
     host.daemon.delete("/v1/ports/a").unwrap();
     browser.wait_for("!document.querySelector('[data-port=a]')").unwrap();
@@ -196,6 +201,7 @@ fn nobody_but_the_daemon_is_asked_and_the_policy_holds_what_was_smuggled_in() {
     for request in &asked {
         let url = request["request"]["url"].as_str().unwrap();
         assert!(url.starts_with(&format!("{ORIGIN}/")), "{url}");
+        assert!(!url.contains("/metrics"), "a page costs a scrape");
     }
 
     let smuggled = r#"(async () => {

@@ -24,15 +24,14 @@ fn answer((number, query): (usize, &Query)) -> Value {
 
 fn page() -> Value {
     let port = pictures::EXPLAINED;
-    let sent = |bytes| {
-        ["sent", "received"]
-            .map(|way| format!("eswitchd_port_{way}_bytes_total{{port=\"{port}\"}} {bytes}\n"))
-            .concat()
-    };
+    let counts = json!({"packets": 100, "bytes": 100_000});
+    let traffic = json!({
+        "over_ms": 2000,
+        "ports": {port: {"sent": counts, "received": counts}},
+    });
     let mut page = json!({
         format!("/v1/ports/{port}/explain"): {"links": [{"link": "asked", "message": "yes"}]},
-        "/metrics": [sent(0), sent(100_000)],
-        "/v1/events": "",
+        pictures::FOLLOWED: format!("event: traffic\ndata: {traffic}\n\n"),
     });
     for path in pictures::ASKED {
         page[path] = json!({"items": []});

@@ -292,15 +292,10 @@ fn keep_page(host: &Host, folder: &Path) {
     let paths = pictures::ASKED.into_iter().chain([&*explained]);
     let mut answers: serde_json::Map<String, Value> =
         paths.map(|path| (path.to_owned(), host.daemon.get(path).expect("an answer"))).collect();
-    let before = host.daemon.get("/metrics").expect("metrics");
+    let mut stream = host.daemon.events("traffic=true&since=0").expect("a stream");
     host.send(200);
-    thread::sleep(Duration::from_secs(2));
-    answers
-        .insert("/metrics".into(), json!([before, host.daemon.get("/metrics").expect("metrics")]));
-    let events = host.daemon.get("/v1/events?since=0&follow=false").expect("events");
-    let data = events.as_str().expect("text").lines().filter(|line| line.starts_with("data:"));
-    let data: Vec<String> = data.map(|line| format!("{line}\n\n")).collect();
-    answers.insert("/v1/events".into(), json!(data.concat()));
+    stream.wait_for("traffic", |text| text.contains("\"over_ms\":")).expect("a frame");
+    answers.insert(pictures::FOLLOWED.into(), json!(stream.text()));
     fs::write(folder.join("page.json"), Value::from(answers).to_string()).expect("written");
 }
 

@@ -10,7 +10,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -287,6 +287,19 @@ impl Daemon {
         })
     }
 
+    /// Opens a stream of events with this query.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub fn events(&self, query: &str) -> Result<Events> {
+        let mut stream = UnixStream::connect(self.socket()).at("connecting to the API")?;
+        // 1.0: the body comes as it is.
+        let request = format!("GET /v1/events?{query} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).at("asking for events")?;
+        stream.set_read_timeout(Some(PATIENCE)).at("setting a time limit")?;
+        Ok(Events { stream, received: Vec::new() })
+    }
+
     /// Waits until a port's condition has this status; the port.
     ///
     /// # Errors
@@ -300,6 +313,42 @@ impl Daemon {
             let remedy = format!("its log ends with:\n{}", end_of(&self.log(), 20));
             Error::Missing { what: error.to_string(), remedy }
         })
+    }
+}
+
+/// A stream of events that is open.
+#[derive(Debug)]
+pub struct Events {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+impl Events {
+    /// What has come so far.
+    pub fn text(&self) -> String {
+        let text = String::from_utf8_lossy(&self.received);
+        text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+    }
+
+    /// Reads on until the whole lines that have come so far fit.
+    ///
+    /// # Errors
+    /// The stream ends, or they do not within [`PATIENCE`].
+    pub fn wait_for(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.text();
+            if text.rsplit_once('\n').is_some_and(|(whole, _)| fits(whole)) {
+                return Ok(());
+            }
+            let mut piece = [0; 4096];
+            let length = self.stream.read(&mut piece).at("reading events")?;
+            self.received.extend_from_slice(&piece[..length]);
+            if length == 0 || Instant::now() > deadline {
+                let what = format!("a stream of events without {what}");
+                return Err(Error::Format { what, text });
+            }
+        }
     }
 }
 

@@ -17,16 +17,14 @@ use crate::{At, Error, Result};
 const PANELS: &str = include_str!("pictures.html");
 const PAGE: &str = include_str!("../../../api/src/server/ui.html");
 
-/// Comes before the page: answers in the daemon's place, counters in turn.
+/// Comes before the page: answers in the daemon's place.
 const REPLAY: &str = r#"<script>
 const answers = RECORDED;
-let scrapes = 0;
 window.fetch = async path => {
-  if (path === "/v1/events") return new Response(new ReadableStream({
+  if (path === "/v1/events?traffic=true") return new Response(new ReadableStream({
     start: body => body.enqueue(new TextEncoder().encode(answers[path])),
   }));
   const answer = answers[path];
-  if (path === "/metrics") return new Response(answer[Math.min(scrapes++, answer.length - 1)]);
   return answer ? new Response(JSON.stringify(answer)) : new Response("", { status: 404 });
 };
 </script>
@@ -93,6 +91,9 @@ fn parsed(name: &str, text: &str) -> Result<Value> {
 fn inline(data: &Value) -> String {
     data.to_string().replace('<', "\\u003c")
 }
+
+/// The stream of events that the live page follows.
+pub const FOLLOWED: &str = "/v1/events?traffic=true";
 
 /// What the live page asks for first, each path with what is answered.
 pub const ASKED: [&str; 3] = ["/v1/adapters", "/v1/ports?limit=500", "/v1/guests?limit=500"];

@@ -126,6 +126,44 @@ fn status_says_the_same(daemon: &Daemon) {
     arrived.expect("as the metrics");
 }
 
+/// What streams of events tell of traffic while everything is sent once, adds up to just that.
+fn streams_say_the_same(daemon: &Daemon) {
+    let told = |text: &str| -> Vec<Value> {
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let all = data.map(|json| serde_json::from_str::<Value>(json).expect("JSON"));
+        all.filter(|event| event.get("over_ms").is_some()).collect()
+    };
+    let sum = |text: &str, path: &str| -> u64 {
+        told(text).iter().filter_map(|traffic| traffic["ports"].pointer(path)?.as_u64()).sum()
+    };
+    let mut streams = [(); 2].map(|()| daemon.events("traffic=true").expect("a stream"));
+    for stream in &mut streams {
+        stream.wait_for("traffic", |text| !told(text).is_empty()).expect("counters are read");
+    }
+    send();
+    let count = |dropped_too: bool| {
+        let counts = |dropped: &Option<&str>| dropped_too || dropped.is_none();
+        let all = frames().into_iter().filter(|(_, _, dropped)| counts(dropped));
+        all.map(|(frame, count, _)| (count as u64, (frame.len() * count) as u64))
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    };
+    let expected = [
+        ("/p1/sent/packets", count(true).0),
+        ("/p1/sent/bytes", count(true).1),
+        ("/p2/received/packets", count(false).0),
+        ("/p2/received/bytes", count(false).1),
+    ];
+    for stream in &mut streams {
+        let all = |text: &str| expected.iter().all(|(path, count)| sum(text, path) >= *count);
+        stream.wait_for("everything", all).expect("all that was sent");
+        for (path, count) in expected {
+            assert_eq!(sum(&stream.text(), path), count, "{path}");
+        }
+        let traffic = told(&stream.text());
+        assert!(traffic.iter().all(|one| one["over_ms"].as_u64() > Some(0)), "{traffic:?}");
+    }
+}
+
 fn send() {
     for (frame, count, _) in frames() {
         for _ in 0..count {
@@ -167,7 +205,7 @@ fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_res
     port(&daemon, 1, json!({"macs": [ONE], "ips": ["10.0.0.1"]}));
     port(&daemon, 2, json!({"macs": [TWO]}));
 
-    send();
+    streams_say_the_same(&daemon);
     say(&daemon, 1);
     status_says_the_same(&daemon);
 
