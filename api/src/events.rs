@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-use crate::{resources::FrameCounts, types::Id};
+use crate::{resources::PortTraffic, types::Id};
 
 /// Events that are kept.
 pub const EVENTS_KEPT: usize = 4096;
@@ -67,15 +67,6 @@ pub struct Traffic {
     /// By port. One that is not here has neither received nor sent anything, or stands on no
     /// representor.
     pub ports: BTreeMap<Id, PortTraffic>,
-}
-
-/// What a port's VF has received and sent in some time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct PortTraffic {
-    /// What it has received.
-    pub received: FrameCounts,
-    /// What it has sent.
-    pub sent: FrameCounts,
 }
 
 /// Kinds of news.

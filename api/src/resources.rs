@@ -437,10 +437,23 @@ pub struct PortStatistics {
     pub received: FrameCounts,
     /// What it has sent.
     pub sent: FrameCounts,
+    /// What of both went through the host's CPU, where the NIC's driver tells that; the rest was
+    /// switched in hardware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub software: Option<PortTraffic>,
     /// What was dropped, by reason, as `eswitchd_port_dropped_packets_total` has it; nothing
     /// stands for none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dropped: BTreeMap<String, FrameCounts>,
+}
+
+/// What a port's VF has received and sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PortTraffic {
+    /// What it has received.
+    pub received: FrameCounts,
+    /// What it has sent.
+    pub sent: FrameCounts,
 }
 
 /// Frames, and their bytes.

@@ -83,6 +83,10 @@ pub(super) fn status<Spec: Declared>() -> Value {
                 "age_ms": 2100,
                 "received": {"packets": 18044, "bytes": 9120731},
                 "sent": {"packets": 17310, "bytes": 2044120},
+                "software": {
+                    "received": {"packets": 4, "bytes": 240},
+                    "sent": {"packets": 11, "bytes": 1180},
+                },
                 "dropped": {"spoofed_mac": {"packets": 3, "bytes": 180}},
             },
         }),

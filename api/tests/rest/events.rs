@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use axum::http::Method;
 use eswitchd_api::{
     client::{ClientError, Told},
-    events::{EVENTS_KEPT, Feed, News, NewsKind, PortTraffic, Traffic},
-    resources::FrameCounts,
+    events::{EVENTS_KEPT, Feed, News, NewsKind, Traffic},
+    resources::{FrameCounts, PortTraffic},
     server::{Daemon, Limits, router, router_with},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

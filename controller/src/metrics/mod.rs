@@ -129,6 +129,8 @@ pub struct Metrics {
     pub port_flood_limits: Table,
     /// Frames that ports sent, by port and where they met their first flow.
     pub port_frames: Table,
+    /// Frames of ports that went through the host's CPU, by port and way.
+    pub port_software_packets: Table,
     /// What ports received, by port.
     pub port_received_bytes: Table,
     /// Likewise in frames.
@@ -349,6 +351,13 @@ impl Metrics {
                 "Frames that a port's function sent, each once, by where it met its first flow: \
                  hardware or software; without those that a policer dropped.",
                 &["port", "by"],
+            )?,
+            port_software_packets: ever(
+                "eswitchd_port_software_packets_total",
+                "Frames that a port's function sent or received (way) by way of the host's CPU, as \
+                 the driver of its representor counts them (IFLA_OFFLOAD_XSTATS_CPU_HIT: mlx5, nfp, \
+                 mlxsw); where it does not tell there is no series.",
+                &["port", "way"],
             )?,
             port_received_bytes: ever(
                 "eswitchd_port_received_bytes_total",

@@ -13,19 +13,19 @@ use std::{
 };
 
 use api::{
-    events::{self, PortTraffic},
-    resources::{FrameCounts, PortStatistics},
+    events,
+    resources::{FrameCounts, PortStatistics, PortTraffic},
     types::Id,
 };
 use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkKernel, TerseRule};
 use tokio::sync::oneshot;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Finished, Owner, measuring::number};
 use crate::{
     daemon::FLOW_OWNER,
     metrics::{DROP_REASONS, HIT_BY, Row},
-    observe::host::{Traffic, traffic},
+    observe::host::{Traffic, software_traffic, traffic},
     plan::{
         self, Program,
         switchdev::{Purpose, Why},
@@ -100,16 +100,19 @@ fn more_traffic(now: Traffic, before: Option<&Traffic>) -> Traffic {
     Traffic { received: less(now.received, before.received), sent: less(now.sent, before.sent) }
 }
 
-/// What each port has received and sent since; without those that have not. What a representor
-/// receives its VF has sent.
+/// A netdev's traffic from the side of its VF: what a representor receives its VF has sent.
+const fn port_traffic(netdev: Traffic) -> PortTraffic {
+    PortTraffic { received: frames(netdev.sent), sent: frames(netdev.received) }
+}
+
+/// What each port has received and sent since; without those that have not.
 fn moved_since(
     now: &BTreeMap<Id, Traffic>,
     before: &BTreeMap<Id, Traffic>,
 ) -> BTreeMap<Id, PortTraffic> {
-    let moved = now.iter().map(|(port, now)| {
-        let Traffic { received: sent, sent: received } = more_traffic(*now, before.get(port));
-        (port.clone(), PortTraffic { received: frames(received), sent: frames(sent) })
-    });
+    let moved = now
+        .iter()
+        .map(|(port, now)| (port.clone(), port_traffic(more_traffic(*now, before.get(port)))));
     moved.filter(|(_, moved)| *moved != PortTraffic::default()).collect()
 }
 
@@ -137,6 +140,10 @@ pub(super) struct Counting {
     traffic: BTreeMap<Ifindex, Traffic>,
     /// What each port's representor has received and sent, over all that it has had.
     moved: BTreeMap<Id, Traffic>,
+    /// What of their traffic had gone through the host's CPU, where their drivers tell.
+    software: BTreeMap<Ifindex, Traffic>,
+    /// And what of each port's.
+    moved_in_software: BTreeMap<Id, Traffic>,
     /// What rules had counted when they were read last; of those that had counted anything.
     seen: BTreeMap<Hook, HashMap<Place, Count>>,
     /// What each port's frames were dropped for.
@@ -168,7 +175,7 @@ impl Owner {
 
     /// What was read of a port's counters last, if anything was.
     pub(super) fn statistics(&self, port: &Id) -> Option<PortStatistics> {
-        let Counting { read, moved, dropped, .. } = &self.counting;
+        let Counting { read, moved, moved_in_software, dropped, .. } = &self.counting;
         let Traffic { received: sent, sent: received } = moved.get(port)?;
         let dropped = dropped.get(port).into_iter().flatten();
         let dropped = dropped.filter(|(_, count)| count.packets > 0);
@@ -176,6 +183,7 @@ impl Owner {
             age_ms: u64::try_from(read.as_ref()?.elapsed().as_millis()).unwrap_or(u64::MAX),
             received: frames(*received),
             sent: frames(*sent),
+            software: moved_in_software.get(port).copied().map(port_traffic),
             dropped: dropped
                 .map(|(reason, count)| ((*reason).to_owned(), frames(*count)))
                 .collect(),
@@ -203,6 +211,11 @@ impl Owner {
         tokio::spawn(async move {
             // First these: who follows them does not wait for all flows.
             netdevs.await;
+            match software_traffic().await {
+                Ok(traffic) => drop(finished.send(Finished::MovedInSoftware(traffic))),
+                // A kernel before 4.8 does not know the question.
+                Err(error) => debug!(%error, "software counters of netdevs"),
+            }
             tokio::task::spawn_blocking(move || {
                 match NetlinkKernel::open(FLOW_OWNER) {
                     Ok(mut kernel) => {
@@ -249,21 +262,41 @@ impl Owner {
 
     /// Books what netdevs have counted; nothing new where they could not be read.
     pub(super) fn moved(&mut self, traffic: Option<BTreeMap<Ifindex, Traffic>>) {
-        let Owner { counting, intent, planner, .. } = self;
-        counting.reading_netdevs = false;
-        counting.moved.retain(|port, _| intent.ports.contains_key(port));
+        self.counting.reading_netdevs = false;
         let Some(traffic) = traffic else { return };
-        let before = std::mem::replace(&mut counting.traffic, traffic);
-        for (id, plan) in &planner.plan().ports {
+        let before = std::mem::replace(&mut self.counting.traffic, traffic);
+        let mut moved = std::mem::take(&mut self.counting.moved);
+        self.book(&mut moved, &self.counting.traffic, &before);
+        self.counting.moved = moved;
+        self.tell_traffic();
+    }
+
+    /// Books what of it went through the host's CPU, where drivers tell.
+    pub(super) fn moved_in_software(&mut self, traffic: BTreeMap<Ifindex, Traffic>) {
+        let before = std::mem::replace(&mut self.counting.software, traffic);
+        let mut moved = std::mem::take(&mut self.counting.moved_in_software);
+        self.book(&mut moved, &self.counting.software, &before);
+        self.counting.moved_in_software = moved;
+    }
+
+    /// Adds what netdevs have counted since `before` to what their ports have; ports that are no more
+    /// have nothing.
+    fn book(
+        &self,
+        moved: &mut BTreeMap<Id, Traffic>,
+        now: &BTreeMap<Ifindex, Traffic>,
+        before: &BTreeMap<Ifindex, Traffic>,
+    ) {
+        moved.retain(|port, _| self.intent.ports.contains_key(port));
+        for (id, plan) in &self.planner.plan().ports {
             let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
             let Some(ifindex) = netdev.map(|netdev| netdev.ifindex) else { continue };
-            let Some(now) = counting.traffic.get(&ifindex) else { continue };
+            let Some(now) = now.get(&ifindex) else { continue };
             let more = more_traffic(*now, before.get(&ifindex));
-            let sum = counting.moved.entry(id.clone()).or_default();
+            let sum = moved.entry(id.clone()).or_default();
             add(&mut sum.received, more.received);
             add(&mut sum.sent, more.sent);
         }
-        self.tell_traffic();
     }
 
     /// Tells who follows it what has moved since it was told last.
@@ -363,7 +396,8 @@ impl Owner {
         counting.first.retain(|port, _| intent.ports.contains_key(port));
         let [mut received_bytes, mut received_packets, mut sent_bytes, mut sent_packets] =
             [const { Vec::<Row>::new() }; 4];
-        let [mut dropped_bytes, mut dropped_packets, mut frames] = [const { Vec::<Row>::new() }; 3];
+        let [mut dropped_bytes, mut dropped_packets, mut frames, mut in_software] =
+            [const { Vec::<Row>::new() }; 4];
         for (id, plan) in &planner.plan().ports {
             let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
             if netdev.is_none() {
@@ -376,6 +410,13 @@ impl Owner {
                 received_packets.push((label(), number(received.packets)));
                 sent_bytes.push((label(), number(sent.bytes)));
                 sent_packets.push((label(), number(sent.packets)));
+            }
+            if let Some(Traffic { received: sent, sent: received }) =
+                counting.moved_in_software.get(id)
+            {
+                for (way, count) in [("sent", sent), ("received", received)] {
+                    in_software.push((vec![id.to_string(), way.to_owned()], number(count.packets)));
+                }
             }
             let first = counting.first.get(id).copied().unwrap_or_default();
             for (by, count) in HIT_BY.into_iter().zip(first) {
@@ -402,6 +443,7 @@ impl Owner {
         metrics.port_dropped_bytes.replace(dropped_bytes);
         metrics.port_dropped_packets.replace(dropped_packets);
         metrics.port_frames.replace(frames);
+        metrics.port_software_packets.replace(in_software);
         for waiter in counting.waiting.drain(..) {
             waiter.send(()).ok();
         }

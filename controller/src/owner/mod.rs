@@ -183,6 +183,7 @@ enum Finished {
     Counted(Id, Hook, Vec<TerseRule>),
     CountedAll,
     Moved(Option<BTreeMap<Ifindex, Traffic>>),
+    MovedInSoftware(BTreeMap<Ifindex, Traffic>),
 }
 
 /// A guest event whose flows are not acknowledged yet.
@@ -865,13 +866,19 @@ impl Owner {
     }
 
     fn task_finished(&mut self, finished: Finished) {
-        let counts =
-            matches!(finished, Finished::Counted(..) | Finished::CountedAll | Finished::Moved(_));
+        let counts = matches!(
+            finished,
+            Finished::Counted(..)
+                | Finished::CountedAll
+                | Finished::Moved(_)
+                | Finished::MovedInSoftware(_)
+        );
         self.stale.all |= !counts;
         match finished {
             Finished::Counted(id, hook, rules) => self.counted(&id, hook, &rules),
             Finished::CountedAll => self.counted_all(),
             Finished::Moved(traffic) => self.moved(traffic),
+            Finished::MovedInSoftware(traffic) => self.moved_in_software(traffic),
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);
             }

@@ -27,7 +27,7 @@ const TARGET_LABELS: [&str; 2] = ["instance", "job"];
 
 /// The functions of PromQL and of Grafana's variables that the expressions here may use. Any other
 /// word is taken for a metric.
-const FUNCTIONS: [&str; 14] = [
+const FUNCTIONS: [&str; 15] = [
     "absent",
     "and",
     "bool",
@@ -38,6 +38,7 @@ const FUNCTIONS: [&str; 14] = [
     "label_values",
     "max_over_time",
     "min",
+    "or",
     "rate",
     "sum",
     "time",

@@ -221,6 +221,8 @@ fn port() -> Page {
                 .asks(r#"rate(eswitchd_port_received_packets_total{instance="$instance", port="$port"}[$__rate_interval])"#, "received"),
             panel(Lines, "Where its frames are switched", "pps", "Frames that it sends by where they met their first flow: software, on a NIC, is slow.")
                 .asks(r#"rate(eswitchd_port_frames_total{instance="$instance", port="$port"}[$__rate_interval])"#, "{{by}}"),
+            panel(Lines, "Switched by the host's CPU", "pps", "Frames from and to it that the host's CPU had to carry, as the NIC's driver counts them; where the driver does not tell, those it sent that met their first flow in software.")
+                .asks(r#"sum by (instance) (rate(eswitchd_port_software_packets_total{instance="$instance", port="$port"}[$__rate_interval])) or sum by (instance) (rate(eswitchd_port_frames_total{instance="$instance", port="$port", by="software"}[$__rate_interval]))"#, "by the CPU"),
             panel(Lines, "Dropped by reason", "pps", "docs/metrics.md says what each reason means.")
                 .asks(r#"rate(eswitchd_port_dropped_packets_total{instance="$instance", port="$port"}[$__rate_interval])"#, "{{reason}}"),
             panel(Lines, "Dropped bits by reason", "bps", "The same in bits; of policers (rate, storm) not known.")

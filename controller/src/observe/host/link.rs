@@ -25,7 +25,7 @@ use crate::{
     eswitch::{
         EswitchError, KernelRefusal,
         devlink::DevlinkName,
-        netlink::{self, Answer, attributes, flag, text, u16_at, u32_at},
+        netlink::{self, Answer, attributes, flag, text, u16_at, u32_at, u64_at},
     },
     world::NetdevView,
 };
@@ -34,6 +34,14 @@ use crate::{
 const RTM_GETLINK: u16 = 18;
 /// `sizeof(struct ifinfomsg)`.
 const HEADER: usize = 16;
+/// `RTM_GETSTATS` of `include/uapi/linux/rtnetlink.h`.
+const RTM_GETSTATS: u16 = 94;
+/// `sizeof(struct if_stats_msg)`: family, padding, interface index, and which groups are asked for.
+const STATS_HEADER: usize = 12;
+/// `IFLA_STATS_LINK_OFFLOAD_XSTATS`, a group of statistics and its attribute.
+const STATS_LINK_OFFLOAD_XSTATS: u16 = 4;
+/// `IFLA_OFFLOAD_XSTATS_CPU_HIT` within it: a `struct rtnl_link_stats64`.
+const OFFLOAD_XSTATS_CPU_HIT: u16 = 1;
 /// How often an interrupted dump is begun anew before it is taken as it is: the notification of
 /// what interrupted it leads to another look anyway.
 const DUMP_ATTEMPTS: usize = 3;
@@ -131,10 +139,28 @@ impl Traffic {
         let ifindex = Ifindex::new(u32_at(bytes, 4)?)?;
         let (_, stats) =
             attributes(bytes.get(HEADER..)?).find(|(kind, _)| *kind == attribute::STATS64)?;
-        let number = |at: usize| Some(u64::from_ne_bytes(*stats.get(8 * at..)?.first_chunk()?));
-        let counters =
-            |packets, bytes| Some(Counters { packets: number(packets)?, bytes: number(bytes)? });
-        Some((ifindex, Traffic { received: counters(0, 2)?, sent: counters(1, 3)? }))
+        Some((ifindex, Traffic::of(stats)?))
+    }
+
+    /// Reads an `RTM_NEWSTATS`: what of the netdev's traffic went through the host's CPU; nothing
+    /// where its driver does not tell.
+    fn decode_software(bytes: &[u8]) -> Option<(Ifindex, Traffic)> {
+        let ifindex = Ifindex::new(u32_at(bytes, 4)?)?;
+        let within = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted);
+        let (_, offload) = within(bytes.get(STATS_HEADER..)?, STATS_LINK_OFFLOAD_XSTATS)?;
+        let (_, stats) = within(offload, OFFLOAD_XSTATS_CPU_HIT)?;
+        Some((ifindex, Traffic::of(stats)?))
+    }
+
+    /// Reads a `struct rtnl_link_stats64`: packets in and out, bytes in and out, and more.
+    fn of(stats: &[u8]) -> Option<Traffic> {
+        let counters = |packets: usize, bytes: usize| {
+            Some(Counters {
+                packets: u64_at(stats, 8 * packets)?,
+                bytes: u64_at(stats, 8 * bytes)?,
+            })
+        };
+        Some(Traffic { received: counters(0, 2)?, sent: counters(1, 3)? })
     }
 }
 
@@ -360,6 +386,17 @@ impl Links {
         Ok(answer.messages.iter().filter_map(|m| Traffic::decode(&m.bytes)).collect())
     }
 
+    /// What of that went through the host's CPU, of the netdevs whose driver tells.
+    pub(super) async fn software(&self) -> Result<BTreeMap<Ifindex, Traffic>, KernelRefusal> {
+        let mut bytes = vec![0; STATS_HEADER];
+        // `IFLA_STATS_FILTER_BIT`.
+        let groups = 1_u32 << (STATS_LINK_OFFLOAD_XSTATS - 1);
+        bytes[8..].copy_from_slice(&groups.to_ne_bytes());
+        let (what, flags) = ("read the netdevs' software counters", flag::REQUEST | flag::DUMP);
+        let answer = self.request(what, RTM_GETSTATS, bytes, flags).await?;
+        Ok(answer.messages.iter().filter_map(|m| Traffic::decode_software(&m.bytes)).collect())
+    }
+
     /// The VFs of a PF and their settings.
     pub(super) async fn vfs(&self, pf: &Link) -> Result<VfTable, KernelRefusal> {
         let mut message = LinkMessage::default();
@@ -391,7 +428,17 @@ impl Links {
         message.attributes.push(LinkAttribute::ExtMask(extent));
         let mut bytes = vec![0; message.buffer_len()];
         message.emit(&mut bytes);
-        let payload = NetlinkPayload::InnerMessage(RouteBytes { kind: RTM_GETLINK, bytes });
+        self.request(what, RTM_GETLINK, bytes, flags).await
+    }
+
+    async fn request(
+        &self,
+        what: &str,
+        kind: u16,
+        bytes: Vec<u8>,
+        flags: u16,
+    ) -> Result<Answer<RouteBytes>, KernelRefusal> {
+        let payload = NetlinkPayload::InnerMessage(RouteBytes { kind, bytes });
         let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
         request.header.flags = flags;
         let replies = self
@@ -411,7 +458,50 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::eswitch::netlink::recorded;
+    use crate::eswitch::netlink::{put, put_nested, recorded};
+
+    /// An `RTM_NEWSTATS` as `rtnl_fill_statsinfo` of `net/core/rtnetlink.c` writes it: the header, and
+    /// what `content` puts into the group of offload statistics.
+    fn stats_message(ifindex: u32, content: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = vec![0; STATS_HEADER];
+        bytes[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        bytes[8..].copy_from_slice(&8_u32.to_ne_bytes());
+        put_nested(&mut bytes, STATS_LINK_OFFLOAD_XSTATS, content);
+        bytes
+    }
+
+    /// A `struct rtnl_link_stats64` with these first members.
+    fn stats64(first: [u64; 4]) -> Vec<u8> {
+        let all = first.into_iter().chain([77; 21]);
+        all.flat_map(u64::to_ne_bytes).collect()
+    }
+
+    #[test]
+    fn the_share_of_software_is_read_where_a_driver_tells_it() {
+        /// `IFLA_OFFLOAD_XSTATS_HW_S_INFO`, which newer kernels tell of every netdev.
+        const HW_S_INFO: u16 = 2;
+        let told = stats_message(14, |group| {
+            put(group, OFFLOAD_XSTATS_CPU_HIT, &stats64([1, 2, 60, 3000]));
+            put_nested(group, HW_S_INFO, |info| put(info, 3, &[0; 8]));
+        });
+        let received = Counters { packets: 1, bytes: 60 };
+        let sent = Counters { packets: 2, bytes: 3000 };
+        let expected = (Ifindex::new(14).unwrap(), Traffic { received, sent });
+        assert_eq!(Traffic::decode_software(&told), Some(expected));
+
+        let silent = stats_message(14, |group| {
+            put_nested(group, HW_S_INFO, |info| put(info, 3, &[0; 8]));
+        });
+        assert_eq!(Traffic::decode_software(&silent), None);
+        let short = stats_message(14, |group| put(group, OFFLOAD_XSTATS_CPU_HIT, &[0; 24]));
+        assert_eq!(Traffic::decode_software(&short), None);
+        for cut in 0..told.len() {
+            // A message that is not whole is none, or says the same.
+            if let Some(read) = Traffic::decode_software(&told[..cut]) {
+                assert_eq!(read, expected, "cut at {cut}");
+            }
+        }
+    }
 
     /// The bytes of a link message with these attributes.
     fn message(ifindex: u32, attributes: Vec<LinkAttribute>) -> Vec<u8> {

@@ -74,6 +74,19 @@ pub(crate) async fn traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError
     Ok(traffic?)
 }
 
+/// What of that went through the host's CPU although the netdev stands for a function in hardware; of
+/// those netdevs whose driver tells (`IFLA_OFFLOAD_XSTATS_CPU_HIT`).
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) async fn software_traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+    let (work, links) = Links::open()?;
+    let work = tokio::spawn(work);
+    let traffic = links.software().await;
+    work.abort();
+    Ok(traffic?)
+}
+
 /// How all adapters look now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostMessage {
