@@ -24,6 +24,7 @@ const FIRST_INSTALL: &str = "daemon/first_install/100k";
 const IDLE_CPU: &str = "daemon/idle_cpu/100k";
 const MEMORY: &str = "daemon/memory/100k";
 const SCRAPE: &str = "metrics/scrape/100k";
+const SCRAPE_PORTS: &str = "metrics/scrape/1000x10";
 const MAC_CHANGE: [(&str, usize, usize); 5] = [
     ("daemon/mac_change/10", 10, 0),
     ("daemon/mac_change/100", 100, 0),
@@ -34,13 +35,17 @@ const MAC_CHANGE: [(&str, usize, usize); 5] = [
 
 /// Names of all benchmarks here.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY, SCRAPE]
+    [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY, SCRAPE, SCRAPE_PORTS]
         .into_iter()
         .chain(MAC_CHANGE.iter().map(|(name, ..)| *name))
 }
 
 /// Ports of one network that take about 100,000 flows: each knows every other.
 const MANY: usize = 313;
+
+/// Ports of many networks that take about as many flows, and how many networks that is.
+const PORTS: usize = 1000;
+const NETWORKS: usize = 10;
 
 /// Ports of each network that is only there.
 const FEW: usize = 4;
@@ -73,6 +78,9 @@ pub fn run(
 ) -> Result<()> {
     if [ADOPT, FIRST_INSTALL, IDLE_CPU, MEMORY, SCRAPE].into_iter().any(wants) {
         many(runs, say, tell)?;
+    }
+    if wants(SCRAPE_PORTS) {
+        tell(scrape_ports(runs, say)?);
     }
     for (name, ports, networks) in MAC_CHANGE.into_iter().filter(|(name, ..)| wants(name)) {
         tell(mac_change(name, ports, networks, 4 * runs, say)?);
@@ -246,7 +254,7 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
         empty / 1e6
     );
     tell(Line::of(MEMORY, "bytes/flow", &[Run { ours, theirs: Vec::new() }], note));
-    tell(scrape(&daemon, &hooks, &mut floor, runs, &what)?);
+    tell(scrape(SCRAPE, &daemon, &hooks, &mut floor, runs, &what)?);
     thread::sleep(FIRST_AUDIT);
     let before = processor_times(&daemon)?;
     thread::sleep(IDLE);
@@ -264,8 +272,30 @@ fn many(runs: usize, say: &mut dyn FnMut(&str), tell: &mut dyn FnMut(Line)) -> R
     Ok(())
 }
 
+/// A scrape of about as many flows, and of far more ports: most series of the metrics are theirs.
+fn scrape_ports(runs: usize, say: &mut dyn FnMut(&str)) -> Result<Line> {
+    let host = Host::new(PORTS)?;
+    let daemon = host.daemon()?;
+    let name = |number: usize| format!("n{}", number % NETWORKS);
+    for number in 0..NETWORKS {
+        network(&daemon, &name(number), 100 + number)?;
+    }
+    put_ports(&daemon, (0..PORTS).map(|number| port(number, &name(number))))?;
+    settled(&daemon)?;
+    let (hooks, mut floor) = (host.hooks()?, kernel(ESWITCHD)?);
+    let mut flows = 0;
+    for hook in &hooks {
+        flows += floor.dump_terse(*hook).map_err(refused)?.own.len();
+    }
+    let flows = format!("{flows} flows of {PORTS} ports in {NETWORKS} networks");
+    say(&flows);
+    let what = format!("lab VM (software emulation); {flows}");
+    scrape(SCRAPE_PORTS, &daemon, &hooks, &mut floor, runs, &what)
+}
+
 /// A scrape that reads the kernel's counters, beside a terse dump of all hooks.
 fn scrape(
+    name: &str,
     daemon: &Daemon,
     hooks: &[Hook],
     floor: &mut impl Kernel,
@@ -288,7 +318,7 @@ fn scrape(
         scrapes.push(Run { ours, theirs: vec![("terse dump", theirs)] });
     }
     let note = format!("{what}; {} kB of text, the kernel's counters among it", bytes / 1000);
-    Ok(Line::of(SCRAPE, "ms", &scrapes, note))
+    Ok(Line::of(name, "ms", &scrapes, note))
 }
 
 /// A guest's new address in a network of so many ports, beside so many other networks.
