@@ -39,6 +39,9 @@ use crate::{
 /// How this daemon's flows are known: the first bytes of their cookies.
 pub const FLOW_OWNER: FlowOwner = FlowOwner(*b"eswd");
 
+/// The file in the state folder that carries the counts of ports to the next daemon.
+const COUNTS: &str = "counts.json";
+
 /// The folder in the state folder that notes which netdevs' TC offload was switched on.
 pub(crate) const SWITCHED_ON: &str = "hw-tc-offload";
 
@@ -139,6 +142,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Daemon
     let feed = Arc::new(Feed::default());
     let outlets = Outlets {
         feed: Arc::clone(&feed),
+        counts: config.state_dir.join(COUNTS),
         flows: apply::flows::start(kernel, flows_done, adapters.len())
             .map_err(DaemonError::Runtime)?,
         eswitch: EswitchHandle::open()?.noting_in(config.state_dir.join(SWITCHED_ON)),

@@ -15,9 +15,10 @@ const BEFORE: &str = "\
 that a guest can choose. \
 Counters of ports and flows are read from the kernel when somebody asks; who asks within a second \
 of the last reading shares it, and where the kernel takes longer than eight seconds, or \
-than 70 % of Prometheus' time limit, the answer has what was read last. What ports received and sent is from the guest's side. \
-What of it the host's CPU carries is told by drivers of NICs only: not by netdevsim, taps and \
-veths.
+than 70 % of Prometheus' time limit, the answer has what was read last. What ports received and \
+sent is from the guest's side, and goes on over a restart of the daemon; after a crash it begins \
+with nothing. What of it the host's CPU carries is told by drivers of NICs only: not by netdevsim, \
+taps and veths.
 
 Where frames of a port are dropped, `reason` is one of:
 

@@ -361,8 +361,8 @@ impl Metrics {
             )?,
             port_received_bytes: ever(
                 "eswitchd_port_received_bytes_total",
-                "Bytes that a port's function received, as its representor counts them; it starts \
-                 anew with another representor.",
+                "Bytes that a port's function received, as its representor counts them while \
+                 the port stands on it; it goes on with another representor.",
                 &["port"],
             )?,
             port_received_packets: ever(

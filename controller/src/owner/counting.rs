@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::Path,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -21,13 +22,18 @@ use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkK
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::{Finished, Owner, measuring::number};
+use super::{
+    Finished, Owner,
+    books::{Books, add, less, since},
+    carried::{self, CarriedPort},
+    measuring::number,
+};
 use crate::{
     daemon::FLOW_OWNER,
     metrics::{DROP_REASONS, HIT_BY, Row},
     observe::host::{Traffic, software_traffic, traffic},
     plan::{
-        self, Program,
+        Changes, PortPlan, Program,
         switchdev::{Purpose, Why},
     },
 };
@@ -87,17 +93,9 @@ impl Count {
     }
 }
 
-const fn less(now: Counters, before: Counters) -> Counters {
-    Counters {
-        packets: now.packets.saturating_sub(before.packets),
-        bytes: now.bytes.saturating_sub(before.bytes),
-    }
-}
-
-/// What came since; all of it where the netdev was not there before.
-fn more_traffic(now: Traffic, before: Option<&Traffic>) -> Traffic {
-    let before = before.copied().unwrap_or_default();
-    Traffic { received: less(now.received, before.received), sent: less(now.sent, before.sent) }
+/// The netdev that a port stands on.
+fn netdev_of(port: &PortPlan) -> Option<Ifindex> {
+    port.place.as_ref().ok()?.representor.as_ref().map(|netdev| netdev.ifindex)
 }
 
 /// A netdev's traffic from the side of its VF: what a representor receives its VF has sent.
@@ -110,19 +108,37 @@ fn moved_since(
     now: &BTreeMap<Id, Traffic>,
     before: &BTreeMap<Id, Traffic>,
 ) -> BTreeMap<Id, PortTraffic> {
-    let moved = now
-        .iter()
-        .map(|(port, now)| (port.clone(), port_traffic(more_traffic(*now, before.get(port)))));
+    let moved =
+        now.iter().map(|(port, now)| (port.clone(), port_traffic(since(*now, before.get(port)))));
     moved.filter(|(_, moved)| *moved != PortTraffic::default()).collect()
-}
-
-fn add(sum: &mut Counters, more: Counters) {
-    sum.packets += more.packets;
-    sum.bytes += more.bytes;
 }
 
 const fn frames(count: Counters) -> FrameCounts {
     FrameCounts { packets: count.packets, bytes: count.bytes }
+}
+
+/// What a port's rules have counted since they stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Standing {
+    dropped: BTreeMap<&'static str, Counters>,
+    first: [u64; 2],
+}
+
+impl Standing {
+    /// What came since; where rules were written anew, all of it.
+    fn since(&self, before: &Standing) -> Standing {
+        let dropped = |(reason, now): (&&'static str, &Counters)| {
+            let before = before.dropped.get(reason).copied().unwrap_or_default();
+            let anew = now.packets < before.packets;
+            (*reason, if anew { *now } else { less(*now, before) })
+        };
+        let first = |(now, before): (u64, u64)| now.checked_sub(before).unwrap_or(now);
+        let [software, hardware] = self.first;
+        Standing {
+            dropped: self.dropped.iter().map(dropped).collect(),
+            first: [first((software, before.first[0])), first((hardware, before.first[1]))],
+        }
+    }
 }
 
 /// What was counted, and who waits for the next reading.
@@ -136,14 +152,21 @@ pub(super) struct Counting {
     reading_netdevs: bool,
     /// When what has moved was told last, and what had moved then.
     told: Option<(Instant, BTreeMap<Id, Traffic>)>,
-    /// What netdevs had counted when they were read last.
-    traffic: BTreeMap<Ifindex, Traffic>,
     /// What each port's representor has received and sent, over all that it has had.
-    moved: BTreeMap<Id, Traffic>,
-    /// What of their traffic had gone through the host's CPU, where their drivers tell.
-    software: BTreeMap<Ifindex, Traffic>,
-    /// And what of each port's.
-    moved_in_software: BTreeMap<Id, Traffic>,
+    moved: Books,
+    /// What of that went through the host's CPU, where drivers tell.
+    software: Books,
+    /// Whether the reading that is under way reads rules, too: before all that was found is adopted
+    /// nobody knows whose they are.
+    reading_rules: bool,
+    /// Whether rules were read. What they had counted before is nobody's, or was carried over.
+    begun: bool,
+    /// Who stands on which netdev, as of the reading of rules that is under way or was the last.
+    stand: BTreeMap<Ifindex, Id>,
+    /// Whose the rules at each netdev's hook were when these were read.
+    at_hooks: BTreeMap<Ifindex, Id>,
+    /// What the rules of each port that stand now have counted.
+    standing: BTreeMap<Id, Standing>,
     /// What rules had counted when they were read last; of those that had counted anything.
     seen: BTreeMap<Hook, HashMap<Place, Count>>,
     /// What each port's frames were dropped for.
@@ -152,6 +175,107 @@ pub(super) struct Counting {
     first: BTreeMap<Id, [u64; 2]>,
     /// The most that a rule of each adapter has, in the order of [`CEILINGS`].
     highest: BTreeMap<Id, [u32; 3]>,
+}
+
+impl Counting {
+    /// What an earlier daemon had counted for the ports that there are.
+    pub(super) fn carried(path: &Path, is_there: impl Fn(&Id) -> bool) -> Counting {
+        let ports = carried::take(path).unwrap_or_else(|error| {
+            warn!(path = %path.display(), %error, "counts of ports begin anew");
+            BTreeMap::new()
+        });
+        let mut counting = Counting::default();
+        for (id, port) in ports.into_iter().filter(|(id, _)| is_there(id)) {
+            for (books, carried) in
+                [(&mut counting.moved, port.moved), (&mut counting.software, port.software)]
+            {
+                if let Some((moved, stood)) = carried {
+                    books.carry(&id, carried::traffic(moved), carried::stood(stood));
+                }
+            }
+            let mut standing = Standing { first: port.first.1, ..Standing::default() };
+            let dropped = counting.dropped.entry(id.clone()).or_default();
+            for (reason, (sum, stood)) in port.dropped {
+                if let Some(reason) = DROP_REASONS.into_iter().find(|known| **known == reason) {
+                    dropped.insert(reason, carried::counters(sum));
+                    standing.dropped.insert(reason, carried::counters(stood));
+                }
+            }
+            counting.first.insert(id.clone(), port.first.0);
+            counting.standing.insert(id.clone(), standing);
+            if let Some(ifindex) = port.hook.and_then(Ifindex::new) {
+                counting.at_hooks.insert(ifindex, id);
+            }
+        }
+        counting
+    }
+
+    /// Writes what the next daemon should go on from.
+    pub(super) fn carry(&self, path: &Path) {
+        let mut ports: BTreeMap<Id, CarriedPort> = BTreeMap::new();
+        let of = |books: &Books, port: &Id, moved: &Traffic| {
+            let stood = books.stands(port);
+            let stood = stood.map(|(ifindex, counted)| (ifindex.get(), carried::ways(counted)));
+            Some((carried::ways(*moved), stood))
+        };
+        for (port, moved) in self.moved.ports() {
+            ports.entry(port.clone()).or_default().moved = of(&self.moved, port, moved);
+        }
+        for (port, moved) in self.software.ports() {
+            ports.entry(port.clone()).or_default().software = of(&self.software, port, moved);
+        }
+        for (port, dropped) in &self.dropped {
+            let standing = self.standing.get(port).cloned().unwrap_or_default();
+            let carried = ports.entry(port.clone()).or_default();
+            for (reason, sum) in dropped {
+                let stood = standing.dropped.get(reason).copied().unwrap_or_default();
+                let counts = (carried::count(*sum), carried::count(stood));
+                carried.dropped.insert((*reason).to_owned(), counts);
+            }
+            let first = self.first.get(port).copied().unwrap_or_default();
+            carried.first = (first, standing.first);
+        }
+        for (ifindex, port) in &self.at_hooks {
+            ports.entry(port.clone()).or_default().hook = Some(ifindex.get());
+        }
+        if let Err(error) = carried::write(path, ports) {
+            warn!(path = %path.display(), %error, "counts of ports will begin anew");
+        }
+    }
+
+    /// Books what a port's rules have counted: `standing` in all, `more` since they were read last.
+    fn book_rules(
+        &mut self,
+        hook: Hook,
+        port: Option<Id>,
+        is_first: bool,
+        standing: Standing,
+        mut more: Standing,
+    ) {
+        let Some(ifindex) = hook.ifindex() else { return };
+        let Some(port) = port else {
+            self.at_hooks.remove(&ifindex);
+            return;
+        };
+        let former = self.at_hooks.insert(ifindex, port.clone());
+        let before = self.standing.insert(port.clone(), standing.clone());
+        let is_same = former.as_ref() == Some(&port);
+        if is_first {
+            let before = before.filter(|_| is_same);
+            more = before.map(|before| standing.since(&before)).unwrap_or_default();
+        } else if former.is_some() && !is_same {
+            // Of two ports, and nobody knows how much of which.
+            more = Standing::default();
+        }
+        let first = self.first.entry(port.clone()).or_default();
+        for (sum, more) in first.iter_mut().zip(more.first) {
+            *sum += more;
+        }
+        let dropped = self.dropped.entry(port).or_default();
+        for (reason, more) in more.dropped {
+            add(dropped.entry(reason).or_default(), more);
+        }
+    }
 }
 
 impl Owner {
@@ -175,27 +299,30 @@ impl Owner {
 
     /// What was read of a port's counters last, if anything was.
     pub(super) fn statistics(&self, port: &Id) -> Option<PortStatistics> {
-        let Counting { read, moved, moved_in_software, dropped, .. } = &self.counting;
-        let Traffic { received: sent, sent: received } = moved.get(port)?;
+        let Counting { read, moved, software, dropped, .. } = &self.counting;
+        let Traffic { received: sent, sent: received } = moved.ports().get(port)?;
         let dropped = dropped.get(port).into_iter().flatten();
         let dropped = dropped.filter(|(_, count)| count.packets > 0);
         Some(PortStatistics {
             age_ms: u64::try_from(read.as_ref()?.elapsed().as_millis()).unwrap_or(u64::MAX),
             received: frames(*received),
             sent: frames(*sent),
-            software: moved_in_software.get(port).copied().map(port_traffic),
+            software: software.ports().get(port).copied().map(port_traffic),
             dropped: dropped
                 .map(|(reason, count)| ((*reason).to_owned(), frames(*count)))
                 .collect(),
         })
     }
 
-    fn read_counters(&mut self) {
+    /// Begins a reading, unless one is under way.
+    pub(super) fn read_counters(&mut self) {
         if std::mem::replace(&mut self.counting.under_way, true) {
             return;
         }
         self.counting.highest.clear();
-        let programs = self.planner.plan().programs.iter();
+        self.counting.stand = self.stand();
+        self.counting.reading_rules = self.converged_once;
+        let programs = self.planner.plan().programs.iter().filter(|_| self.converged_once);
         let hooks = programs.filter_map(|(id, program)| match program {
             Program::Flows(program) => Some((id, program)),
             Program::VfSettings(_) => None,
@@ -264,38 +391,33 @@ impl Owner {
     pub(super) fn moved(&mut self, traffic: Option<BTreeMap<Ifindex, Traffic>>) {
         self.counting.reading_netdevs = false;
         let Some(traffic) = traffic else { return };
-        let before = std::mem::replace(&mut self.counting.traffic, traffic);
-        let mut moved = std::mem::take(&mut self.counting.moved);
-        self.book(&mut moved, &self.counting.traffic, &before);
-        self.counting.moved = moved;
+        let stand = self.stand();
+        self.counting.moved.book(traffic, stand);
+        self.counting.moved.retain(|port| self.intent.ports.contains_key(port));
         self.tell_traffic();
     }
 
     /// Books what of it went through the host's CPU, where drivers tell.
     pub(super) fn moved_in_software(&mut self, traffic: BTreeMap<Ifindex, Traffic>) {
-        let before = std::mem::replace(&mut self.counting.software, traffic);
-        let mut moved = std::mem::take(&mut self.counting.moved_in_software);
-        self.book(&mut moved, &self.counting.software, &before);
-        self.counting.moved_in_software = moved;
+        let stand = self.stand();
+        self.counting.software.book(traffic, stand);
+        self.counting.software.retain(|port| self.intent.ports.contains_key(port));
     }
 
-    /// Adds what netdevs have counted since `before` to what their ports have; ports that are no more
-    /// have nothing.
-    fn book(
-        &self,
-        moved: &mut BTreeMap<Id, Traffic>,
-        now: &BTreeMap<Ifindex, Traffic>,
-        before: &BTreeMap<Ifindex, Traffic>,
-    ) {
-        moved.retain(|port, _| self.intent.ports.contains_key(port));
-        for (id, plan) in &self.planner.plan().ports {
-            let netdev = plan.place.as_ref().ok().and_then(|place| place.representor.as_ref());
-            let Some(ifindex) = netdev.map(|netdev| netdev.ifindex) else { continue };
-            let Some(now) = now.get(&ifindex) else { continue };
-            let more = more_traffic(*now, before.get(&ifindex));
-            let sum = moved.entry(id.clone()).or_default();
-            add(&mut sum.received, more.received);
-            add(&mut sum.sent, more.sent);
+    /// Who stands on which netdev.
+    fn stand(&self) -> BTreeMap<Ifindex, Id> {
+        let ports = self.planner.plan().ports.iter();
+        ports.filter_map(|(id, plan)| Some((netdev_of(plan)?, id.clone()))).collect()
+    }
+
+    /// Ports stand elsewhere since the plan before: what was counted until now is of who stood there.
+    pub(super) fn count_places(&mut self, changes: &Changes) {
+        let ports = &self.planner.plan().ports;
+        let stands_elsewhere = |(id, before): (&Id, &Option<PortPlan>)| {
+            before.as_ref().and_then(netdev_of) != ports.get(id).and_then(netdev_of)
+        };
+        if changes.ports.iter().any(stands_elsewhere) && !self.counting.reading_netdevs {
+            tokio::spawn(self.read_netdevs());
         }
     }
 
@@ -309,13 +431,13 @@ impl Owner {
         if self.counting.told.as_ref().is_some_and(|told| !is_due(told)) {
             return;
         }
-        let moved = self.counting.moved.clone();
+        let moved = self.counting.moved.ports().clone();
         if let Some((told, before)) = self.counting.told.replace((now, moved)) {
             let over_ms = now.saturating_duration_since(told).as_millis();
             self.outlets.feed.tell_traffic(&events::Traffic {
                 at: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
                 over_ms: u64::try_from(over_ms).unwrap_or(u64::MAX),
-                ports: moved_since(&self.counting.moved, &before),
+                ports: moved_since(self.counting.moved.ports(), &before),
             });
         }
     }
@@ -324,7 +446,9 @@ impl Owner {
     pub(super) fn counted(&mut self, id: &Id, hook: Hook, rules: &[TerseRule]) {
         let Some(Program::Flows(program)) = self.planner.plan().programs.get(id) else { return };
         let Some(state) = self.adapters.get(id) else { return };
-        let before = self.counting.seen.remove(&hook).unwrap_or_default();
+        let known = self.counting.seen.remove(&hook);
+        let is_first = known.is_none() && !self.counting.begun;
+        let before = known.unwrap_or_default();
         let mut now: HashMap<Place, Count> = HashMap::new();
         let mut fresh: HashMap<Place, Count> = HashMap::new();
         let mut hits = [0; 2];
@@ -336,22 +460,20 @@ impl Owner {
             let place = (rule.location.chain.get(), rule.location.prio.get(), rule.handle);
             now.insert(place, count);
             let since = count.since(before.get(&place));
-            if since.all().packets > 0 {
+            if since.all().packets > 0 && !is_first {
                 hits[0] += since.software.packets;
                 hits[1] += since.hardware.packets;
                 fresh.insert(place, since);
             }
         }
-        self.counting.seen.insert(hook, now);
         for (by, hits) in HIT_BY.into_iter().zip(hits) {
             self.metrics.flow_hits.with_label_values(&[id.as_str(), by]).inc_by(hits);
         }
-        let port = self.port_at(hook);
+        let port = hook.ifindex().and_then(|ifindex| self.counting.stand.get(&ifindex)).cloned();
         let plan = port.as_ref().and_then(|port| self.planner.plan().ports.get(port));
         let admitted = plan.is_some_and(|port| !port.macs.is_empty());
         let highest = self.counting.highest.entry(id.clone()).or_default();
-        let mut first = [0; 2];
-        let mut drops: Vec<(&str, Counters)> = Vec::new();
+        let (mut standing, mut more) = (Standing::default(), Standing::default());
         for held in state.flows.installed_at(hook) {
             let rule = &held.rule;
             let place = (rule.chain().get(), rule.prio().get(), held.handle);
@@ -359,41 +481,40 @@ impl Owner {
             for (highest, now) in highest.iter_mut().zip([actions, place.0, place.1.into()]) {
                 *highest = now.max(*highest);
             }
-            let Some(count) = fresh.get(&place) else { continue };
+            let Some(count) = now.get(&place) else { continue };
             let Some((_, why)) = program.rules.get_noted(rule.id()) else { continue };
-            // A policer hands what it lets pass to the rules behind it.
-            if place.0 == 0 && !is_policer(why.purpose) {
-                first[0] += count.software.packets;
-                first[1] += count.hardware.packets;
+            let reason = reason(why, rule.actions(), admitted);
+            for (sums, count) in [(&mut standing, Some(count)), (&mut more, fresh.get(&place))] {
+                let Some(count) = count else { continue };
+                // A policer hands what it lets pass to the rules behind it.
+                if place.0 == 0 && !is_policer(why.purpose) {
+                    sums.first[0] += count.software.packets;
+                    sums.first[1] += count.hardware.packets;
+                }
+                let Some(reason) = reason else { continue };
+                let dropped = match rule.actions() {
+                    [Action::Police(_), ..] => Counters { packets: count.drops.into(), bytes: 0 },
+                    _ => count.all(),
+                };
+                add(sums.dropped.entry(reason).or_default(), dropped);
             }
-            let Some(reason) = reason(why, rule.actions(), admitted) else { continue };
-            let more = match rule.actions() {
-                [Action::Police(_), ..] => Counters { packets: count.drops.into(), bytes: 0 },
-                _ => count.all(),
-            };
-            drops.push((reason, more));
         }
-        for (by, frames) in HIT_BY.into_iter().zip(first) {
+        for (by, frames) in HIT_BY.into_iter().zip(more.first) {
             self.metrics.adapter_frames.with_label_values(&[id.as_str(), by]).inc_by(frames);
         }
-        let Some(port) = port else { return };
-        let sums = self.counting.first.entry(port.clone()).or_default();
-        for (sum, more) in sums.iter_mut().zip(first) {
-            *sum += more;
-        }
-        let dropped = self.counting.dropped.entry(port).or_default();
-        for (reason, more) in drops {
-            add(dropped.entry(reason).or_default(), more);
-        }
+        self.counting.seen.insert(hook, now);
+        self.counting.book_rules(hook, port, is_first, standing, more);
     }
 
     /// Tells what was counted.
     pub(super) fn counted_all(&mut self) {
         let Owner { counting, metrics, intent, planner, .. } = self;
         counting.under_way = false;
+        counting.begun |= counting.reading_rules;
         counting.read = Some(Instant::now());
         counting.dropped.retain(|port, _| intent.ports.contains_key(port));
         counting.first.retain(|port, _| intent.ports.contains_key(port));
+        counting.standing.retain(|port, _| intent.ports.contains_key(port));
         let [mut received_bytes, mut received_packets, mut sent_bytes, mut sent_packets] =
             [const { Vec::<Row>::new() }; 4];
         let [mut dropped_bytes, mut dropped_packets, mut frames, mut in_software] =
@@ -405,14 +526,15 @@ impl Owner {
             }
             let label = || vec![id.to_string()];
             // What a representor receives its VF has sent.
-            if let Some(Traffic { received: sent, sent: received }) = counting.moved.get(id) {
+            if let Some(Traffic { received: sent, sent: received }) = counting.moved.ports().get(id)
+            {
                 received_bytes.push((label(), number(received.bytes)));
                 received_packets.push((label(), number(received.packets)));
                 sent_bytes.push((label(), number(sent.bytes)));
                 sent_packets.push((label(), number(sent.packets)));
             }
             if let Some(Traffic { received: sent, sent: received }) =
-                counting.moved_in_software.get(id)
+                counting.software.ports().get(id)
             {
                 for (way, count) in [("sent", sent), ("received", received)] {
                     in_software.push((vec![id.to_string(), way.to_owned()], number(count.packets)));
@@ -447,16 +569,10 @@ impl Owner {
         for waiter in counting.waiting.drain(..) {
             waiter.send(()).ok();
         }
-    }
-
-    /// The port whose representor's hook this is.
-    fn port_at(&self, hook: Hook) -> Option<Id> {
-        let mut ports = self.planner.plan().ports.iter();
-        let stands = |place: &plan::bind::Place| {
-            place.representor.as_ref().is_some_and(|netdev| Some(netdev.ifindex) == hook.ifindex())
-        };
-        let (port, _) = ports.find(|(_, plan)| plan.place.as_ref().is_ok_and(stands))?;
-        Some(port.clone())
+        if self.converged_once && !self.counting.begun {
+            // It had begun before rules were adopted.
+            self.read_counters();
+        }
     }
 }
 

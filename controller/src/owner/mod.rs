@@ -5,6 +5,8 @@
 //! holds state that matters. Its loop drains what has come, plans once, and hands out at most one
 //! job an adapter.
 
+mod books;
+mod carried;
 mod conditions;
 mod counting;
 mod drift;
@@ -158,6 +160,8 @@ pub(crate) struct Outlets {
     pub(crate) eswitch: EswitchHandle,
     /// Whoever wants to hear what happens.
     pub(crate) feed: Arc<Feed>,
+    /// The file that carries the counts of ports to the next daemon.
+    pub(crate) counts: PathBuf,
 }
 
 /// What the configuration says.
@@ -359,6 +363,8 @@ impl Owner {
                 world.guests.insert(id.clone(), GuestView { connection, ..guest.clone() });
             }
         }
+        let counting =
+            Counting::carried(&outlets.counts, |port| remembered.intent.ports.contains_key(port));
         let owner = Owner {
             unheard: world.guests.keys().cloned().collect(),
             overruns: BTreeMap::new(),
@@ -391,7 +397,7 @@ impl Owner {
             vdpa: None,
             finished_to,
             finished,
-            counting: Counting::default(),
+            counting,
             plugs: Plugs::default(),
             unconverged: None,
             metrics,
@@ -443,6 +449,7 @@ impl Owner {
             self.answer_waits();
         }
         self.remember_now();
+        self.counting.carry(&self.outlets.counts);
         info!("stopped; flows and VF settings stay as they are");
     }
 
@@ -604,6 +611,8 @@ impl Owner {
         }
         if !busy && !self.converged_once {
             self.converged_once = true;
+            // What comes from now on is counted.
+            self.read_counters();
             info!(after = ?self.born.elapsed(), "converged");
         }
     }
@@ -657,6 +666,7 @@ impl Owner {
             }
         }
         self.waits_planned(&changes);
+        self.count_places(&changes);
         let plan = self.planner.plan();
         for (id, before) in &changes.ports {
             self.stale.ports.insert(id.clone());

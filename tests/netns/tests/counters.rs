@@ -189,18 +189,90 @@ fn plug(number: u8) {
     net::ip(&format!("link set vm{number} up")).expect("up");
 }
 
+/// Waits until the series of ports that are named say just this.
+fn until(daemon: &Daemon, expected: &[(&str, u64)]) {
+    let mut seen = BTreeMap::new();
+    let arrived = net::wait_for("the counters", Duration::from_secs(20), || {
+        seen = series(daemon);
+        let says = |(name, value): &(&str, u64)| {
+            seen.get(&format!("eswitchd_port_{name}")).is_some_and(|seen| seen == value)
+        };
+        expected.iter().all(says).then_some(())
+    });
+    assert!(arrived.is_ok(), "are {seen:#?}\nshould be {expected:#?}");
+}
+
 #[test]
-fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_restarts() {
-    let _netns = Netns::enter().expect("a namespace");
+fn a_port_inherits_nothing_from_who_had_its_netdev_before_also_over_a_restart() {
+    let _netns = quiet();
+    (1..=2).for_each(plug);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut daemon = Daemon::start(folder.path(), CONFIGURATION).expect("eswitchd");
+    daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
+    port(&daemon, 1, json!({"macs": [ONE]}));
+    port(&daemon, 2, json!({"macs": [TWO]}));
+    let send = |from: &str, count| {
+        let frame = net::frame(TWO, from, &[], IPV4, &udp(1, 5000));
+        (0..count).for_each(|_| net::send_frame("vm1", &frame).expect("sent"));
+    };
+    const SENT: &str = "sent_packets_total{port=\"p1\"}";
+    const SPOOFED: &str = "dropped_packets_total{port=\"p1\",reason=\"spoofed_mac\"}";
+    const NEXT_SENT: &str = "sent_packets_total{port=\"next\"}";
+    const NEXT_SPOOFED: &str = "dropped_packets_total{port=\"next\",reason=\"spoofed_mac\"}";
+    const RECEIVED: &str = "received_packets_total{port=\"p2\"}";
+    send(ONE, 5);
+    send(OTHER, 3);
+    until(&daemon, &[(SENT, 8), (SPOOFED, 3), (RECEIVED, 5)]);
+
+    // Nobody looks between what the one sends last and the other sends first.
+    send(ONE, 2);
+    daemon.delete("/v1/ports/p1").expect("gone");
+    let spec = json!({
+        "function": {"netdev": {"adapter": "soft-lab", "name": "rep1"}},
+        "attachments": [{"network": "blue"}],
+        "macs": [ONE],
+    });
+    daemon.put("/v1/ports/next", spec).expect("another port");
+    daemon.wait_for_condition("/v1/ports/next", "Programmed", "True").expect("programmed");
+    until(&daemon, &[(NEXT_SENT, 0), (NEXT_SPOOFED, 0), (RECEIVED, 7)]);
+    send(ONE, 4);
+    send(OTHER, 6);
+    until(&daemon, &[(NEXT_SENT, 10), (NEXT_SPOOFED, 6), (RECEIVED, 11)]);
+
+    for (run, signal) in [(1, Signal::SIGTERM), (2, Signal::SIGTERM)] {
+        daemon.end(signal).expect("ended");
+        send(OTHER, 1);
+        daemon.restart().expect("started");
+        until(&daemon, &[(NEXT_SENT, 10 + run), (NEXT_SPOOFED, 6 + run), (RECEIVED, 11)]);
+    }
+    // After a crash what was counted is not counted again.
+    daemon.end(Signal::SIGKILL).expect("ended");
+    daemon.restart().expect("started");
+    until(&daemon, &[(NEXT_SENT, 0), (NEXT_SPOOFED, 0), (RECEIVED, 0)]);
+    send(ONE, 1);
+    until(&daemon, &[(NEXT_SENT, 1), (NEXT_SPOOFED, 0), (RECEIVED, 1)]);
+    // The kernel was asked for what drivers tell of software; no driver here tells it.
+    assert!(!daemon.log().contains("software counters"), "the kernel does not know the question");
+}
+
+const CONFIGURATION: &str = "\n[[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"rep*\"]\n";
+
+/// A namespace of guests that say nothing by themselves.
+fn quiet() -> Netns {
+    let netns = Netns::enter().expect("a namespace");
     for which in ["all", "default"] {
-        // Guests that say nothing by themselves.
         let path = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
         fs::write(path, "1").expect("IPv6 off");
     }
+    netns
+}
+
+#[test]
+fn counters_tell_exactly_what_was_sent_received_and_dropped_over_changes_and_restarts() {
+    let _netns = quiet();
     (1..=2).for_each(plug);
     let folder = tempfile::tempdir().expect("a folder");
-    let configuration = "\n[[adapter]]\nsoftware = \"lab\"\nrepresentors = [\"rep*\"]\n";
-    let mut daemon = Daemon::start(folder.path(), configuration).expect("eswitchd");
+    let mut daemon = Daemon::start(folder.path(), CONFIGURATION).expect("eswitchd");
     daemon.put("/v1/networks/blue", json!({"kind": "isolated"})).expect("a network");
     port(&daemon, 1, json!({"macs": [ONE], "ips": ["10.0.0.1"]}));
     port(&daemon, 2, json!({"macs": [TWO]}));
