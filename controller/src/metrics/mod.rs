@@ -418,8 +418,10 @@ impl Metrics {
             )?,
             plug_to_programmed: histogram(
                 "eswitchd_plug_to_programmed_seconds",
-                "Time from a guest's VF seen to be enabled to all flows of its port acknowledged \
-                 by the kernel: the guest's driver, which says the address, takes its part of it.",
+                "Time from a guest's VF seen to be enabled to its port programmed: all its flows \
+                 acknowledged by the kernel and its representor up, or in legacy mode the VF's \
+                 settings read back. The guest's driver, which says the address, takes its part of \
+                 it.",
             )?,
             reconcile: histogram(
                 "eswitchd_reconcile_seconds",

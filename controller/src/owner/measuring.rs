@@ -24,7 +24,7 @@ use crate::{
     world::{BackingView, Connection, GuestView},
 };
 
-/// A VF whose flows have not come by then was plugged in without a port, and is not waited for.
+/// A VF whose port is not programmed by then was plugged in without a port, and is not waited for.
 const PLUG_FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// What the kernel said to a change of a flow.
@@ -45,7 +45,7 @@ pub(super) fn answer(result: &Result<(), KernelRefusal>) -> Answer {
     }
 }
 
-/// VFs that guests have enabled and whose flows are not acknowledged yet: guest, device, and since
+/// VFs that guests have enabled and whose ports are not programmed yet: guest, device, and since
 /// when.
 #[derive(Debug, Default)]
 pub(super) struct Plugs(BTreeMap<(Id, String), Instant>);
@@ -83,11 +83,12 @@ impl Plugs {
 impl Owner {
     // ------------------------------------------------------------ as it happens
 
-    /// Notes the VFs whose flows are all acknowledged now.
-    pub(super) fn measure_plugs(&mut self, now: Instant) {
+    /// Notes the VFs whose ports are programmed now.
+    pub(super) fn measure_plugs(&mut self) {
         if self.plugs.0.is_empty() {
             return;
         }
+        let now = Instant::now();
         self.plugs.0.retain(|_, since| now.saturating_duration_since(*since) < PLUG_FORGOTTEN);
         let waiting = std::mem::take(&mut self.plugs.0);
         for ((guest, device), since) in waiting {
@@ -101,12 +102,11 @@ impl Owner {
         }
     }
 
-    /// Whether a port admits an address, and all of its flows are acknowledged.
+    /// Whether nothing is missing of a port.
     fn is_programmed(&self, port: &Id) -> bool {
         let plan = self.planner.plan().ports.get(port);
-        let admits = plan.is_some_and(|plan| plan.place.is_ok() && !plan.macs.is_empty());
-        let FlowCounts { in_hw, not_in_hw, refused, pending } = self.summary(port).counts;
-        admits && in_hw + not_in_hw > 0 && refused + pending == 0
+        let said = plan.map(|plan| self.programmed(plan, &self.summary(port)));
+        said.is_some_and(|said| said.status == ConditionStatus::True)
     }
 
     /// Counts what guests asked for in vain since the plan before.

@@ -446,6 +446,7 @@ impl Owner {
             }
             self.answer_waits();
             self.converge();
+            self.measure_plugs();
             self.answer_waits();
         }
         self.remember_now();
@@ -798,7 +799,6 @@ impl Owner {
             timing.programmed += 1;
             timing.last = Some(took);
         }
-        self.measure_plugs(done.finished);
         let Some(state) = self.adapters.get_mut(&done.adapter) else { return };
         for (op, outcome) in &done.outcomes {
             let operation = match op {

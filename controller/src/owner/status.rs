@@ -170,7 +170,8 @@ impl Owner {
         (wanted.mac.is_none() || wanted.mac == device.mac).then(|| device_name(place, adapter))
     }
 
-    fn programmed(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
+    /// Whether all that the port needs is installed, or set, and carries frames.
+    pub(super) fn programmed(&self, plan: &PortPlan, summary: &FlowSummary) -> Statement {
         use ConditionStatus::{False, Partial, True};
         let say = |status, reason: &str, message: String| {
             Statement::new("Programmed", status, reason, message)
