@@ -724,7 +724,8 @@ pub(super) fn events() -> PathItem {
         .parameter_in(ParameterIn::Query)
         .required(Required::False)
         .description(Some(
-            "true: also what ports receive and send, every other second, as events `traffic`.",
+            "true: also what ports receive and send, every other second, as events `traffic`. Not \
+             with `follow=false`.",
         ))
         .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean).build()))
         .example(Some(false.into()))
@@ -750,7 +751,12 @@ pub(super) fn events() -> PathItem {
         .parameter(follow)
         .parameter(traffic)
         .response("200", stream);
-    get(with_problems(operation, reading(vec![])))
+    let contradiction = ApiError::Invalid(InvalidField {
+        field: "traffic".into(),
+        detail: "only who follows the stream is told of traffic".into(),
+        remedy: "leave traffic or follow out".into(),
+    });
+    get(with_problems(operation, reading(vec![contradiction.problem()])))
 }
 
 /// POST that takes flows away.

@@ -65,7 +65,7 @@ fn top_paints_a_terminal_obeys_keys_and_gives_it_back() {
     terminal.type_keys("n").unwrap();
     terminal.until("another order", |screen| screen.text().contains("by name")).unwrap();
     terminal.type_keys("q").unwrap();
-    let after = terminal.until("the shell", |screen| !screen.text().contains("by name")).unwrap();
+    let after = terminal.until("the shell", |screen| screen.text().ends_with("\n$\n")).unwrap();
     assert!(after.text().contains("before"), "what stood there stands there: {}", after.text());
     // Keys are shown again.
     let said = terminal.shown("echo after").unwrap().text();
