@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     let mut out = io::stdout().lock();
     let exit = runtime.block_on(run(
         arguments,
-        &mut io::stdin().lock(),
+        // Not locked here: keys are read by a thread of their own.
+        &mut io::stdin(),
         &mut out,
         &mut io::stderr().lock(),
     ));
