@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::{
     error::{ApiError, InvalidField},
-    resources::{GuestSpec, NetworkSpec, PortSpec},
+    resources::{EswitchMode, GuestSpec, NetworkSpec, PortSpec},
     server::{declared::Declared, request},
     types::{Id, MacAddr},
 };
@@ -37,6 +37,9 @@ pub struct Snapshot {
     pub ports: Vec<Saved<PortSpec>>,
     /// The guests that were PUT, in order of id.
     pub guests: Vec<Saved<GuestSpec>>,
+    /// What eswitches were asked to be, in order of adapter; absent: none was asked.
+    #[serde(default)]
+    pub eswitches: Vec<SavedEswitch>,
     /// Which port holds which address: who came first keeps it.
     pub addresses: Vec<HeldAddress>,
 }
@@ -55,6 +58,19 @@ pub struct Saved<Spec> {
     pub number: u32,
     /// What is wanted.
     pub spec: Spec,
+}
+
+/// What the eswitch of an adapter was asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SavedEswitch {
+    /// The adapter.
+    pub adapter: Id,
+    /// The mode, which of a NIC is `legacy` or `switchdev`.
+    pub mode: EswitchMode,
+    /// How many VFs there are.
+    #[schema(maximum = 65535)]
+    pub num_vfs: u16,
 }
 
 /// An address that a port holds in a network.
@@ -121,6 +137,22 @@ impl Snapshot {
         resources("networks", &self.networks, self.revision)?;
         resources("ports", &self.ports, self.revision)?;
         resources("guests", &self.guests, self.revision)?;
+        let mut adapters = BTreeSet::new();
+        for (index, SavedEswitch { adapter, mode, .. }) in self.eswitches.iter().enumerate() {
+            let wrong = |field: &str, detail: String, remedy: &str| InvalidField {
+                field: format!("eswitches[{index}].{field}"),
+                detail,
+                remedy: remedy.into(),
+            };
+            if !adapters.insert(adapter) {
+                let detail = format!("`{adapter}` is there twice");
+                return Err(wrong("adapter", detail, "name each adapter once"));
+            }
+            if *mode == EswitchMode::Software {
+                let detail = "no NIC has this mode".to_owned();
+                return Err(wrong("mode", detail, "use legacy or switchdev"));
+            }
+        }
         let ports: BTreeSet<&Id> = self.ports.iter().map(|port| &port.id).collect();
         let mut held = BTreeMap::new();
         for (index, HeldAddress { network, mac, port }) in self.addresses.iter().enumerate() {
@@ -194,6 +226,7 @@ mod tests {
             "networks": [{"id": "blue", "created": 1, "number": 1, "spec": {"kind": "flat"}}],
             "ports": [port("a", 1), port("b", 2)],
             "guests": [{"id": "vm", "created": 9, "number": 1, "spec": {"qmp": "/q"}}],
+            "eswitches": [{"adapter": "nic", "mode": "switchdev", "num_vfs": 2}],
             "addresses": [{"network": "blue", "mac": "02:00:00:00:00:01", "port": "a"}],
         })
     }
@@ -212,6 +245,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_by_its_field_from_the_root() {
         let duplicate = json!({"network": "blue", "mac": "02:00:00:00:00:01", "port": "b"});
+        let again = json!({"adapter": "nic", "mode": "legacy", "num_vfs": 0});
         for (pointer, value, field) in [
             ("/format", json!(2), "format"),
             (
@@ -226,6 +260,9 @@ mod tests {
             ("/networks/0/number", json!(0), "networks[0].number"),
             ("/guests/0/created", json!(10), "guests[0].created"),
             ("/guests/0/spec/qmp", json!("q"), "guests[0].spec.qmp"),
+            ("/eswitches/0/mode", json!("software"), "eswitches[0].mode"),
+            ("/eswitches/0/num_vfs", json!(65_536), "eswitches[0].num_vfs"),
+            ("/eswitches/1", again, "eswitches[1].adapter"),
             ("/addresses/0/port", json!("c"), "addresses[0].port"),
             ("/addresses/1", duplicate, "addresses[1].mac"),
             ("/addresses/0/mac", json!("x"), "addresses[0].mac"),
@@ -246,6 +283,13 @@ mod tests {
             assert_eq!(problem.field.as_deref(), Some(field), "{pointer}: {problem:?}");
             assert!(problem.status == 422 && problem.remedy.is_some(), "{problem:?}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_without_eswitches_asks_nothing_of_any() {
+        let mut document = document();
+        document.as_object_mut().unwrap().remove("eswitches");
+        assert_eq!(read(&document).unwrap().eswitches, []);
     }
 
     #[test]

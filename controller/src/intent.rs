@@ -411,12 +411,12 @@ impl Intent {
             Change::Guest(id, spec) => self.guests.put(id, spec, revision),
             Change::Eswitch(id, order) => self.eswitches.put(id, order, revision),
             Change::Everything(restoration) => {
-                // Steps that an eswitch is taken through go on.
-                let Intent { networks, ports, guests, .. } = restoration.intent;
+                let Intent { networks, ports, guests, eswitches, .. } = restoration.intent;
                 let changed = [
                     self.networks.replace(networks, revision),
                     self.ports.replace(ports, revision),
                     self.guests.replace(guests, revision),
+                    self.restore_eswitches(&eswitches, revision),
                 ];
                 if changed.contains(&true) { Effect::Updated } else { Effect::Unchanged }
             }
@@ -425,6 +425,28 @@ impl Intent {
             self.revision = revision;
         }
         effect
+    }
+
+    /// Asks of eswitches what these orders ask; whether that changes anything. Steps that one is
+    /// taken through go on, and what was refused stays told.
+    fn restore_eswitches(&mut self, orders: &Table<EswitchOrder>, revision: u64) -> bool {
+        let now = self.eswitches.clone();
+        let released = now.iter().filter(|(id, stored)| {
+            stored.spec.stage == OrderStage::Settled && !orders.contains_key(*id)
+        });
+        let ordered = orders.iter().filter(|(id, order)| {
+            now.get(*id).map(|stored| &stored.spec).is_none_or(|now| {
+                now.target().is_none()
+                    && (now.wanted, &now.stage) != (order.spec.wanted, &OrderStage::Settled)
+            })
+        });
+        let ordered = ordered.map(|(id, order)| (id, Some(order.spec.clone())));
+        let mut changed = false;
+        for (id, order) in released.map(|(id, _)| (id, None)).chain(ordered) {
+            self.eswitches.put(id.clone(), order, revision);
+            changed = true;
+        }
+        changed
     }
 }
 

@@ -5,16 +5,17 @@
 
 use api::{
     error::InvalidField,
-    snapshot::{FORMAT, HeldAddress, Saved, Snapshot},
+    resources::EswitchShape,
+    snapshot::{FORMAT, HeldAddress, Saved, SavedEswitch, Snapshot},
     types::Id,
 };
 
 use crate::{
-    intent::{Claims, Intent, Restoration, Stored, Table},
+    intent::{Claims, EswitchOrder, Intent, OrderStage, Restoration, Stored, Table},
     plan::switchdev::MAX_NETWORK_NUMBER,
 };
 
-/// What there is, as a document. What eswitches were asked to be is no part of it.
+/// What there is, as a document. What the kernel has refused of an eswitch is no part of it.
 pub fn snapshot(intent: &Intent, claims: &Claims) -> Snapshot {
     let held = claims.iter().filter(|(_, port)| intent.ports.contains_key(*port));
     Snapshot {
@@ -23,6 +24,7 @@ pub fn snapshot(intent: &Intent, claims: &Claims) -> Snapshot {
         networks: saved(&intent.networks),
         ports: saved(&intent.ports),
         guests: saved(&intent.guests),
+        eswitches: intent.eswitches.iter().filter_map(saved_eswitch).collect(),
         addresses: held
             .map(|((network, mac), port)| HeldAddress {
                 network: network.clone(),
@@ -41,6 +43,15 @@ fn saved<Spec: Clone>(table: &Table<Spec>) -> Vec<Saved<Spec>> {
         spec: stored.spec.clone(),
     };
     table.iter().map(saved).collect()
+}
+
+fn saved_eswitch((id, stored): (&Id, &Stored<EswitchOrder>)) -> Option<SavedEswitch> {
+    let EswitchOrder { wanted, stage, .. } = &stored.spec;
+    matches!(stage, OrderStage::Forward | OrderStage::Settled).then(|| SavedEswitch {
+        adapter: id.clone(),
+        mode: wanted.mode,
+        num_vfs: wanted.num_vfs,
+    })
 }
 
 /// What a document says.
@@ -63,7 +74,7 @@ pub fn restoration(snapshot: Snapshot) -> Result<Restoration, InvalidField> {
             networks: stored(snapshot.networks),
             ports: stored(snapshot.ports),
             guests: stored(snapshot.guests),
-            eswitches: Table::default(),
+            eswitches: snapshot.eswitches.into_iter().zip(1..).map(eswitch).collect(),
         },
         claims: claims.collect(),
     })
@@ -76,9 +87,17 @@ fn stored<Spec>(saved: Vec<Saved<Spec>>) -> Table<Spec> {
     saved.into_iter().map(stored).collect()
 }
 
+/// An eswitch that is brought where it was asked to be as one is that somebody else has changed:
+/// while nobody uses its VFs.
+fn eswitch((saved, number): (SavedEswitch, u32)) -> (Id, Stored<EswitchOrder>) {
+    let wanted = EswitchShape { mode: saved.mode, num_vfs: saved.num_vfs };
+    let spec = EswitchOrder { wanted, before: wanted, stage: OrderStage::Settled };
+    (saved.adapter, Stored { created: 1, revision: 1, number, spec })
+}
+
 #[cfg(test)]
 mod tests {
-    use api::resources::{NetworkKind, NetworkSpec, PortSpec};
+    use api::resources::{EswitchMode, NetworkKind, NetworkSpec, PortSpec};
     use serde_json::json;
 
     use super::*;
@@ -100,7 +119,12 @@ mod tests {
         })
     }
 
-    /// Two networks and a port that holds an address.
+    fn order(num_vfs: u16, stage: OrderStage) -> EswitchOrder {
+        let wanted = EswitchShape { mode: EswitchMode::Switchdev, num_vfs };
+        EswitchOrder { wanted, before: EswitchShape { num_vfs: 0, ..wanted }, stage }
+    }
+
+    /// Two networks, a port that holds an address, and an eswitch that was asked for two VFs.
     fn there() -> (Intent, Claims) {
         let mut intent = Intent::default();
         let port: PortSpec = serde_json::from_value(json!({
@@ -115,6 +139,7 @@ mod tests {
         ] {
             assert_eq!(intent.apply(change), Effect::Created);
         }
+        intent.apply(Change::Eswitch(id("nic"), Some(order(2, OrderStage::Settled))));
         let mac = "02:00:00:00:00:01".parse().unwrap();
         (intent, [((id("blue"), mac), id("p"))].into_iter().collect())
     }
@@ -153,6 +178,34 @@ mod tests {
         assert_eq!(intent.networks[&id("red")].revision, before + 1, "it was another one");
         assert_eq!(intent.networks[&id("blue")].revision, 2, "it was the same all the time");
         assert_eq!(intent.ports[&id("p")].revision, before + 1, "it was gone");
+    }
+
+    #[test]
+    fn an_eswitch_is_asked_for_what_was_saved_and_steps_that_are_under_way_go_on() {
+        use OrderStage::{Forward, Settled};
+        let why = "the kernel's words".to_owned();
+        let given_up = OrderStage::GivenUp { why: why.clone() };
+        let back = OrderStage::Back { why };
+        for (was, now, then) in [
+            (Some(order(2, Settled)), Some(order(3, Settled)), Some((2, Settled))),
+            (Some(order(2, Settled)), Some(order(3, given_up.clone())), Some((2, Settled))),
+            (Some(order(2, Settled)), Some(order(3, Forward)), Some((3, Forward))),
+            (Some(order(2, Settled)), Some(order(3, back.clone())), Some((3, back.clone()))),
+            (Some(order(2, Settled)), None, Some((2, Settled))),
+            (Some(order(2, Forward)), None, Some((2, Settled))),
+            (Some(order(2, back)), None, None),
+            (Some(order(2, given_up)), Some(order(3, Settled)), None),
+            (None, Some(order(3, Settled)), None),
+            (None, Some(order(3, Forward)), Some((3, Forward))),
+        ] {
+            let (mut saved, mut intent) = (Intent::default(), Intent::default());
+            saved.apply(Change::Eswitch(id("nic"), was.clone()));
+            intent.apply(Change::Eswitch(id("nic"), now.clone()));
+            restore(&mut intent, &snapshot(&saved, &Claims::default()));
+            let found = intent.eswitches.get(&id("nic")).map(|stored| &stored.spec);
+            let found = found.map(|order| (order.wanted.num_vfs, order.stage.clone()));
+            assert_eq!(found, then, "{was:?} over {now:?}");
+        }
     }
 
     #[test]

@@ -154,6 +154,7 @@ pub(super) fn snapshot() -> Value {
         "ports": [{"id": id(ResourceKind::Port), "created": 2, "number": 1,
                    "spec": spec::<PortSpec>()}],
         "guests": [],
+        "eswitches": [{"adapter": "pci-0000:03:00.0", "mode": "switchdev", "num_vfs": 4}],
         "addresses": [{"network": id(ResourceKind::Network), "mac": "02:aa:bb:cc:00:01",
                        "port": id(ResourceKind::Port)}],
     }))

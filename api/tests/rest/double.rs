@@ -439,6 +439,7 @@ impl Daemon for Double {
             networks: saved(&state.networks),
             ports: saved(&state.ports),
             guests: saved(&state.guests),
+            eswitches: Vec::new(),
             addresses: Vec::new(),
         }))
     }

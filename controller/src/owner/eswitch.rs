@@ -170,20 +170,8 @@ impl Owner {
         now: EswitchShape,
         wanted: EswitchShape,
     ) -> Option<ApiError> {
-        let handle = &view.handle;
-        if !policy.manage {
-            return Some(conflict(
-                format!("the configuration leaves the eswitch of adapter `{id}` to others"),
-                format!("add manage_eswitch = true to the [[adapter]] with handle = \"{handle}\""),
-            ));
-        }
-        if let Some(max) = policy.max_vfs
-            && wanted.num_vfs > max
-        {
-            return Some(conflict(
-                format!("the configuration allows adapter `{id}` {max} VFs"),
-                format!("ask for at most {max}, or raise max_vfs of its [[adapter]]"),
-            ));
+        if let Some((detail, remedy)) = forbidden(id, view, policy, wanted) {
+            return Some(conflict(detail, remedy));
         }
         if wanted.mode != now.mode && view.eswitch.is_none() {
             let driver = view.driver.as_deref().unwrap_or("its driver");
@@ -326,11 +314,14 @@ impl Owner {
                 begun.running || begun.ended.is_some_and(|ended| ended.elapsed() < SETTLING)
             });
             let order = &stored.spec;
-            let managed = self.eswitches.get(id).is_some_and(|policy| policy.manage);
-            if settling || !managed || order.stage != OrderStage::Settled {
+            if settling || order.stage != OrderStage::Settled {
                 continue;
             }
             let Some(view) = self.world.adapters.get(id) else { continue };
+            let Some(policy) = self.eswitches.get(id) else { continue };
+            if forbidden(id, view, policy, order.wanted).is_some() {
+                continue;
+            }
             if let Some(now) = shape(view).filter(|now| *now != order.wanted)
                 && self.uses(id, view).0.is_empty()
             {
@@ -380,17 +371,44 @@ impl Owner {
             }
             OrderStage::Settled => match shape(view) {
                 Some(now) if now != order.wanted => {
-                    let message = format!(
-                        "it is {now}, {} was asked for; it is changed back when nobody uses its \
-                         VFs, or with PUT …/eswitch?force=true",
-                        order.wanted
-                    );
+                    let policy = self.eswitches.get(id);
+                    let forbidden = policy.and_then(|p| forbidden(id, view, p, order.wanted));
+                    let way = match forbidden {
+                        Some((detail, remedy)) => format!("{detail}; {remedy}"),
+                        None => "it is changed when nobody uses its VFs, or with \
+                                 PUT …/eswitch?force=true"
+                            .to_owned(),
+                    };
+                    let message = format!("it is {now}, {} was asked for; {way}", order.wanted);
                     say(False, "Drifted", message)
                 }
                 _ => say(True, "AsAsked", format!("it is {}", order.wanted)),
             },
         })
     }
+}
+
+/// Why the configuration does not let this adapter have this shape, and what to do.
+fn forbidden(
+    id: &Id,
+    view: &AdapterView,
+    policy: &EswitchPolicy,
+    wanted: EswitchShape,
+) -> Option<(String, String)> {
+    if !policy.manage {
+        return Some((
+            format!("the configuration leaves the eswitch of adapter `{id}` to others"),
+            format!(
+                "add manage_eswitch = true to the [[adapter]] with handle = \"{}\"",
+                view.handle
+            ),
+        ));
+    }
+    let max = policy.max_vfs.filter(|max| wanted.num_vfs > *max)?;
+    Some((
+        format!("the configuration allows adapter `{id}` {max} VFs"),
+        format!("ask for at most {max}, or raise max_vfs of its [[adapter]]"),
+    ))
 }
 
 /// The shape that an adapter is seen in; none while it is not there, or is no NIC.

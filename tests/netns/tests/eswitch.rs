@@ -248,6 +248,34 @@ fn a_mode_that_somebody_else_changed_is_changed_back_while_nobody_uses_the_vfs()
     sim.is("legacy", "2");
 }
 
+#[test]
+fn a_restored_snapshot_brings_an_eswitch_back_as_far_as_the_configuration_allows() {
+    let sim = Sim::new(2, "manage_eswitch = true\nmax_vfs = 3\n");
+    assert_eq!(sim.put("", json!({"mode": "switchdev", "num_vfs": 3})).status, 202);
+    sim.settled("True");
+    let mut snapshot = sim.daemon.get("/v1/snapshot").expect("a snapshot");
+    let restore = |snapshot: &Value| {
+        let answer = sim.daemon.request("PUT", "/v1/snapshot", Some(snapshot)).expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    let adapter = sim.device.handle().replacen('/', "-", 1);
+    let saved = json!([{"adapter": adapter, "mode": "switchdev", "num_vfs": 3}]);
+    assert_eq!(snapshot["eswitches"], saved);
+    assert_eq!(sim.put("", json!({"mode": "legacy", "num_vfs": 1})).status, 202);
+    sim.settled("True");
+    restore(&snapshot);
+    net::wait_for("the shape that was saved", daemon::PATIENCE, || {
+        (sim.shape() == ("switchdev".into(), "3".into())).then_some(())
+    })
+    .expect("brought back");
+    sim.settled("True");
+    snapshot["eswitches"][0]["num_vfs"] = json!(4);
+    restore(&snapshot);
+    let message = sim.settled("False");
+    assert!(message.contains("at most 3"), "{message}");
+    sim.is("switchdev", "3");
+}
+
 // ---------------------------------------------------------------- killed in the middle
 
 #[test]
