@@ -10,7 +10,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use axum::{
 };
 use nix::unistd::{Gid, Uid, User};
 use rustls::pki_types::{CertificateDer, DnsName, ServerName};
+use tokio::net::unix::UCred;
 use tower::ServiceExt;
 
 use super::{
@@ -165,14 +166,29 @@ pub struct Audit {
 /// How a connection was made.
 #[derive(Debug, Clone)]
 pub(super) enum Peer {
-    /// Over the Unix socket, by this user and primary group.
-    Unix { uid: u32, gid: u32 },
+    /// Over the Unix socket.
+    Unix(UnixPeer),
     /// Over TCP on loopback.
     Loopback,
     /// Over TLS, with a certificate that was verified.
     Certified(CertificateDer<'static>),
     /// Over TLS without one.
     Uncertified,
+}
+
+/// Who has connected to the Unix socket: a user and its primary group. The user database is asked
+/// once a connection: it may be read from a file, or be far away.
+#[derive(Debug, Clone)]
+pub(super) struct UnixPeer {
+    uid: u32,
+    gid: u32,
+    known: Arc<OnceLock<(String, Option<Role>)>>,
+}
+
+impl From<UCred> for UnixPeer {
+    fn from(peer: UCred) -> UnixPeer {
+        UnixPeer { uid: peer.uid(), gid: peer.gid(), known: Arc::default() }
+    }
 }
 
 impl Peer {
@@ -259,9 +275,10 @@ impl Access {
             return Ok(Caller { who: format!("token {name}"), role });
         }
         match peer {
-            Peer::Unix { uid, gid } => {
-                let who = user_name(*uid);
-                let role = self.role_of_peer(*uid, *gid).ok_or_else(|| no_role(who.clone()))?;
+            Peer::Unix(UnixPeer { uid, gid, known }) => {
+                let find = || (user_name(*uid), self.role_of_peer(*uid, *gid));
+                let (who, role) = known.get_or_init(find).clone();
+                let role = role.ok_or_else(|| no_role(who.clone()))?;
                 Ok(Caller { who, role })
             }
             Peer::Loopback => Err(unknown("TCP needs a token")),

@@ -390,7 +390,7 @@ impl Accept for UnixListener {
         &self,
         stream: UnixStream,
     ) -> impl Future<Output = io::Result<(UnixStream, Peer)>> + Send + 'static {
-        let peer = stream.peer_cred().map(|peer| Peer::Unix { uid: peer.uid(), gid: peer.gid() });
+        let peer = stream.peer_cred().map(|peer| Peer::Unix(peer.into()));
         std::future::ready(peer.map(|peer| (stream, peer)))
     }
 }

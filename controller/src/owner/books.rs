@@ -13,7 +13,7 @@ use crate::observe::host::Traffic;
 /// Readings of netdevs, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Books {
-    /// Whether there was a reading.
+    /// Whether there was a reading of all netdevs.
     begun: bool,
     /// What netdevs had counted when they were read last.
     last: BTreeMap<Ifindex, Traffic>,
@@ -28,7 +28,31 @@ impl Books {
     /// did, of who stands there now. What a netdev had counted before the first reading is nobody's;
     /// of one that is new everything counts.
     pub(super) fn book(&mut self, now: BTreeMap<Ifindex, Traffic>, holders: BTreeMap<Ifindex, Id>) {
-        for (ifindex, counted) in &now {
+        self.add_up(&now, &holders);
+        (self.begun, self.last, self.holders) = (true, now, holders);
+    }
+
+    /// The same of some netdevs. Before all have been read once that is none.
+    pub(super) fn book_some(
+        &mut self,
+        now: BTreeMap<Ifindex, Traffic>,
+        holders: &BTreeMap<Ifindex, Id>,
+    ) {
+        if !self.begun {
+            return;
+        }
+        self.add_up(&now, holders);
+        for ifindex in now.keys() {
+            match holders.get(ifindex) {
+                Some(holder) => self.holders.insert(*ifindex, holder.clone()),
+                None => self.holders.remove(ifindex),
+            };
+        }
+        self.last.extend(now);
+    }
+
+    fn add_up(&mut self, now: &BTreeMap<Ifindex, Traffic>, holders: &BTreeMap<Ifindex, Id>) {
+        for (ifindex, counted) in now {
             let Some(holder) = self.holders.get(ifindex).or_else(|| holders.get(ifindex)) else {
                 continue;
             };
@@ -38,12 +62,16 @@ impl Books {
             add(&mut sum.received, more.received);
             add(&mut sum.sent, more.sent);
         }
-        for (ifindex, holder) in &holders {
+        for (ifindex, holder) in holders {
             if now.contains_key(ifindex) {
                 self.ports.entry(holder.clone()).or_default();
             }
         }
-        (self.begun, self.last, self.holders) = (true, now, holders);
+    }
+
+    /// Whether there was a reading of all netdevs.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Forgets all other ports.
@@ -141,6 +169,23 @@ mod tests {
         books.retain(|port| *port == id("a"));
         books.book(netdevs(&[(5, 99), (6, 61)]), holders(&[(5, "c"), (6, "a")]));
         assert_eq!(moved(&books), [("a", 13), ("c", 0)], "nobody inherits from who is gone");
+    }
+
+    #[test]
+    fn some_netdevs_are_booked_like_all_and_the_others_stay_as_they_were() {
+        let mut books = Books::default();
+        books.book_some(netdevs(&[(5, 7)]), &holders(&[(5, "a")]));
+        assert_eq!(moved(&books), [], "not before all were read");
+        books.book(netdevs(&[(5, 10), (6, 20)]), holders(&[(5, "a"), (6, "b")]));
+        books.book_some(netdevs(&[(5, 12), (7, 1)]), &holders(&[(5, "c"), (6, "b"), (7, "d")]));
+        assert_eq!(moved(&books), [("a", 2), ("b", 0), ("c", 0), ("d", 1)]);
+        let stand = [(5, "c"), (6, "b"), (7, "d")];
+        books.book(netdevs(&[(5, 15), (6, 21), (7, 1)]), holders(&stand));
+        assert_eq!(moved(&books), [("a", 2), ("b", 1), ("c", 3), ("d", 1)]);
+        books.book_some(netdevs(&[(5, 16)]), &holders(&[]));
+        books.book_some(netdevs(&[(5, 17)]), &holders(&[(5, "a")]));
+        assert_eq!(moved(&books)[..2], [("a", 3), ("b", 1)], "nobody stood there meanwhile");
+        assert_eq!(moved(&books)[2], ("c", 4));
     }
 
     #[test]

@@ -8,8 +8,9 @@
 //! netdevs' counters alone are read every [`PACE`], however many follow.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -19,7 +20,7 @@ use api::{
     types::Id,
 };
 use tc_flows::{Action, Cookie, Counters, Handle, Hook, Ifindex, Kernel, NetlinkKernel, TerseRule};
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tracing::{debug, warn};
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     daemon::FLOW_OWNER,
     metrics::{DROP_REASONS, HIT_BY, Row},
-    observe::host::{Traffic, software_traffic, traffic},
+    observe::host::{Traffic, software_traffic, traffic, traffic_of},
     plan::{
         Changes, PortPlan, Program,
         switchdev::{Purpose, Why},
@@ -147,9 +148,15 @@ pub(super) struct Counting {
     read: Option<Instant>,
     under_way: bool,
     waiting: Vec<oneshot::Sender<()>>,
-    /// Whether netdevs are being read: one reading at a time, so that none is overtaken by an older
-    /// one.
+    /// Held while netdevs are read and until that is told, so that no reading is overtaken by an
+    /// older one.
+    reader: Arc<Mutex<()>>,
+    /// Whether all netdevs are being read.
     reading_netdevs: bool,
+    /// Whether some are.
+    reading_taken_over: bool,
+    /// Netdevs that are to be read next, since ports came to them or left them.
+    taken_over: BTreeSet<Ifindex>,
     /// When what has moved was told last, and what had moved then.
     told: Option<(Instant, BTreeMap<Id, Traffic>)>,
     /// What each port's representor has received and sent, over all that it has had.
@@ -362,15 +369,32 @@ impl Owner {
     /// Reads what netdevs have counted, unless that is under way.
     fn read_netdevs(&mut self) -> impl Future<Output = ()> + Send + use<> {
         let under_way = std::mem::replace(&mut self.counting.reading_netdevs, true);
-        let finished = self.finished_to.clone();
+        let (reader, finished) = (Arc::clone(&self.counting.reader), self.finished_to.clone());
         async move {
             if under_way {
                 return;
             }
+            let _alone = reader.lock().await;
             let traffic = traffic().await;
             let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
             finished.send(Finished::Moved(traffic)).ok();
         }
+    }
+
+    /// Reads what netdevs have counted that ports came to or left, unless such are being read.
+    fn read_taken_over(&mut self) {
+        if self.counting.reading_taken_over || self.counting.taken_over.is_empty() {
+            return;
+        }
+        self.counting.reading_taken_over = true;
+        let netdevs = std::mem::take(&mut self.counting.taken_over);
+        let (reader, finished) = (Arc::clone(&self.counting.reader), self.finished_to.clone());
+        tokio::spawn(async move {
+            let _alone = reader.lock().await;
+            let traffic = traffic_of(&netdevs).await;
+            let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
+            finished.send(Finished::MovedAt(traffic.unwrap_or_default())).ok();
+        });
     }
 
     /// Has netdevs read again where somebody follows what ports receive and send, and that was told
@@ -397,6 +421,14 @@ impl Owner {
         self.tell_traffic();
     }
 
+    /// Books what netdevs have counted that ports came to or left.
+    pub(super) fn moved_at(&mut self, traffic: BTreeMap<Ifindex, Traffic>) {
+        self.counting.reading_taken_over = false;
+        self.read_taken_over();
+        let stand = self.stand();
+        self.counting.moved.book_some(traffic, &stand);
+    }
+
     /// Books what of it went through the host's CPU, where drivers tell.
     pub(super) fn moved_in_software(&mut self, traffic: BTreeMap<Ifindex, Traffic>) {
         let stand = self.stand();
@@ -412,13 +444,19 @@ impl Owner {
 
     /// Ports stand elsewhere since the plan before: what was counted until now is of who stood there.
     pub(super) fn count_places(&mut self, changes: &Changes) {
-        let ports = &self.planner.plan().ports;
-        let stands_elsewhere = |(id, before): (&Id, &Option<PortPlan>)| {
-            before.as_ref().and_then(netdev_of) != ports.get(id).and_then(netdev_of)
-        };
-        if changes.ports.iter().any(stands_elsewhere) && !self.counting.reading_netdevs {
+        if !self.counting.moved.has_begun() && !self.counting.reading_netdevs {
             tokio::spawn(self.read_netdevs());
+            return;
         }
+        let ports = &self.planner.plan().ports;
+        for (id, before) in &changes.ports {
+            let before = before.as_ref().and_then(netdev_of);
+            let now = ports.get(id).and_then(netdev_of);
+            if before != now {
+                self.counting.taken_over.extend([before, now].into_iter().flatten());
+            }
+        }
+        self.read_taken_over();
     }
 
     /// Tells who follows it what has moved since it was told last.

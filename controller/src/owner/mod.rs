@@ -187,6 +187,8 @@ enum Finished {
     Counted(Id, Hook, Vec<TerseRule>),
     CountedAll,
     Moved(Option<BTreeMap<Ifindex, Traffic>>),
+    /// Some netdevs were read.
+    MovedAt(BTreeMap<Ifindex, Traffic>),
     MovedInSoftware(BTreeMap<Ifindex, Traffic>),
 }
 
@@ -881,6 +883,7 @@ impl Owner {
             Finished::Counted(..)
                 | Finished::CountedAll
                 | Finished::Moved(_)
+                | Finished::MovedAt(_)
                 | Finished::MovedInSoftware(_)
         );
         self.stale.all |= !counts;
@@ -888,6 +891,7 @@ impl Owner {
             Finished::Counted(id, hook, rules) => self.counted(&id, hook, &rules),
             Finished::CountedAll => self.counted_all(),
             Finished::Moved(traffic) => self.moved(traffic),
+            Finished::MovedAt(traffic) => self.moved_at(traffic),
             Finished::MovedInSoftware(traffic) => self.moved_in_software(traffic),
             Finished::OffloadOn(id, netdev, result) => {
                 self.representor_step(&id, &netdev, Readiness::Offloadable, result);

@@ -386,6 +386,18 @@ impl Links {
         Ok(answer.messages.iter().filter_map(|m| Traffic::decode(&m.bytes)).collect())
     }
 
+    /// What one has counted.
+    pub(super) async fn traffic_of(
+        &self,
+        netdev: Ifindex,
+    ) -> Result<BTreeMap<Ifindex, Traffic>, KernelRefusal> {
+        let mut message = LinkMessage::default();
+        message.header.index = netdev.get();
+        let what = "read a netdev's counters";
+        let answer = self.ask_with(what, message, Vec::new(), flag::REQUEST).await?;
+        Ok(answer.messages.iter().filter_map(|m| Traffic::decode(&m.bytes)).collect())
+    }
+
     /// What of that went through the host's CPU, of the netdevs whose driver tells.
     pub(super) async fn software(&self) -> Result<BTreeMap<Ifindex, Traffic>, KernelRefusal> {
         let mut bytes = vec![0; STATS_HEADER];

@@ -8,7 +8,14 @@ mod link;
 mod pattern;
 mod view;
 
-use std::{collections::BTreeMap, future::pending, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::pending,
+    io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::types::Id;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_KOBJECT_UEVENT, NETLINK_ROUTE};
@@ -54,6 +61,8 @@ const REST_MOST: Duration = Duration::from_millis(50);
 const AUDIT_PERIOD: Duration = Duration::from_secs(10);
 /// How long to wait after a look that failed as a whole.
 const RETRY: Duration = Duration::from_secs(1);
+/// Netdevs whose counters are read one by one at most: more are read with all others.
+const ONE_BY_ONE_MOST: usize = 32;
 /// `RTNLGRP_LINK` of `include/uapi/linux/rtnetlink.h`.
 const RTNLGRP_LINK: u32 = 1;
 /// The kernel's own uevents, as opposed to udev's. A PCI device sends one when its number of VFs
@@ -72,6 +81,34 @@ pub(crate) async fn traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError
     let traffic = links.traffic().await;
     work.abort();
     Ok(traffic?)
+}
+
+/// What these have counted; without those that are not there.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub(crate) async fn traffic_of(
+    netdevs: &BTreeSet<Ifindex>,
+) -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+    // Each costs a round of its own.
+    if netdevs.len() > ONE_BY_ONE_MOST {
+        return traffic().await;
+    }
+    let (work, links) = Links::open()?;
+    let work = tokio::spawn(work);
+    let mut traffic = BTreeMap::new();
+    for netdev in netdevs {
+        match links.traffic_of(*netdev).await {
+            Ok(found) => traffic.extend(found),
+            Err(refusal) if refusal.errno == Errno::ENODEV as i32 => {}
+            Err(refusal) => {
+                work.abort();
+                return Err(refusal.into());
+            }
+        }
+    }
+    work.abort();
+    Ok(traffic)
 }
 
 /// What of that went through the host's CPU although the netdev stands for a function in hardware; of
