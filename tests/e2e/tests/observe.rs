@@ -162,7 +162,7 @@ fn tcpdump_in_the_guest_is_promiscuous_as_long_as_it_runs_and_not_with_its_optio
     let guest = Guest::named("c")
         .vf(0, Backing::Tap("tcpdump0".into()))
         .qmp_socket(folder.path().join("c.sock"))
-        .cold_with_tcpdump()
+        .with_programs()
         .start()
         .unwrap();
     create_vfs(&guest, 1);

@@ -9,10 +9,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, BufRead, BufReader},
-    net::TcpListener,
-    path::Path,
     process::{Child, Command, Stdio},
-    thread,
 };
 
 use eswitchd_e2e_tests::{DEADLINE, create_vfs};
@@ -30,35 +27,6 @@ const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
 /// For experiments (IEEE 802): nobody else sends it.
 const ETHERTYPE: u16 = 0x88b5;
 
-/// Where tcpdump is in the guest, with its libraries.
-const FETCHED: &str = "/tmp/fetched";
-
-/// Brings tcpdump into a guest over its PF and the tap `fetch0`: the image with tcpdump has no saved
-/// state, and to boot it takes too long in an emulation inside another.
-fn fetch_tcpdump(guest: &Guest) {
-    net::ip("addr add 10.99.0.1/24 dev fetch0").expect("an address");
-    net::ip("link set fetch0 up").expect("up");
-    let images = std::env::var_os("LAB_GUEST_DIR").expect("LAB_GUEST_DIR");
-    let image = Path::new(&images).join("initramfs-tcpdump");
-    let mut gzip = Command::new("gzip")
-        .args(["-1", "-c"])
-        .arg(image)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("gzip");
-    let mut packed = gzip.stdout.take().expect("piped");
-    let listener = TcpListener::bind("10.99.0.1:7000").expect("a listener");
-    let sent = thread::spawn(move || io::copy(&mut packed, &mut listener.accept()?.0));
-    guest
-        .run(&format!(
-            "ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up; mkdir -p {FETCHED}\n\
-             nc 10.99.0.1 7000 | zcat | (cd {FETCHED} && cpio -idm)"
-        ))
-        .expect("fetched");
-    sent.join().expect("a thread").expect("sent");
-    assert!(gzip.wait().expect("gzip").success());
-}
-
 /// A guest with tcpdump on both of its VFs, `eth1` on the tap `vm-a` and `eth2` on `vm-d`.
 struct Listener {
     guest: Guest,
@@ -70,10 +38,9 @@ impl Listener {
             .vf(0, Backing::Tap("vm-a".into()))
             .vf(1, Backing::Tap("vm-d".into()))
             .qmp_socket(daemon.qmp_dir().join("c.sock"))
-            .pf(Backing::Tap("fetch0".into()))
+            .with_programs()
             .start()
             .expect("a guest");
-        fetch_tcpdump(&guest);
         create_vfs(&guest, 2);
         guest
             .run(
@@ -87,7 +54,7 @@ impl Listener {
     fn listen(&self) {
         let options = format!("-e -n -l ether proto {ETHERTYPE:#x}");
         for link in ["eth1", "eth2"] {
-            let tcpdump = format!("chroot {FETCHED} /usr/bin/tcpdump -i {link} {options}");
+            let tcpdump = format!("/usr/bin/tcpdump -i {link} {options}");
             self.guest
                 .run(&format!("setsid {tcpdump} > /tmp/{link} 2> /tmp/{link}.log &"))
                 .expect("tcpdump");

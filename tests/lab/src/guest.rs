@@ -36,10 +36,36 @@ pub const VFS: usize = 4;
 /// PCI address of the emulated PF, as the guest sees it.
 pub const PF_ADDRESS: &str = "0000:01:00.0";
 
-/// The guests' initramfs, and the one that holds tcpdump as well. Only the first has saved states:
-/// what is in an initramfs is in the guest's memory, which takes time to load inside the lab.
-pub(crate) const INITRAMFS: &str = "initramfs";
-pub(crate) const INITRAMFS_WITH_TCPDUMP: &str = "initramfs-tcpdump";
+/// What a guest's file system holds. It is in the guest's memory, which takes time to load inside
+/// the lab: most guests have busybox alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// Busybox.
+    #[default]
+    Small,
+    /// Busybox, and programs of Debian with their libraries.
+    WithPrograms,
+}
+
+impl Image {
+    pub(crate) const ALL: [Self; 2] = [Self::Small, Self::WithPrograms];
+
+    /// Name of the initramfs among the guests' images.
+    pub(crate) fn initramfs(self) -> &'static str {
+        match self {
+            Self::Small => "initramfs",
+            Self::WithPrograms => "initramfs-programs",
+        }
+    }
+
+    /// Name of a guest's saved state there.
+    fn state(self, guest: &str) -> String {
+        match self {
+            Self::Small => format!("{guest}.state"),
+            Self::WithPrograms => format!("{guest}-programs.state"),
+        }
+    }
+}
 
 const MEMORY_MIB: u32 = 128;
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nowatchdog \
@@ -122,27 +148,18 @@ enum Start {
     Saved,
     /// By booting.
     Cold,
-    /// By booting an image that has tcpdump, too.
-    ColdWithTcpdump,
     /// From another QEMU that migrates it here.
     Arriving,
-}
-
-impl Start {
-    fn initramfs(self) -> &'static str {
-        match self {
-            Self::ColdWithTcpdump => INITRAMFS_WITH_TCPDUMP,
-            Self::Saved | Self::Cold | Self::Arriving => INITRAMFS,
-        }
-    }
 }
 
 /// What the saved states depend on, for the cache key.
 pub(crate) fn recipe() -> Vec<String> {
     let functions: [Backing; VFS + 1] = Default::default();
     let mut recipe = vec![KERNEL_ARGUMENTS.to_owned(), format!("{SETTLE:?}")];
-    for name in GUESTS {
-        recipe.extend(machine(name, Path::new(""), INITRAMFS, &functions).unwrap_or_default());
+    for image in Image::ALL {
+        for name in GUESTS {
+            recipe.extend(machine(name, Path::new(""), image, &functions).unwrap_or_default());
+        }
     }
     recipe
 }
@@ -151,10 +168,10 @@ pub(crate) fn recipe() -> Vec<String> {
 fn machine(
     name: &str,
     images: &Path,
-    initramfs: &str,
+    image: Image,
     backings: &[Backing; VFS + 1],
 ) -> Result<Vec<String>> {
-    let image = |file: &str| images.join(file).display().to_string();
+    let file = |name: &str| images.join(name).display().to_string();
     let memory = MEMORY_MIB.to_string();
     let mut arguments: Vec<String> = [
         "-name",
@@ -179,9 +196,9 @@ fn machine(
         "none",
         "-no-reboot",
         "-kernel",
-        &image("vmlinuz"),
+        &file("vmlinuz"),
         "-initrd",
-        &image(initramfs),
+        &file(image.initramfs()),
         "-append",
         KERNEL_ARGUMENTS,
         "-device",
@@ -216,16 +233,23 @@ fn machine(
     Ok(arguments)
 }
 
-/// Boots a guest without connections, and saves its state as `NAME.state` in `images`.
-pub(crate) fn save(name: &str, qemu: &Path, images: &Path, limit: Duration) -> Result<()> {
+/// Boots a guest without connections, and saves its state in `images`.
+pub(crate) fn save(
+    name: &str,
+    image: Image,
+    qemu: &Path,
+    images: &Path,
+    limit: Duration,
+) -> Result<()> {
     let guest = Builder {
+        image,
         qemu: Some(qemu.to_owned()),
         images: Some(images.to_owned()),
         ..Guest::named(name)
     }
     .cold()
     .start()?;
-    let place = images.join(format!("{name}.state"));
+    let place = images.join(image.state(name));
     std::thread::sleep(SETTLE);
     let mut qmp = guest.qmp()?;
     qmp.execute("migrate", json!({ "uri": format!("file:{}", place.display()) }))?;
@@ -252,6 +276,7 @@ pub struct Builder {
     name: String,
     backings: [Backing; VFS + 1],
     qmp: Option<PathBuf>,
+    image: Image,
     start: Start,
     qemu: Option<PathBuf>,
     images: Option<PathBuf>,
@@ -290,10 +315,10 @@ impl Builder {
         self
     }
 
-    /// Boots as with [`cold`](Self::cold), with tcpdump in the guest.
+    /// With `/usr/bin/iperf3` and `/usr/bin/tcpdump` in the guest.
     #[must_use]
-    pub fn cold_with_tcpdump(mut self) -> Self {
-        self.start = Start::ColdWithTcpdump;
+    pub fn with_programs(mut self) -> Self {
+        self.image = Image::WithPrograms;
         self
     }
 
@@ -337,7 +362,7 @@ impl Builder {
 
         let mut command = Command::new(&qemu);
         command
-            .args(machine(&self.name, &images, self.start.initramfs(), &self.backings)?)
+            .args(machine(&self.name, &images, self.image, &self.backings)?)
             .args(["-run-with", "exit-with-parent=on"])
             // QEMU waits for the console, so that nothing the guest says is lost.
             .args(["-serial", &format!("unix:{},server=on,wait=on", option(&path("console")))])
@@ -346,13 +371,13 @@ impl Builder {
             .args(&self.arguments);
         match self.start {
             Start::Saved => {
-                let state = images.join(format!("{}.state", self.name));
+                let state = images.join(self.image.state(&self.name));
                 command.arg("-incoming").arg(format!("file:{}", state.display()));
             }
             Start::Arriving => {
                 command.args(["-incoming", "defer"]);
             }
-            Start::Cold | Start::ColdWithTcpdump => {}
+            Start::Cold => {}
         }
         command
             .stdin(Stdio::null())
@@ -420,6 +445,7 @@ impl Guest {
             name: name.into(),
             backings: Default::default(),
             qmp: None,
+            image: Image::default(),
             start: Start::default(),
             qemu: None,
             images: None,
@@ -533,7 +559,7 @@ impl Guest {
         };
         match start {
             Start::Saved => self.resumed()?,
-            Start::Cold | Start::ColdWithTcpdump => {
+            Start::Cold => {
                 console.ready(BOOT_LIMIT).map_err(|reason| self.failure(&reason))?;
             }
             Start::Arriving => {}
@@ -637,8 +663,8 @@ mod tests {
     fn backings_change_nothing_but_the_netdevs() {
         let images = Path::new("/images");
         let taps = std::array::from_fn(|number| Backing::Tap(format!("tap{number}")));
-        let saved = machine("a", images, INITRAMFS, &Default::default()).unwrap();
-        let started = machine("a", images, INITRAMFS, &taps).unwrap();
+        let saved = machine("a", images, Image::Small, &Default::default()).unwrap();
+        let started = machine("a", images, Image::Small, &taps).unwrap();
         assert_eq!(saved.len(), started.len());
         for (index, (saved, started)) in saved.iter().zip(&started).enumerate() {
             if started.starts_with("tap,") {
@@ -651,7 +677,7 @@ mod tests {
 
     #[test]
     fn the_pf_comes_after_its_vfs() {
-        let arguments = machine("a", Path::new("/"), INITRAMFS, &Default::default()).unwrap();
+        let arguments = machine("a", Path::new("/"), Image::Small, &Default::default()).unwrap();
         let devices: Vec<&String> =
             arguments.iter().filter(|argument| argument.starts_with("virtio-net-pci")).collect();
         assert_eq!(devices.len(), VFS + 1);

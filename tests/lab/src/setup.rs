@@ -9,6 +9,7 @@ mod browser;
 
 pub use browser::chromium;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -18,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use crate::cache::{BuildLock, Cache, Step};
 use crate::cpio::Archive;
-use crate::guest::{self, GUESTS};
+use crate::guest::{self, GUESTS, Image};
 use crate::{At, Error, Result};
 
 /// What the lab's root file system holds, beyond Debian's minimal variant.
 pub const PACKAGES: &[&str] = &[
     "busybox-static",             // the guests' userland, and the VM's first process
     "ethtool",                    // hw-tc-offload
+    "iperf3",                     // TCP at full speed, and how much of it arrived
     "iproute2",                   // ip, tc, devlink, vdpa, bridge
     "iputils-ping",               // ping
     "kmod",                       // modprobe, also for the kernel's own requests
@@ -62,8 +64,10 @@ const GUEST_INIT: &str = include_str!("recipe/guest-init.sh");
 
 /// Modules that the VM's initramfs loads: for its disk, and for its shares with the machine.
 const VM_BOOT_MODULES: &[&str] = &["ext4", "virtio_blk", "9p", "9pnet_virtio"];
-/// A program for guests, with all the libraries that it needs.
-const GUEST_TCPDUMP: &str = "/usr/bin/tcpdump";
+/// Programs for guests, which get all the libraries that they need, too; and the library that glibc
+/// loads when a thread is cancelled, as iperf3 does.
+const GUEST_PROGRAMS: &[&str] =
+    &["/usr/bin/iperf3", "/usr/bin/tcpdump", "/lib/x86_64-linux-gnu/libgcc_s.so.1"];
 /// The user that tcpdump becomes.
 const GUEST_USERS: &str = "root:x:0:0::/:/bin/sh\ntcpdump:x:100:100::/:/bin/false\n";
 
@@ -115,7 +119,7 @@ impl Steps {
                 &kernel.id(),
                 GUEST_INIT,
                 &GUEST_MODULES.join(" "),
-                GUEST_TCPDUMP,
+                &GUEST_PROGRAMS.join(" "),
                 GUEST_USERS,
                 &guest::recipe().join(" "),
             ],
@@ -445,26 +449,30 @@ fn kernel(work: &Work<'_>, source: &Source, place: &Path) -> Result<()> {
 }
 
 fn guest_image(work: &Work<'_>, root: &Path, kernel: &Path, place: &Path) -> Result<()> {
-    for (file, with_tcpdump) in [(guest::INITRAMFS, false), (guest::INITRAMFS_WITH_TCPDUMP, true)] {
+    for image in Image::ALL {
         let mut archive = Archive::default();
         archive.folder("dev");
         initramfs(&mut archive, root, kernel, GUEST_MODULES, GUEST_INIT)?;
-        if with_tcpdump {
-            program(&mut archive, &root.join("root"), GUEST_TCPDUMP)?;
+        if image == Image::WithPrograms {
+            programs(&mut archive, &root.join("root"), GUEST_PROGRAMS)?;
             archive.folder("etc");
             archive.file("etc/passwd", GUEST_USERS.as_bytes());
         }
-        fs::write(place.join(file), archive.finish()).at("writing the guest's initramfs")?;
+        fs::write(place.join(image.initramfs()), archive.finish())
+            .at("writing the guest's initramfs")?;
     }
     fs::copy(kernel.join("vmlinuz"), place.join("vmlinuz")).at("copying the kernel")?;
-    let save = |name: &'static str| {
-        work.progress.say("guest", &format!("boots guest {name} and saves its state"));
-        guest::save(name, &root.join("qemu"), place, Duration::from_secs(180))
+    let save = |image: Image, name: &'static str| {
+        work.progress.say("guest", &format!("boots guest {name}, {image:?}, and saves its state"));
+        guest::save(name, image, &root.join("qemu"), place, Duration::from_secs(180))
     };
-    std::thread::scope(|scope| {
-        let saves: Vec<_> = GUESTS.iter().map(|name| scope.spawn(|| save(name))).collect();
-        saves.into_iter().try_for_each(|save| {
-            save.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    Image::ALL.into_iter().try_for_each(|image| {
+        std::thread::scope(|scope| {
+            let saves: Vec<_> =
+                GUESTS.iter().map(|name| scope.spawn(move || save(image, name))).collect();
+            saves.into_iter().try_for_each(|save| {
+                save.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
         })
     })
 }
@@ -524,17 +532,19 @@ fn initramfs(
     Ok(())
 }
 
-/// Adds a program of a root file system, and its loader and libraries at the places that it names.
-fn program(archive: &mut Archive, root: &Path, program: &str) -> Result<()> {
+/// Adds programs of a root file system, and their loader and libraries at the places that they name.
+fn programs(archive: &mut Archive, root: &Path, programs: &[&str]) -> Result<()> {
     let mut ldd = contained("chroot");
-    let output = ldd.arg(root).args(["ldd", program]).output().at("starting ldd")?;
+    let output = ldd.arg(root).arg("ldd").args(programs).output().at("starting ldd")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let program = line(&ldd);
         return Err(Error::Command { program, status: output.status.to_string(), tail: text });
     }
-    let mut folders = std::collections::BTreeSet::new();
-    for path in libraries(&text).into_iter().chain([program]) {
+    let files: BTreeSet<&str> =
+        libraries(&text).into_iter().chain(programs.iter().copied()).collect();
+    let mut folders = BTreeSet::new();
+    for path in files {
         let content = fs::read(root.join(path.trim_start_matches('/')));
         let mut above: Vec<_> = Path::new(path).ancestors().skip(1).collect();
         above.pop();
@@ -550,9 +560,10 @@ fn program(archive: &mut Archive, root: &Path, program: &str) -> Result<()> {
     Ok(())
 }
 
-/// Paths in the output of ldd(1): the words that begin with a slash.
+/// Paths in the output of ldd(1): the words that begin with a slash. With a colon at its end, one is
+/// the headline of a program's list.
 fn libraries(text: &str) -> Vec<&str> {
-    text.split_whitespace().filter(|word| word.starts_with('/')).collect()
+    text.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':')).collect()
 }
 
 /// A module without the signature at its end, which takes long to verify under emulation
@@ -617,7 +628,8 @@ mod tests {
 
     #[test]
     fn libraries_are_told_from_what_the_kernel_gives() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+        let text = "/usr/bin/tcpdump:\n\
+                    \tlinux-vdso.so.1 (0x00007ffd)\n\
                     \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007fd3)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007fd4)\n";
         assert_eq!(
@@ -639,7 +651,7 @@ mod tests {
     #[test]
     fn every_step_depends_on_what_it_is_made_from() {
         let steps = Steps::new();
-        let ids: std::collections::BTreeSet<_> = steps.all().iter().map(|s| s.id()).collect();
+        let ids: BTreeSet<_> = steps.all().iter().map(|s| s.id()).collect();
         assert_eq!(ids.len(), 4);
         assert_eq!(Steps::new().disk.id(), steps.disk.id(), "the same inputs have the same key");
     }
