@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod bridge;
+mod judge;
 mod moves;
 #[path = "../../../../controller/tests/reference/mod.rs"]
 mod reference;

@@ -1,296 +1,45 @@
 //! While ports join, move and leave: no frame comes out at a wrong port at any moment, and between
 //! ports that nothing is changed about none is lost.
 //!
-//! One thread sends without a pause, another changes ports over the API. A frame is judged by what
-//! was wanted at some moment between its sending and its arrival; while a change is under way, both
-//! what was and what will be may hold. Nowhere does a frame come out twice.
+//! One thread sends without a pause, another changes ports over the API; `judge.rs` says what is
+//! wrong. That it would say so is shown with filters that another program adds.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    ops::RangeInclusive,
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use api::{
-    resources::{
-        AdminState, Attachment, NetworkKind, NetworkSpec, PortFunction, PortSpec, UnknownUnicast,
-        VlanProto, VlanTag,
-    },
-    types::{MacAddr, Vid},
-};
+use api::resources::{AdminState, NetworkSpec, UnknownUnicast};
 use controller::{
     config::UplinkUse,
     intent::{Change, Intent},
 };
-use eswitchd_netns_tests::{Q, Random, ends::Arrival, frames, vid};
-use lab::net::Netns;
+use eswitchd_netns_tests::{
+    PATIENCE, Q, Random,
+    ends::{Arrival, Ends},
+    frames, vid,
+};
+use lab::net::{self, Netns};
 use serde_json::json;
-use tc_flows::{EtherType, Frame, Mac, Tag as FrameTag};
+use tc_flows::Mac;
 
 use crate::{
-    reference::Tag,
+    judge::{
+        Epoch, History, MOVING, NETWORKS, STAYING, Sent, Shape, Wrong, address, kind, must_arrive,
+        retagged, round, wrong,
+    },
     rig::{Rig, show},
     topology::{Topology, WIRE, id, port_id},
 };
 
-const NETWORKS: usize = 4;
-
-fn kind(network: usize) -> NetworkKind {
-    match network {
-        0 => NetworkKind::Flat,
-        1 => {
-            let vid = Vid::try_from(100).unwrap();
-            NetworkKind::Vlan(VlanTag { vid, proto: VlanProto::Dot1Q })
-        }
-        _ => NetworkKind::Isolated,
-    }
-}
-
-/// Networks by number, with the tag under which a guest has them.
-type Tagged = &'static [(usize, Option<u16>)];
-
-/// Ports that nothing is changed about, by number.
-const STAYING: [(u32, Tagged); 8] = [
-    (1, &[(0, None)]),
-    (2, &[(0, None)]),
-    (3, &[(1, None)]),
-    (4, &[(1, None)]),
-    (5, &[(2, None)]),
-    (6, &[(2, None), (1, Some(6))]),
-    (7, &[(1, Some(6)), (2, Some(7)), (0, Some(8))]),
-    (8, &[(3, None), (0, Some(9))]),
-];
-
-/// Ports that come, move and go.
-const MOVING: [u32; 5] = [9, 10, 11, 12, 13];
-
 /// Changes in the ordinary run.
 const CHANGES: usize = 40;
-
-const PAYLOAD: EtherType = match EtherType::new(0x88b5) {
-    Some(ethertype) => ethertype,
-    None => EtherType::ARP,
-};
-
-fn address(port: u32, which: u8) -> MacAddr {
-    MacAddr([2, 0, 0, 0, which, port as u8])
-}
-
-/// What a port is: the networks it is in with their tags, and its address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Shape {
-    networks: Vec<(usize, Tag)>,
-    mac: MacAddr,
-    /// Whether its guest's tags stay inside the network's.
-    keeps_tags: bool,
-}
-
-impl Shape {
-    fn new(networks: &[(usize, Option<u16>)], mac: MacAddr) -> Shape {
-        let networks =
-            networks.iter().map(|(network, tag)| (*network, tag.map(|tag| (Q, vid(tag)))));
-        Shape { networks: networks.collect(), mac, keeps_tags: false }
-    }
-
-    fn tag(&self, network: usize) -> Option<Tag> {
-        self.networks.iter().find(|(n, _)| *n == network).map(|(_, tag)| *tag)
-    }
-
-    fn network(&self, tag: Tag) -> Option<usize> {
-        self.networks.iter().find(|(_, t)| *t == tag).map(|(network, _)| *network)
-    }
-
-    /// The network that a frame with this tag is taken into, and the tag that it has inside there.
-    fn takes(&self, tag: Tag) -> Option<(usize, Tag)> {
-        match self.keeps_tags {
-            true => self.network(None).map(|network| (network, tag)),
-            false => self.network(tag).map(|network| (network, None)),
-        }
-    }
-
-    fn spec(&self, port: u32, admin_state: AdminState) -> PortSpec {
-        let attachments = self.networks.iter().map(|(network, tag)| Attachment {
-            network: id(format!("net{network}")),
-            tag: tag.map(|(_, vid)| Vid::try_from(vid.get()).unwrap()),
-            priority: None,
-            qinq: self.keeps_tags,
-        });
-        PortSpec {
-            function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{port}") },
-            attachments: attachments.collect(),
-            macs: vec![self.mac],
-            guest_macs: None,
-            ips: Vec::new(),
-            allowed_address_pairs: Vec::new(),
-            ethertypes: Vec::new(),
-            allow: Vec::new(),
-            isolated: false,
-            promiscuous: Default::default(),
-            qos: None,
-            mtu: None,
-            admin_state,
-            labels: Default::default(),
-        }
-    }
-}
-
-fn uplink_tag(network: usize) -> Option<Tag> {
-    match kind(network) {
-        NetworkKind::Flat => Some(None),
-        NetworkKind::Vlan(tag) => Some(Some((Q, vid(tag.vid.get())))),
-        NetworkKind::Isolated => None,
-    }
-}
-
-/// What a port was, from the moment when that was asked for to the moment when it had been replaced.
-/// Without a shape it passes nothing.
-#[derive(Debug, Clone)]
-struct Epoch {
-    since: Instant,
-    until: Option<Instant>,
-    shape: Option<Shape>,
-}
-
-/// A frame that went in.
-struct Sent {
-    from: u32,
-    frame: Frame,
-    at: Instant,
-}
-
-/// Everything that was known of ports, by number.
-type History = BTreeMap<u32, Vec<Epoch>>;
-
-fn shapes_between(
-    history: &History,
-    port: u32,
-    began: Instant,
-    ended: Instant,
-) -> impl Iterator<Item = &Shape> {
-    history[&port]
-        .iter()
-        .filter(move |epoch| epoch.since <= ended && epoch.until.is_none_or(|until| until >= began))
-        .filter_map(|epoch| epoch.shape.as_ref())
-}
-
-/// The networks that a frame may have been taken into, each with the tag that it has inside there.
-fn networks_of(history: &History, sent: &Sent, ended: Instant) -> BTreeSet<(usize, Tag)> {
-    let tag: Tag = sent.frame.tags.first().map(|tag| (tag.tpid, tag.vid));
-    if sent.from == WIRE {
-        let owners = (0..NETWORKS).filter(|n| uplink_tag(*n) == Some(tag));
-        return owners.map(|network| (network, None)).collect();
-    }
-    shapes_between(history, sent.from, sent.at, ended)
-        .filter(|shape| shape.mac.0 == sent.frame.src.0)
-        .filter_map(|shape| shape.takes(tag))
-        .collect()
-}
-
-/// The frame with these tags in the place of its own.
-fn retagged(frame: &Frame, tags: impl IntoIterator<Item = Tag>) -> Frame {
-    let tags = tags.into_iter().flatten().map(|(tpid, vid)| FrameTag::new(tpid, vid));
-    Frame { tags: tags.collect(), ..frame.clone() }
-}
-
-/// Whether this copy may have come out there.
-fn may_arrive(history: &History, sent: &Sent, number: u32, arrival: &Arrival) -> bool {
-    if arrival.end == sent.from {
-        return false;
-    }
-    let group = sent.frame.dst.0[0] & 1 == 1;
-    let is = |tag: Tag, inner: Tag| {
-        frames::bytes(&retagged(&sent.frame, [tag, inner]), number) == arrival.bytes
-    };
-    let stays = |mac: Mac| {
-        STAYING.iter().find(|(port, _)| address(*port, 0).0 == mac.0).map(|(port, _)| *port)
-    };
-    networks_of(history, sent, arrival.at).into_iter().any(|(network, inner)| match arrival.end {
-        // Where nobody here has had the address all the time, somebody outside may.
-        WIRE => {
-            let known = stays(sent.frame.dst).is_some_and(|port| {
-                history[&port][0].shape.as_ref().unwrap().tag(network).is_some()
-            });
-            !known && uplink_tag(network).is_some_and(|tag| is(tag, inner))
-        }
-        port => shapes_between(history, port, sent.at, arrival.at).any(|shape| {
-            (group || shape.mac.0 == sent.frame.dst.0)
-                && shape.tag(network).is_some_and(|tag| is(tag, inner))
-        }),
-    })
-}
-
-/// The ends, none of which anything is changed about, where a frame must come out.
-fn must_arrive(sent: &Sent) -> Vec<u32> {
-    let staying: BTreeMap<u32, Shape> = STAYING
-        .iter()
-        .map(|(port, networks)| (*port, Shape::new(networks, address(*port, 0))))
-        .collect();
-    let tag: Tag = sent.frame.tags.first().map(|tag| (tag.tpid, tag.vid));
-    let network = match sent.from {
-        WIRE => (0..NETWORKS).find(|network| uplink_tag(*network) == Some(tag)),
-        port => staying.get(&port).and_then(|shape| shape.network(tag)),
-    };
-    let Some(network) = network else { return Vec::new() };
-    let group = sent.frame.dst.0[0] & 1 == 1;
-    let members = staying.iter().filter(|(_, shape)| shape.tag(network).is_some());
-    let mut ends: Vec<u32> = members
-        .filter(|(_, shape)| group || shape.mac.0 == sent.frame.dst.0)
-        .map(|(port, _)| *port)
-        .collect();
-    let outside = group || sent.frame.dst == OUTSIDE;
-    if outside && uplink_tag(network).is_some() {
-        ends.push(WIRE);
-    }
-    ends.retain(|end| *end != sent.from);
-    ends
-}
-
-const BROADCAST: Mac = Mac([0xff; 6]);
-/// Somebody behind the uplink.
-const OUTSIDE: Mac = Mac([2, 0x99, 0, 0, 0, 1]);
-
-/// One frame for each flow: those that must arrive, and those that ports which come and go send
-/// under every tag that they ever have, to everybody.
-fn round() -> Vec<(u32, Frame)> {
-    let mut all = Vec::new();
-    let mut push = |from: u32, src: Mac, dst: Mac, tag: Tag| {
-        all.push((from, retagged(&Frame::opaque(dst, src, PAYLOAD), [tag])));
-    };
-    for (from, networks) in STAYING {
-        let shape = Shape::new(networks, address(from, 0));
-        let src = Mac(shape.mac.0);
-        for (_, tag) in &shape.networks {
-            let to = STAYING.iter().map(|(to, _)| *to).filter(|to| *to != from);
-            to.for_each(|to| push(from, src, Mac(address(to, 0).0), *tag));
-            for to in MOVING {
-                (0..2).for_each(|which| push(from, src, Mac(address(to, which).0), *tag));
-            }
-            push(from, src, BROADCAST, *tag);
-            push(from, src, OUTSIDE, *tag);
-        }
-    }
-    for tag in (0..NETWORKS).filter_map(uplink_tag) {
-        push(WIRE, OUTSIDE, BROADCAST, tag);
-        let staying = STAYING.iter().map(|(to, _)| address(*to, 0));
-        let moving = MOVING.iter().flat_map(|to| [address(*to, 0), address(*to, 1)]);
-        staying.chain(moving).for_each(|to| push(WIRE, OUTSIDE, Mac(to.0), tag));
-    }
-    for from in MOVING {
-        for which in 0..2 {
-            let src = Mac(address(from, which).0);
-            for tag in [None, Some((Q, vid(5))), Some((Q, vid(6)))] {
-                push(from, src, BROADCAST, tag);
-                for to in [1, 3, 5, 7, 8] {
-                    push(from, src, Mac(address(to, 0).0), tag);
-                }
-            }
-        }
-    }
-    all
-}
 
 fn some_shape(random: &mut Random, port: u32) -> Shape {
     let first = random.below(NETWORKS);
@@ -306,10 +55,8 @@ fn some_shape(random: &mut Random, port: u32) -> Shape {
     }
 }
 
-#[test]
-fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_none() {
-    let mut random = Random::seeded();
-    let _netns = Netns::enter().unwrap();
+/// A switch with the ports that nothing is changed about, and what is known of all ports.
+fn start() -> (Rig, History) {
     let mut intent = Intent::default();
     for number in 0..NETWORKS {
         let unknown_unicast = UnknownUnicast::Uplink;
@@ -325,88 +72,151 @@ fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_n
         intent.apply(Change::Network(id(format!("net{number}")), Some(spec)));
     }
     let mut history = History::new();
-    let start = Instant::now();
+    let since = Instant::now();
     for (port, networks) in STAYING {
         let shape = Shape::new(networks, address(port, 0));
         intent.apply(Change::Port(port_id(port), Some(shape.spec(port, AdminState::Up))));
-        history.insert(port, vec![Epoch { since: start, until: None, shape: Some(shape) }]);
+        history.insert(port, vec![Epoch { since, until: None, shape: Some(shape) }]);
     }
     for port in MOVING {
-        history.insert(port, vec![Epoch { since: start, until: None, shape: None }]);
+        history.insert(port, vec![Epoch { since, until: None, shape: None }]);
     }
     let ports = STAYING.len() as u32 + MOVING.len() as u32;
     let topology = Topology { intent, ports, uplink_use: UplinkUse::Exclusive };
-    let rig = Rig::new(&topology, &[]);
+    (Rig::new(&topology, &[]), history)
+}
 
-    let long = std::env::var_os("ESWITCHD_LONG").is_some();
-    let changes = if long { 10 * CHANGES } else { CHANGES };
-    let over = AtomicBool::new(false);
-    let all_sent = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let round = round();
-            let mut sent = Vec::new();
-            while !over.load(Ordering::Relaxed) {
-                for (at, (from, frame)) in round.iter().enumerate() {
-                    let number = sent.len() as u32 + 1;
-                    let bytes = frames::bytes(frame, number);
+/// What has been sent, each frame numbered by its place, from 1.
+#[derive(Default)]
+struct Traffic {
+    sent: Mutex<Vec<Sent>>,
+    over: AtomicBool,
+}
+
+/// Ends the traffic, also where a test fails meanwhile.
+struct UntilDropped<'a>(&'a Traffic);
+
+impl Drop for UntilDropped<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Traffic {
+    /// Sends round after round until it is over.
+    fn run(&self, ends: &Ends) {
+        let round = round();
+        while !self.over.load(Ordering::Relaxed) {
+            for (at, (from, frame)) in round.iter().enumerate() {
+                let number = {
+                    let mut sent = self.sent.lock().unwrap();
                     sent.push(Sent { from: *from, frame: frame.clone(), at: Instant::now() });
-                    rig.ends.ends.send(*from, &bytes);
-                    if at % 32 == 0 {
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
+                    sent.len() as u32
+                };
+                ends.send(*from, &frames::bytes(frame, number));
+                if at % 32 == 0 {
+                    thread::sleep(Duration::from_millis(1));
                 }
             }
-            *all_sent.lock().unwrap() = sent;
-        });
-        for _ in 0..changes {
-            let port = random.pick(&MOVING);
-            let gone = random.chance(4);
-            let admin_state = if random.chance(6) { AdminState::Down } else { AdminState::Up };
-            let wanted = some_shape(&mut random, port);
-            let path = format!("/v1/ports/port{port}?wait=programmed&timeout=25");
-            let since = Instant::now();
-            let answer = match gone {
-                true => rig.daemon.request("DELETE", &path, None),
-                false => {
-                    let spec = json!({"spec": wanted.spec(port, admin_state)});
-                    rig.daemon.request("PUT", &path, Some(&spec))
-                }
-            };
-            let answer = answer.unwrap();
-            assert!([200, 201, 204, 404].contains(&answer.status), "{:#}", answer.body);
-            let until = Some(Instant::now());
-            let shape = (!gone && admin_state == AdminState::Up).then_some(wanted);
-            let epochs = history.get_mut(&port).unwrap();
-            epochs.last_mut().unwrap().until = until;
-            epochs.push(Epoch { since, until: None, shape });
         }
-        over.store(true, Ordering::Relaxed);
+    }
+
+    /// The number of the frame that was sent last, or is being sent.
+    fn last(&self) -> u32 {
+        self.sent.lock().unwrap().len() as u32
+    }
+}
+
+/// Changes one of the ports that come, move and go, and waits until the kernel has it.
+fn change(rig: &Rig, history: &mut History, random: &mut Random) {
+    let port = random.pick(&MOVING);
+    let gone = random.chance(4);
+    let admin_state = if random.chance(6) { AdminState::Down } else { AdminState::Up };
+    let wanted = some_shape(random, port);
+    let path = format!("/v1/ports/port{port}?wait=programmed&timeout=25");
+    let since = Instant::now();
+    let answer = match gone {
+        true => rig.daemon.request("DELETE", &path, None),
+        false => {
+            let spec = json!({"spec": wanted.spec(port, admin_state)});
+            rig.daemon.request("PUT", &path, Some(&spec))
+        }
+    };
+    let answer = answer.unwrap();
+    assert!([200, 201, 204, 404].contains(&answer.status), "{:#}", answer.body);
+    let until = Some(Instant::now());
+    let shape = (!gone && admin_state == AdminState::Up).then_some(wanted);
+    let epochs = history.get_mut(&port).unwrap();
+    epochs.last_mut().unwrap().until = until;
+    epochs.push(Epoch { since, until: None, shape });
+}
+
+/// What came out, by the number of the frame.
+#[derive(Default)]
+struct Arrivals(BTreeMap<u32, Vec<Arrival>>);
+
+impl Arrivals {
+    /// Adds what has come out since.
+    fn take(&mut self, ends: &Ends) {
+        for (number, arrivals) in ends.take() {
+            self.0.entry(number).or_default().extend(arrivals);
+        }
+    }
+
+    fn of(&self, number: u32) -> &[Arrival] {
+        self.0.get(&number).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// In words: a frame and where it came out.
+    fn show(&self, number: u32, sent: &Sent) -> String {
+        let copies: Vec<_> = self.of(number).iter().map(|a| (a.end, a.bytes.clone())).collect();
+        format!("{number} from {}: {:?}: {}", sent.from, sent.frame, show(&copies))
+    }
+}
+
+/// What is under way still comes out within that time.
+const SETTLE: Duration = Duration::from_millis(500);
+
+fn few(list: &[String]) -> String {
+    list[..list.len().min(6)].join("\n")
+}
+
+#[test]
+fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_none() {
+    let mut random = Random::seeded();
+    let _netns = Netns::enter().unwrap();
+    let began = Instant::now();
+    let (rig, mut history) = start();
+    let ends = &rig.ends.ends;
+    let long = std::env::var_os("ESWITCHD_LONG").is_some();
+    let changes = if long { 10 * CHANGES } else { CHANGES };
+    let traffic = Traffic::default();
+    thread::scope(|scope| {
+        let _until = UntilDropped(&traffic);
+        scope.spawn(|| traffic.run(ends));
+        (0..changes).for_each(|_| change(&rig, &mut history, &mut random));
     });
-    let took = start.elapsed();
-    // What is under way still.
-    std::thread::sleep(Duration::from_millis(500));
-    let all_sent = all_sent.into_inner().unwrap();
-    let arrivals = rig.ends.ends.take();
+    let took = began.elapsed();
+    thread::sleep(SETTLE);
+    let all_sent = traffic.sent.into_inner().unwrap();
+    let mut arrivals = Arrivals::default();
+    arrivals.take(ends);
     let (mut leaked, mut lost) = (Vec::new(), Vec::new());
     let (mut copies, mut awaited) = (0, 0);
     for (number, sent) in (1..).zip(&all_sent) {
-        let arrived = arrivals.get(&number).map(Vec::as_slice).unwrap_or_default();
+        let arrived = arrivals.of(number);
         copies += arrived.len();
-        let ends: BTreeSet<u32> = arrived.iter().map(|arrival| arrival.end).collect();
+        awaited += must_arrive(sent).len();
+        let Wrong { strays, missing } = wrong(&history, number, sent, arrived);
         let what = || {
-            let copies: Vec<_> = arrived.iter().map(|a| (a.end, a.bytes.clone())).collect();
-            let at = sent.at.duration_since(start).as_millis();
-            format!("{number} at {at} ms from {}: {:?}: {}", sent.from, sent.frame, show(&copies))
+            let at = sent.at.duration_since(began).as_millis();
+            format!("at {at} ms {}", arrivals.show(number, sent))
         };
-        let stray = |arrival| !may_arrive(&history, sent, number, arrival);
-        if ends.len() != arrived.len() || arrived.iter().any(stray) {
+        if !strays.is_empty() {
             leaked.push(what());
         }
-        let must = must_arrive(sent);
-        awaited += must.len();
-        if !must.iter().all(|end| ends.contains(end)) {
-            lost.push(format!("{}, not at all of {must:?}", what()));
+        if !missing.is_empty() {
+            lost.push(format!("{}, not at {missing:?}", what()));
         }
     }
     println!(
@@ -420,14 +230,169 @@ fn while_ports_join_move_and_leave_no_frame_is_at_a_wrong_port_and_others_lose_n
     if !(leaked.is_empty() && lost.is_empty()) {
         for port in MOVING {
             for Epoch { since, until, shape } in &history[&port] {
-                let since = since.duration_since(start).as_millis();
-                let until = until.map(|until| until.duration_since(start).as_millis());
+                let since = since.duration_since(began).as_millis();
+                let until = until.map(|until| until.duration_since(began).as_millis());
                 println!("port{port} {since} to {until:?} ms: {shape:?}");
             }
         }
     }
-    let few = |list: &[String]| list[..list.len().min(6)].join("\n");
     assert!(leaked.is_empty(), "at a wrong port, or twice at one:\n{}", few(&leaked));
     assert!(lost.is_empty(), "lost:\n{}", few(&lost));
     assert!(awaited > 20 * changes, "too little was sent");
+}
+
+/// What another program has the switch do to the frames that port 1 sends to one port, and what is
+/// then wrong with each.
+struct Fault {
+    what: &'static str,
+    to: u32,
+    actions: &'static str,
+    strays: &'static [(u32, Option<u16>)],
+    missing: &'static [u32],
+}
+
+const FAULTS: [Fault; 7] = [
+    Fault {
+        what: "a copy at a port of another network",
+        to: 2,
+        actions: "action mirred egress mirror dev rep3 action continue",
+        strays: &[(3, None)],
+        missing: &[],
+    },
+    Fault {
+        what: "a copy at another port of the network",
+        to: 2,
+        actions: "action vlan push id 9 pipe action mirred egress mirror dev rep8 pipe \
+                  action vlan pop pipe action continue",
+        strays: &[(8, Some(9))],
+        missing: &[],
+    },
+    Fault {
+        what: "a copy on the wire",
+        to: 2,
+        actions: "action mirred egress mirror dev up0 action continue",
+        strays: &[(WIRE, None)],
+        missing: &[],
+    },
+    Fault {
+        what: "a copy at its sender",
+        to: 2,
+        actions: "action mirred egress mirror dev rep1 action continue",
+        strays: &[(1, None)],
+        missing: &[],
+    },
+    Fault {
+        what: "two copies",
+        to: 2,
+        actions: "action mirred egress mirror dev rep2 action continue",
+        strays: &[(2, None)],
+        missing: &[],
+    },
+    Fault {
+        what: "the tag of another network",
+        to: 7,
+        actions: "action vlan push id 7 pipe action mirred egress redirect dev rep7",
+        strays: &[(7, Some(7))],
+        missing: &[7],
+    },
+    Fault { what: "nothing", to: 2, actions: "action drop", strays: &[], missing: &[2] },
+];
+
+impl Fault {
+    fn concerns(&self, sent: &Sent) -> bool {
+        sent.from == 1 && sent.frame.dst == Mac(address(self.to, 0).0)
+    }
+
+    fn wrong(&self, number: u32, sent: &Sent) -> Wrong {
+        let stray = |(end, tag): &(u32, Option<u16>)| {
+            let tag = tag.map(|tag| (Q, vid(tag)));
+            (*end, frames::bytes(&retagged(&sent.frame, [tag]), number))
+        };
+        Wrong { strays: self.strays.iter().map(stray).collect(), missing: self.missing.into() }
+    }
+
+    /// Before all that is eswitchd's.
+    fn add(&self) {
+        let (from, to, actions) = (address(1, 0), address(self.to, 0), self.actions);
+        net::tc(&format!(
+            "filter add dev rep1 ingress protocol all prio 1 flower src_mac {from} dst_mac {to} \
+             {actions}"
+        ))
+        .unwrap();
+    }
+
+    fn remove(&self) {
+        net::tc("filter del dev rep1 ingress protocol all prio 1").unwrap();
+    }
+}
+
+/// Which frames a fault may have met, and which it has met for certain.
+struct Reign {
+    may: RangeInclusive<u32>,
+    must: RangeInclusive<u32>,
+}
+
+#[test]
+fn what_another_program_has_the_switch_do_wrong_is_told_frame_by_frame_and_nothing_else_is() {
+    let mut random = Random::seeded();
+    let _netns = Netns::enter().unwrap();
+    let (rig, mut history) = start();
+    let ends = &rig.ends.ends;
+    let a_round = round().len() as u32;
+    let traffic = Traffic::default();
+    let mut arrivals = Arrivals::default();
+    let mut reigns = Vec::new();
+    thread::scope(|scope| {
+        let _until = UntilDropped(&traffic);
+        scope.spawn(|| traffic.run(ends));
+        for fault in &FAULTS {
+            // Who has been sent may be on its way still.
+            let first = traffic.last().saturating_sub(a_round);
+            fault.add();
+            let certain = traffic.last() + 1;
+            change(&rig, &mut history, &mut random);
+            let told = net::wait_for(fault.what, PATIENCE, || {
+                arrivals.take(ends);
+                // What was sent a round before a frame that has come does not come any more.
+                let settled = arrivals.0.keys().last()?.saturating_sub(a_round);
+                let sent = traffic.sent.lock().unwrap();
+                let told = (1..).zip(sent.iter()).any(|(number, sent)| {
+                    (certain..=settled).contains(&number)
+                        && fault.concerns(sent)
+                        && wrong(&history, number, sent, arrivals.of(number))
+                            == fault.wrong(number, sent)
+                });
+                told.then_some(settled)
+            });
+            let settled = told.unwrap();
+            fault.remove();
+            reigns.push(Reign { may: first..=traffic.last(), must: certain..=settled });
+        }
+    });
+    thread::sleep(SETTLE);
+    arrivals.take(ends);
+    let all_sent = traffic.sent.into_inner().unwrap();
+    let mut told = [0; FAULTS.len()];
+    let (mut overlooked, mut unexplained) = (Vec::new(), Vec::new());
+    for (number, sent) in (1..).zip(&all_sent) {
+        let wrong = wrong(&history, number, sent, arrivals.of(number));
+        let mut faults = FAULTS
+            .iter()
+            .zip(&reigns)
+            .enumerate()
+            .filter(|(_, (fault, reign))| fault.concerns(sent) && reign.may.contains(&number));
+        let explained = faults.clone().find(|(_, (fault, _))| wrong == fault.wrong(number, sent));
+        if let Some((at, _)) = explained {
+            told[at] += 1;
+        } else if wrong != Wrong::default() {
+            unexplained.push(format!("{}: {wrong:?}", arrivals.show(number, sent)));
+        } else if let Some((_, (fault, _))) = faults.find(|(_, (_, r))| r.must.contains(&number)) {
+            overlooked.push(format!("{}: {}", arrivals.show(number, sent), fault.what));
+        }
+    }
+    for (fault, told) in FAULTS.iter().zip(told) {
+        println!("{}: {told} of {} frames", fault.what, all_sent.len());
+    }
+    assert!(overlooked.is_empty(), "overlooked:\n{}", few(&overlooked));
+    assert!(unexplained.is_empty(), "wrong without a fault:\n{}", few(&unexplained));
 }
