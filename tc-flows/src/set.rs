@@ -194,6 +194,11 @@ impl<Note> RuleSet<Note> {
         rules.map(|ById(Noted { rule, note })| (rule, note))
     }
 
+    /// How many rules there are at a hook.
+    pub fn len_at(&self, hook: Hook) -> usize {
+        self.hooks.get(&hook).map_or(0, |hook| hook.rules.len())
+    }
+
     /// How many rules.
     pub fn len(&self) -> usize {
         self.hooks.values().map(|hook| hook.rules.len()).sum()

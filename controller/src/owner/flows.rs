@@ -43,6 +43,9 @@ const OVERTAKES: &str = "in hardware it would overtake rules that hardware does 
 /// Hooks that one job reads again at most: flows of other hooks do not wait for all.
 const READ_AGAIN_MOST: usize = 4;
 
+/// Rules of a hook that are walked over in the time in which one is searched for.
+const SEARCH: usize = 8;
+
 /// After so many changes a job takes no more hooks on: what a guest wants next does not wait until
 /// all that was wanted before it is done.
 const CHANGES_ENOUGH: usize = 4096;
@@ -487,42 +490,65 @@ impl AdapterFlows {
             }
             self.book_hook(program, hook, Entry::In);
         }
-        for (op, outcome) in &done.outcomes {
-            if *outcome == Outcome::Unknown {
-                tally.unknown += 1;
-                self.book_hook(program, op.id().hook(), Entry::Out);
-                self.forget(op.id().hook());
-                self.book_hook(program, op.id().hook(), Entry::In);
-                continue;
-            }
-            self.book_rule(program, op.id(), Entry::Out);
-            self.known.installed.record(op, outcome);
-            let forgets = match outcome {
-                Outcome::Refused { errno, message, attribute } => {
-                    self.refuse(program, op, words(*errno, message, attribute), &mut tally);
-                    matches!(op, Op::Delete { .. })
-                }
-                _ => {
-                    tally.done += 1;
-                    // What hardware holds decides what else it may hold.
-                    if let Some(hardware) = &program.hardware
-                        && let Op::Add { rule, .. } | Op::Replace { rule, .. } = op
-                        && rule.offload() != Offload::SkipHw
-                        && hardware.is_news(rule, *outcome == Outcome::InHw)
-                    {
-                        self.unsettled.insert(op.id().hook());
-                    }
-                    false
-                }
-            };
-            self.book_rule(program, op.id(), Entry::In);
-            if forgets {
-                self.book_hook(program, op.id().hook(), Entry::Out);
-                self.forget(op.id().hook());
-                self.book_hook(program, op.id().hook(), Entry::In);
-            }
+        let same_hook =
+            |(one, _): &(Op, _), (next, _): &(Op, _)| one.id().hook() == next.id().hook();
+        for changes in done.outcomes.chunk_by(same_hook) {
+            self.note(program, changes, &mut tally);
         }
         tally
+    }
+
+    /// Notes what became of changes at one hook.
+    fn note(&mut self, program: &FlowProgram, changes: &[(Op, Outcome)], tally: &mut Tally) {
+        let Some(hook) = changes.first().map(|(op, _)| op.id().hook()) else { return };
+        let is_lost = |(op, outcome): &(Op, Outcome)| match outcome {
+            Outcome::Unknown => true,
+            Outcome::Refused { .. } => matches!(op, Op::Delete { .. }),
+            _ => false,
+        };
+        // All rules are booked in one walk where that is less than to search for those.
+        let all =
+            changes.len() * SEARCH >= program.rules.len_at(hook) || changes.iter().any(is_lost);
+        if all {
+            self.book_hook(program, hook, Entry::Out);
+        }
+        for (op, outcome) in changes {
+            if !all {
+                self.book_rule(program, op.id(), Entry::Out);
+            }
+            self.note_one(program, op, outcome, tally);
+            if !all {
+                self.book_rule(program, op.id(), Entry::In);
+            }
+        }
+        if changes.iter().any(is_lost) {
+            self.forget(hook);
+        }
+        if all {
+            self.book_hook(program, hook, Entry::In);
+        }
+    }
+
+    /// Notes what became of a change, in everything but the books.
+    fn note_one(&mut self, program: &FlowProgram, op: &Op, outcome: &Outcome, tally: &mut Tally) {
+        self.known.installed.record(op, outcome);
+        match outcome {
+            Outcome::Unknown => tally.unknown += 1,
+            Outcome::Refused { errno, message, attribute } => {
+                self.refuse(program, op, words(*errno, message, attribute), tally);
+            }
+            _ => {
+                tally.done += 1;
+                // What hardware holds decides what else it may hold.
+                if let Some(hardware) = &program.hardware
+                    && let Op::Add { rule, .. } | Op::Replace { rule, .. } = op
+                    && rule.offload() != Offload::SkipHw
+                    && hardware.is_news(rule, *outcome == Outcome::InHw)
+                {
+                    self.unsettled.insert(op.id().hook());
+                }
+            }
+        }
     }
 
     /// Notes what the places and cookies at a hook say: all of it, or nothing where one of our
