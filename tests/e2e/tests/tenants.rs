@@ -1,6 +1,7 @@
 //! Two tenants with everything alike, on distinct provider VLANs of one uplink: the guests' tags, the
 //! addresses of their VFs, the addresses of the containers in them. Each reaches its own, and nothing
 //! of it is ever seen at the other's: neither what they ask everybody, nor what iperf3 sends to one.
+//! What it sends from guest to guest is seen nowhere else at all.
 //!
 //! What is seen where is captured with tcpdump. Each tenant asks for an address by which its
 //! requests are known; each place to which iperf3 sends, or from which, has a TCP port by which its
@@ -23,18 +24,18 @@ use lab::{
 };
 use serde_json::{Value, json};
 
-/// A tenant with its name, its guest, and the VLANs of its two networks on the uplink.
+/// A tenant with its name, its guests, and the VLANs of its two networks on the uplink.
 struct Tenant {
     name: &'static str,
-    guest: &'static str,
+    guests: &'static [&'static str],
     vlans: [u16; 2],
     /// What only this tenant asks for, in the last byte.
     asks: u8,
 }
 
 static TENANTS: [Tenant; 2] = [
-    Tenant { name: "red", guest: "a", vlans: [110, 120], asks: 101 },
-    Tenant { name: "blue", guest: "b", vlans: [210, 220], asks: 102 },
+    Tenant { name: "red", guests: &["a", "c"], vlans: [110, 120], asks: 101 },
+    Tenant { name: "blue", guests: &["b"], vlans: [210, 220], asks: 102 },
 ];
 
 /// The tags in a guest, one for each of its containers.
@@ -42,6 +43,9 @@ const TAGS: [u16; 2] = [10, 20];
 
 /// What iperf3 sends over each connection, in bytes.
 const BYTES: usize = 4 << 20;
+
+/// The TCP port that is used between two guests of a tenant, in the network of this tag.
+const WITHIN: (u16, u16) = (TAGS[0], 5001);
 
 /// For a command in a guest that is emulated inside an emulation.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -96,25 +100,35 @@ impl Tenant {
             });
             daemon.put(&format!("/v1/ports/{name}-{tag}"), spec).expect("a port");
         }
-        let spec = json!({
-            "function": {"guest_vf": {"guest": self.guest, "device": "vf0"}},
-            "attachments": TAGS.map(|tag| json!({"network": network(tag), "tag": tag})),
-            "guest_macs": {"max": 1, "allow": ["02:aa"]},
-        });
-        daemon.put(&format!("/v1/ports/{name}"), spec).expect("a port");
+        for guest in self.guests {
+            let spec = json!({
+                "function": {"guest_vf": {"guest": guest, "device": "vf0"}},
+                "attachments": TAGS.map(|tag| json!({"network": network(tag), "tag": tag})),
+                "guest_macs": {"max": 1, "allow": ["02:aa"]},
+            });
+            daemon.put(&format!("/v1/ports/{guest}"), spec).expect("a port");
+        }
     }
 
-    fn start(&self, daemon: &Daemon) -> Guest {
-        let tap = format!("vm-{}", self.name);
+    /// Its guests, with a container for each tag: those of the first have the last byte 1 in their
+    /// addresses, those of the next 2.
+    fn start(&self, daemon: &Daemon) -> Vec<Guest> {
+        let guests = self.guests.iter().zip(1..);
+        guests.map(|(guest, last)| self.start_one(daemon, guest, last)).collect()
+    }
+
+    fn start_one(&self, daemon: &Daemon, name: &str, last: u8) -> Guest {
+        let tap = format!("vm-{name}");
         net::ip(&format!("tuntap add dev {tap} mode tap")).expect("a tap");
-        let guest = Guest::named(self.guest)
+        let guest = Guest::named(name)
             .vf(0, Backing::Tap(tap))
             .with_programs()
-            .qmp_socket(daemon.qmp_dir().join(format!("{}.sock", self.guest)))
+            .qmp_socket(daemon.qmp_dir().join(format!("{name}.sock")))
             .start()
             .expect("a guest");
         create_vfs(&guest, 1);
-        guest.run("ip link set eth1 address 02:aa:00:00:00:01; ip link set eth1 up").expect("a VF");
+        let address = format!("02:aa:00:00:00:0{last}");
+        guest.run(&format!("ip link set eth1 address {address} up")).expect("a VF");
         for tag in TAGS {
             guest
                 .run(&format!(
@@ -123,7 +137,7 @@ impl Tenant {
                      ip link add link eth1 name eth1.{tag} type vlan id {tag}\n\
                      ip link set eth1.{tag} netns $(cat /run/container{tag})\n\
                      C='nsenter -n -t '$(cat /run/container{tag})\n\
-                     $C ip addr add 10.77.{tag}.1/24 dev eth1.{tag}\n\
+                     $C ip addr add 10.77.{tag}.{last}/24 dev eth1.{tag}\n\
                      $C ip link set eth1.{tag} up"
                 ))
                 .expect("a container");
@@ -172,6 +186,48 @@ fn segments(frames: &[Vec<u8>], port: u16) -> (usize, usize) {
     (carried.len(), carried.iter().sum())
 }
 
+/// Has iperf3 send between a container and this address, and gives how many bytes its receiver has
+/// got, or what it says instead.
+fn sent(guest: &Guest, tag: u16, last: u8, port: u16, direction: &str) -> Result<u64, String> {
+    // Reports at intervals are what has it look whether all is sent.
+    let client = format!(
+        "/usr/bin/iperf3 --client 10.77.{tag}.{last} --port {port} {direction} \
+         --bytes {BYTES} --interval 1 --json"
+    );
+    let Output { status, text } = in_container(guest, tag, &client);
+    let report: Value = serde_json::from_str(&text).map_err(|_| text.clone())?;
+    let bytes = report["end"]["sum_received"]["bytes"].as_u64();
+    bytes.filter(|_| status == 0).ok_or(text)
+}
+
+/// What `transfer` gives, the second time where iperf3 gives up: it does after ten seconds of
+/// silence, and on a busy machine an emulation in an emulation may be silent that long.
+fn insisted(transfer: impl Fn() -> Result<u64, String>) -> u64 {
+    let again = |said: String| {
+        println!("once more, since iperf3 said: {said}");
+        transfer()
+    };
+    transfer().or_else(again).expect("a transfer")
+}
+
+/// Has iperf3 send from a guest's container to one in the second guest of its tenant.
+fn within(from: &Guest, to: &Guest) -> Result<u64, String> {
+    let (tag, port) = WITHIN;
+    let server = format!("/usr/bin/iperf3 --server --one-off --daemon --port {port}");
+    assert_eq!(in_container(to, tag, &server).status, 0);
+    net::wait_for("the server", DEADLINE, || {
+        let listens = format!("netstat -lnt | grep -q :{port}");
+        (in_container(to, tag, &listens).status == 0).then_some(())
+    })
+    .expect("it listens");
+    let sent = sent(from, tag, 2, port, "");
+    if sent.is_err() {
+        // It may wait for another.
+        in_container(to, tag, "killall -q iperf3");
+    }
+    sent
+}
+
 /// Which way iperf3 sends between a container and a room.
 #[derive(Clone, Copy)]
 enum Flow {
@@ -193,8 +249,7 @@ struct Room {
 }
 
 impl Room {
-    /// Has iperf3 send between the container of this network and here, and gives how many bytes its
-    /// receiver has got, or what it says instead.
+    /// Has iperf3 send between the container of this network and here.
     fn transfer(&self, guest: &Guest, flow: Flow) -> Result<u64, String> {
         let Room { tag, name, last, port, .. } = self;
         let mut server = Command::new("ip")
@@ -213,28 +268,11 @@ impl Room {
             Flow::ToRoom => "",
             Flow::FromRoom => "--reverse",
         };
-        // Reports at intervals are what has it look whether all is sent.
-        let client = format!(
-            "/usr/bin/iperf3 --client 10.77.{tag}.{last} --port {port} {direction} \
-             --bytes {BYTES} --interval 1 --json"
-        );
-        let Output { status, text } = in_container(guest, *tag, &client);
+        let sent = sent(guest, *tag, *last, *port, direction);
         // Where the client has failed, it may wait for another.
         let _ = server.kill();
         server.wait().expect("it ended");
-        let report: Value = serde_json::from_str(&text).map_err(|_| text.clone())?;
-        let bytes = report["end"]["sum_received"]["bytes"].as_u64();
-        bytes.filter(|_| status == 0).ok_or(text)
-    }
-
-    /// As [`transfer`](Self::transfer), once more where iperf3 gives up: it does after ten seconds
-    /// of silence, and on a busy machine an emulation in an emulation may be silent that long.
-    fn transferred(&self, guest: &Guest, flow: Flow) -> u64 {
-        let again = |said: String| {
-            println!("{}: {said}", self.name);
-            self.transfer(guest, flow)
-        };
-        self.transfer(guest, flow).or_else(again).expect("a transfer")
+        sent
     }
 }
 
@@ -253,14 +291,18 @@ fn tenants_with_everything_alike_reach_their_own_and_nothing_of_each_other() {
     TENANTS.iter().for_each(|tenant| tenant.declare(&daemon));
     let began = Instant::now();
     let say = |what: &str| println!("{:5.1} s: {what}", began.elapsed().as_secs_f64());
-    let guests = TENANTS.each_ref().map(|tenant| tenant.start(&daemon));
+    let guests = thread::scope(|scope| {
+        let start = |tenant: &'static Tenant| scope.spawn(|| tenant.start(&daemon));
+        TENANTS.each_ref().map(start).map(|started| started.join().expect("guests"))
+    });
     say("the guests have their containers");
-    for port in ["red", "blue"] {
+    for port in TENANTS.iter().flat_map(|tenant| tenant.guests) {
         let path = format!("/v1/ports/{port}");
         daemon.wait_for_condition(&path, "Programmed", "True").expect("programmed");
     }
 
-    for (tenant, guest) in TENANTS.iter().zip(&guests) {
+    for (tenant, guests) in TENANTS.iter().zip(&guests) {
+        let guest = &guests[0];
         for tag in TAGS {
             for last in [8, 9] {
                 let to = format!("10.77.{tag}.{last}");
@@ -273,20 +315,27 @@ fn tenants_with_everything_alike_reach_their_own_and_nothing_of_each_other() {
         }
     }
     // Both tenants at once, between the same addresses.
-    let all_of = |tenant: &Tenant, guest: &Guest| {
+    let all_of = |tenant: &Tenant, guests: &[Guest]| {
         for room in rooms.iter().filter(|room| room.tenant.name == tenant.name) {
             let Some(flow) = room.flow else { continue };
-            assert_eq!(room.transferred(guest, flow), BYTES as u64, "{}", room.name);
+            let got = insisted(|| room.transfer(&guests[0], flow));
+            assert_eq!(got, BYTES as u64, "{}", room.name);
             say(&format!("iperf3 is done with {}", room.name));
+        }
+        if let [first, second] = guests {
+            assert_eq!(insisted(|| within(first, second)), BYTES as u64, "{}", tenant.name);
+            say(&format!("iperf3 is done between the guests of {}", tenant.name));
         }
     };
     thread::scope(|scope| {
-        for (tenant, guest) in TENANTS.iter().zip(&guests) {
-            scope.spawn(|| all_of(tenant, guest));
+        for (tenant, guests) in TENANTS.iter().zip(&guests) {
+            scope.spawn(|| all_of(tenant, guests));
         }
     });
     for Room { tenant, tag, name, capture, .. } in &rooms {
         let frames = capture.frames();
+        let (seen, _) = segments(&frames, WITHIN.1);
+        assert_eq!(seen, 0, "segments between two guests were seen at {name}");
         for Room { name: other, port, flow, .. } in &rooms {
             let (seen, bytes) = segments(&frames, *port);
             if seen > 0 {
