@@ -32,7 +32,7 @@ use super::{
 use crate::{
     daemon::FLOW_OWNER,
     metrics::{DROP_REASONS, HIT_BY, Row},
-    observe::host::{Traffic, software_traffic, traffic, traffic_of},
+    observe::host::{CounterReader, Traffic},
     plan::{
         Changes, PortPlan, Program,
         switchdev::{Purpose, Why},
@@ -150,7 +150,7 @@ pub(super) struct Counting {
     waiting: Vec<oneshot::Sender<()>>,
     /// Held while netdevs are read and until that is told, so that no reading is overtaken by an
     /// older one.
-    reader: Arc<Mutex<()>>,
+    reader: Arc<Mutex<CounterReader>>,
     /// Whether all netdevs are being read.
     reading_netdevs: bool,
     /// Whether some are.
@@ -341,11 +341,12 @@ impl Owner {
             })
             .collect();
         let finished = self.finished_to.clone();
-        let netdevs = self.read_netdevs();
+        let (netdevs, reader) = (self.read_netdevs(), Arc::clone(&self.counting.reader));
         tokio::spawn(async move {
             // First these: who follows them does not wait for all flows.
             netdevs.await;
-            match software_traffic().await {
+            let software = reader.lock().await.software().await;
+            match software {
                 Ok(traffic) => drop(finished.send(Finished::MovedInSoftware(traffic))),
                 // A kernel before 4.8 does not know the question.
                 Err(error) => debug!(%error, "software counters of netdevs"),
@@ -374,8 +375,8 @@ impl Owner {
             if under_way {
                 return;
             }
-            let _alone = reader.lock().await;
-            let traffic = traffic().await;
+            let mut reader = reader.lock().await;
+            let traffic = reader.all().await;
             let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
             finished.send(Finished::Moved(traffic)).ok();
         }
@@ -390,8 +391,8 @@ impl Owner {
         let netdevs = std::mem::take(&mut self.counting.taken_over);
         let (reader, finished) = (Arc::clone(&self.counting.reader), self.finished_to.clone());
         tokio::spawn(async move {
-            let _alone = reader.lock().await;
-            let traffic = traffic_of(&netdevs).await;
+            let mut reader = reader.lock().await;
+            let traffic = reader.of(&netdevs).await;
             let traffic = traffic.inspect_err(|error| warn!(%error, "counters of netdevs")).ok();
             finished.send(Finished::MovedAt(traffic.unwrap_or_default())).ok();
         });

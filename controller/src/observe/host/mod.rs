@@ -25,7 +25,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub(crate) use self::link::Traffic;
 use self::{
@@ -71,57 +71,72 @@ const KERNEL_UEVENTS: u32 = 1;
 /// Where the kernel tells which driver a device has.
 const BUSES: &str = "/sys/bus";
 
-/// What every netdev of our network namespace has counted.
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub(crate) async fn traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
-    let (work, links) = Links::open()?;
-    let work = tokio::spawn(work);
-    let traffic = links.traffic().await;
-    work.abort();
-    Ok(traffic?)
+/// Reads what the netdevs of our network namespace have counted, over one connection, which is
+/// opened anew after a failure.
+#[derive(Debug, Default)]
+pub(crate) struct CounterReader {
+    open: Option<(Links, AbortOnDropHandle<()>)>,
 }
 
-/// What these have counted; without those that are not there.
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub(crate) async fn traffic_of(
-    netdevs: &BTreeSet<Ifindex>,
-) -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
-    // Each costs a round of its own.
-    if netdevs.len() > ONE_BY_ONE_MOST {
-        return traffic().await;
+impl CounterReader {
+    /// What every netdev has counted.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub(crate) async fn all(&mut self) -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+        let traffic = self.links()?.traffic().await;
+        self.answered(traffic)
     }
-    let (work, links) = Links::open()?;
-    let work = tokio::spawn(work);
-    let mut traffic = BTreeMap::new();
-    for netdev in netdevs {
-        match links.traffic_of(*netdev).await {
-            Ok(found) => traffic.extend(found),
-            Err(refusal) if refusal.errno == Errno::ENODEV as i32 => {}
-            Err(refusal) => {
-                work.abort();
-                return Err(refusal.into());
+
+    /// What these have counted; without those that are not there.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub(crate) async fn of(
+        &mut self,
+        netdevs: &BTreeSet<Ifindex>,
+    ) -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+        // Each costs a round of its own.
+        if netdevs.len() > ONE_BY_ONE_MOST {
+            return self.all().await;
+        }
+        let mut traffic = BTreeMap::new();
+        for netdev in netdevs {
+            match self.links()?.traffic_of(*netdev).await {
+                Err(refusal) if refusal.errno == Errno::ENODEV as i32 => {}
+                answer => traffic.extend(self.answered(answer)?),
             }
         }
+        Ok(traffic)
     }
-    work.abort();
-    Ok(traffic)
-}
 
-/// What of that went through the host's CPU although the netdev stands for a function in hardware; of
-/// those netdevs whose driver tells (`IFLA_OFFLOAD_XSTATS_CPU_HIT`).
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub(crate) async fn software_traffic() -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
-    let (work, links) = Links::open()?;
-    let work = tokio::spawn(work);
-    let traffic = links.software().await;
-    work.abort();
-    Ok(traffic?)
+    /// What of that went through the host's CPU although the netdev stands for a function in
+    /// hardware; of those netdevs whose driver tells (`IFLA_OFFLOAD_XSTATS_CPU_HIT`).
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub(crate) async fn software(&mut self) -> Result<BTreeMap<Ifindex, Traffic>, EswitchError> {
+        let traffic = self.links()?.software().await;
+        self.answered(traffic)
+    }
+
+    fn links(&mut self) -> Result<&Links, EswitchError> {
+        let (links, _) = match self.open.take() {
+            Some(open) => self.open.insert(open),
+            None => {
+                let (work, links) = Links::open()?;
+                self.open.insert((links, AbortOnDropHandle::new(tokio::spawn(work))))
+            }
+        };
+        Ok(links)
+    }
+
+    fn answered<T>(&mut self, answer: Result<T, KernelRefusal>) -> Result<T, EswitchError> {
+        if answer.is_err() {
+            self.open = None;
+        }
+        Ok(answer?)
+    }
 }
 
 /// How all adapters look now.
