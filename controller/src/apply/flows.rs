@@ -1,7 +1,7 @@
 //! Flows: jobs for the kernel's thread, one after the other.
 //!
 //! In come hooks to read and changes, out comes what became of them. The kernel does the work of a
-//! change inside the system call that carries it, so it is done by [`AsyncKernel`]'s thread; the
+//! change inside the system call that carries it, so it is done by a thread of its own; the
 //! network namespace is the one in which the connection was opened. Nothing is decided or
 //! remembered here.
 
@@ -9,8 +9,7 @@ use std::time::Instant;
 
 use api::types::Id;
 use tc_flows::{
-    AsyncKernel, ChainId, Cookie, Dump, Gap, Hook, Kernel, Mode, Op, Outcome, Prio, TerseDump,
-    TerseRule,
+    ChainId, Cookie, Dump, Gap, Hook, Kernel, Mode, Op, Outcome, Prio, TerseDump, TerseRule,
 };
 use tokio::sync::mpsc;
 
@@ -70,28 +69,25 @@ const HOOKS_A_PART: usize = 16;
 const CHANGES_A_PART: usize = 1024;
 
 /// Starts the thread; it ends when the returned sender is dropped. At most one job of each of the
-/// `adapters` may be under way. To be called within a tokio runtime.
+/// `adapters` may be under way.
 ///
 /// # Errors
 /// When the system refuses a thread.
 pub fn start(
-    kernel: impl Kernel + Send + 'static,
+    mut kernel: impl Kernel + Send + 'static,
     done: mpsc::UnboundedSender<FlowDone>,
     adapters: usize,
 ) -> std::io::Result<mpsc::Sender<FlowJob>> {
-    let kernel = AsyncKernel::start(kernel, 1)?;
-    let (jobs, mut waiting) = mpsc::channel::<FlowJob>(adapters.max(1));
-    tokio::spawn(async move {
-        while let Some(job) = waiting.recv().await {
-            let done = done.clone();
-            // At most one job an adapter is under way, so this queue is as bounded as the jobs. An
-            // owner that is gone wants to know nothing.
-            let told = move |part| drop(done.send(part));
-            if kernel.run(|kernel| run(kernel, job, told)).await.is_none() {
-                break;
-            }
+    let (jobs, mut waiting) = mpsc::channel(adapters.max(1));
+    std::thread::Builder::new().name("flows".into()).spawn(move || {
+        // An owner that is gone wants nothing more.
+        while let Some(job) = waiting.blocking_recv()
+            && !done.is_closed()
+        {
+            // At most one job an adapter is under way, so this queue is as bounded as the jobs.
+            run(&mut kernel, job, |part| drop(done.send(part)));
         }
-    });
+    })?;
     Ok(jobs)
 }
 
