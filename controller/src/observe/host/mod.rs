@@ -121,13 +121,14 @@ impl CounterReader {
     }
 
     fn links(&mut self) -> Result<&Links, EswitchError> {
-        let (links, _) = match self.open.take() {
-            Some(open) => self.open.insert(open),
+        let open = match self.open.take() {
+            Some(open) => open,
             None => {
                 let (work, links) = Links::open()?;
-                self.open.insert((links, AbortOnDropHandle::new(tokio::spawn(work))))
+                (links, AbortOnDropHandle::new(tokio::spawn(work)))
             }
         };
+        let (links, _) = self.open.insert(open);
         Ok(links)
     }
 
