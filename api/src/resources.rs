@@ -238,6 +238,28 @@ pub struct PortSpec {
     pub labels: BTreeMap<String, String>,
 }
 
+impl PortSpec {
+    /// A port of which nothing more is said.
+    pub fn new(function: PortFunction, attachments: Vec<Attachment>) -> PortSpec {
+        PortSpec {
+            function,
+            attachments,
+            macs: Vec::new(),
+            guest_macs: None,
+            ips: Vec::new(),
+            allowed_address_pairs: Vec::new(),
+            ethertypes: Vec::new(),
+            allow: Vec::new(),
+            isolated: false,
+            promiscuous: Promiscuous::default(),
+            qos: None,
+            mtu: None,
+            admin_state: AdminState::default(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// The VF that a port is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -73,27 +73,12 @@ fn host(ports: u32, networks: u32) -> (World, Intent) {
     }
     for n in 0..ports {
         let [_, b, c, d] = n.to_be_bytes();
-        let spec = PortSpec {
-            function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{n}") },
-            attachments: vec![Attachment {
-                network: id(&format!("net{}", n % networks)),
-                tag: None,
-                priority: None,
-                qinq: false,
-            }],
-            macs: vec![MacAddr([2, 0, 0, b, c, d])],
-            guest_macs: None,
-            ips: Vec::new(),
-            allowed_address_pairs: Vec::new(),
-            ethertypes: Vec::new(),
-            allow: Vec::new(),
-            isolated: false,
-            promiscuous: Default::default(),
-            qos: None,
-            mtu: None,
-            admin_state: Default::default(),
-            labels: Default::default(),
-        };
+        let name = format!("rep{n}");
+        let function = PortFunction::Netdev { adapter: id("soft-lab"), name };
+        let network = id(&format!("net{}", n % networks));
+        let attachment = Attachment { network, tag: None, priority: None, qinq: false };
+        let macs = vec![MacAddr([2, 0, 0, b, c, d])];
+        let spec = PortSpec { macs, ..PortSpec::new(function, vec![attachment]) };
         intent.apply(Change::Port(id(&format!("port{n}")), Some(spec)));
     }
     (world, intent)

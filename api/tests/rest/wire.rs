@@ -108,6 +108,12 @@ fn port_on(network: &str) -> PortSpec {
     .unwrap()
 }
 
+#[test]
+fn what_a_client_does_not_say_of_a_port_is_what_a_new_one_has() {
+    let port = port_on("blue");
+    assert_eq!(PortSpec::new(port.function.clone(), port.attachments.clone()), port);
+}
+
 pub(crate) async fn within<T>(seconds: u64, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(seconds), future).await.expect("in time")
 }

@@ -507,8 +507,8 @@ impl AdapterFlows {
             _ => false,
         };
         // All rules are booked in one walk where that is less than to search for those.
-        let all =
-            changes.len() * SEARCH >= program.rules.len_at(hook) || changes.iter().any(is_lost);
+        let lost = changes.iter().any(is_lost);
+        let all = lost || changes.len() * SEARCH >= program.rules.len_at(hook);
         if all {
             self.book_hook(program, hook, Entry::Out);
         }
@@ -521,7 +521,7 @@ impl AdapterFlows {
                 self.book_rule(program, op.id(), Entry::In);
             }
         }
-        if changes.iter().any(is_lost) {
+        if lost {
             self.forget(hook);
         }
         if all {

@@ -101,22 +101,10 @@ impl Shape {
             priority: None,
             qinq: self.keeps_tags,
         });
-        PortSpec {
-            function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{port}") },
-            attachments: attachments.collect(),
-            macs: vec![self.mac],
-            guest_macs: None,
-            ips: Vec::new(),
-            allowed_address_pairs: Vec::new(),
-            ethertypes: Vec::new(),
-            allow: Vec::new(),
-            isolated: false,
-            promiscuous: Default::default(),
-            qos: None,
-            mtu: None,
-            admin_state,
-            labels: Default::default(),
-        }
+        let name = format!("rep{port}");
+        let function = PortFunction::Netdev { adapter: id("soft-lab"), name };
+        let spec = PortSpec::new(function, attachments.collect());
+        PortSpec { macs: vec![self.mac], admin_state, ..spec }
     }
 }
 

@@ -187,21 +187,13 @@ fn some_port(
     if !lent.is_empty() && random.chance(4) {
         macs = vec![random.pick(&lent)];
     }
+    let name = format!("rep{number}");
+    let function = PortFunction::Netdev { adapter: id("soft-lab"), name };
     let mut spec = PortSpec {
-        function: PortFunction::Netdev { adapter: id("soft-lab"), name: format!("rep{number}") },
-        attachments,
         macs,
-        guest_macs: None,
-        ips: Vec::new(),
-        allowed_address_pairs: Vec::new(),
-        ethertypes: Vec::new(),
-        allow: Vec::new(),
         isolated: random.chance(6),
         promiscuous: random.pick(&[Promiscuous::Deny, Promiscuous::Deny, Promiscuous::Allow]),
-        qos: None,
-        mtu: None,
-        admin_state: AdminState::Up,
-        labels: Default::default(),
+        ..PortSpec::new(function, attachments)
     };
     if random.chance(12) {
         spec.admin_state = AdminState::Down;
